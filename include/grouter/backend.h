@@ -1,0 +1,203 @@
+/* backend.h: where arrays live and ops run. Chosen by name at run time: "cpu".
+ *
+ * Activations and the weights the ops read have the backend's storage type (`dtype`, `elem_size`); `act` in a shape
+ * comment means that type. Statistics, gates, losses and gradients of weights are fp32 (or double where said).
+ * Accumulation is fp32 at least; reductions are in fixed order, independent of the thread count (GEMM libraries
+ * excepted).
+ *
+ * Each op takes a lane and one argument struct; forward/backward pairs share the struct. Ops of one lane run in order;
+ * `wait` orders lanes. No op allocates after the first step. Shapes of 0 rows are legal and do nothing, but accumulated
+ * outputs keep their value and overwritten outputs of non-empty shape are still written.
+ */
+#ifndef GROUTER_BACKEND_H
+#define GROUTER_BACKEND_H
+
+#include "grouter/base.h"
+
+typedef enum gr_lane { GR_LANE_COMPUTE, GR_LANE_COMM, GR_LANE_SIDE, GR_N_LANE } gr_lane;
+
+typedef enum gr_write { GR_OVERWRITE, GR_ACCUMULATE } gr_write;
+
+/* c[m,n] = op(a) op(b) (+ c). NT: a [m,k], b [n,k] (y = x W^T). NN: a [m,k], b [k,n] (dx = dy W).
+ * TN: a [k,m], b [k,n] (dW = dy^T x). Row-major with leading dimensions in elements. */
+typedef enum gr_layout { GR_NT, GR_NN, GR_TN } gr_layout;
+typedef struct gr_gemm {
+    gr_layout layout;
+    gr_write write;
+    int64_t m, n, k;
+    const void *a;
+    int64_t lda; /* act */
+    const void *b;
+    int64_t ldb; /* act */
+    void *c;
+    int64_t ldc; /* act, or fp32 when c_dtype says so */
+    gr_dtype c_dtype;
+} gr_gemm;
+
+/* out[r,:] = in[index[r],:] */
+typedef struct gr_gather {
+    int64_t n_row, width;
+    const void *in;        /* act [*, width] */
+    const uint32_t *index; /* [n_row] */
+    void *out;             /* act [n_row, width] */
+} gr_gather;
+
+/* out[r,:] = (base ? base[r,:] : 0) + sum_s sum_{j in list s of r} source[s][index[s][j],:], fp32, in that order.
+ * List s of row r is index[s][offset[s][r] .. offset[s][r+1]). A NULL source is an empty list. out may be base. */
+typedef struct gr_sum {
+    int64_t n_row, width;
+    const void *base;
+    const void *source[2];
+    const uint32_t *offset[2]; /* [n_row+1] */
+    const uint32_t *index[2];
+    void *out;
+} gr_sum;
+
+/* Grouped SwiGLU experts over pairs: for pair p of expert e with row r = pair_row[p] (NULL: r = p) and gate g (NULL:
+ * 1): h = x_r W13_e^T = [h1 | h3],  a = g * silu(h1) * h3,  y_p = a W2_e^T. Backward (design "backward is the same
+ * plan"): da' = dy_r W2_e, dh1 = g da' h3 silu'(h1), dh3 = g da' silu(h1), dW2_e += dy^T a, dW13_e += dh^T x, dx_p = dh
+ * W13_e. Experts without pairs leave their gradients as they are. */
+typedef struct gr_ffn {
+    int32_t n_expert;
+    int64_t D, F, n_pair;
+    const uint32_t *expert_offset; /* [n_expert+1], host memory; NULL with n_expert 1: all pairs */
+    const uint32_t *pair_row;      /* [n_pair] */
+    const float *pair_gate;        /* [n_pair] */
+    const void *x;                 /* act [rows, D] */
+    const void *w13;               /* act [n_expert, 2F, D]: gate rows, then up rows */
+    const void *w2;                /* act [n_expert, D, F] */
+    void *h;                       /* act [n_pair, 2F]: saved by forward; backward overwrites it with dh */
+    void *a;                       /* act [n_pair, F] scratch */
+    void *y;                       /* act [n_pair, D]: forward's result */
+    /* backward only */
+    const void *dy;    /* act [rows, D] */
+    void *da;          /* act [n_pair, F] scratch */
+    float *dw13, *dw2; /* fp32, accumulated */
+    void *dx;          /* act [n_pair, D]: result */
+    float *dgate;      /* [n_pair] or NULL: <da', silu(h1) h3> */
+} gr_ffn;
+
+/* out[i,:] = table[id[i],:]; backward: dtable[id[i],:] += dout[i,:] in ascending i. */
+typedef struct gr_embed {
+    int64_t n, width, n_vocab;
+    const uint32_t *id; /* [n] */
+    const void *table;  /* act [n_vocab, width] */
+    void *out;          /* act [n, width] */
+    const void *dout;   /* act [n, width] */
+    float *dtable;      /* fp32 [n_vocab, width], accumulated */
+} gr_embed;
+
+/* y = x * rstd * w per row, rstd = 1/sqrt(mean(x^2)+eps). Rows start every ldx / ldy elements (heads inside a wider
+ * row: see n_sub). Row i is sub-row i % n_sub of outer row i / n_sub, at (i / n_sub) * ld + (i % n_sub) * width.
+ * Backward: dx (+)= rstd * (w dy - x rstd^2 mean(w dy x)); dw += sum_i dy x rstd. dx may be dy. */
+typedef struct gr_norm {
+    int64_t n_row, width, n_sub; /* n_row counts sub-rows; plain rows: n_sub 1 */
+    int64_t ldx, ldy;
+    float eps;
+    const void *x;  /* act */
+    const float *w; /* [width] fp32 */
+    void *y;        /* act */
+    float *rstd;    /* [n_row]: saved by forward */
+    const void *dy; /* act, layout of y */
+    void *dx;       /* act, layout of x */
+    gr_write dx_write;
+    float *dw; /* [width], accumulated */
+} gr_norm;
+
+/* Rotary embedding in place, half-split: dims i and i + hd/2 of each head turn by angle position*theta^(-2i/hd);
+ * position = row % T. Backward turns back. */
+typedef struct gr_rope {
+    int64_t n_row, T, n_head, head_dim;
+    int64_t ld;                 /* elements between rows */
+    const float *cosine, *sine; /* [T, head_dim/2] */
+    void *x;                    /* act: n_head heads of head_dim at the start of each row */
+    bool inverse;               /* backward */
+} gr_rope;
+
+/* Attention over packed windows of T tokens, n_window of them; query head j uses key/value head j / (H/H_kv).
+ * o = softmax(q k^T / sqrt(head_dim)) v, causal or over the whole window; lse saved for backward. In blocks: scratch
+ * does not grow with T^2. */
+typedef enum gr_attend { GR_ATTEND_CAUSAL, GR_ATTEND_BIDIRECTIONAL } gr_attend;
+typedef struct gr_attention {
+    gr_attend mask;
+    int64_t n_window, T, H, H_kv, head_dim;
+    int64_t ldq, ldk, ldv, ldo; /* elements between token rows; dq, dk, dv, dout use ldq, ldk, ldv, ldo */
+    const void *q, *k, *v;      /* act [n_window*T, heads*head_dim] */
+    void *o;                    /* act [n_window*T, H*head_dim] */
+    float *lse;                 /* [n_window, H, T] log-sum-exp of the scaled scores */
+    const void *dout;
+    void *dq, *dk, *dv; /* overwritten */
+} gr_attention;
+
+/* Head and cross-entropy in chunks of tokens, never N x V logits: l_i = logsumexp(x_i W^T) - (x_i W^T)[target_i].
+ * *loss_sum += sum over tokens with target >= 0 (double, token order). With dx: dx = scale * dl/dx (rows of ignored
+ * tokens are zeroed) and dw += scale * dl/dW. dx NULL: loss only. */
+typedef struct gr_cross_entropy {
+    int64_t n, D, V;
+    const void *x;         /* act [n, D] */
+    const void *w;         /* act [V, D] */
+    const int32_t *target; /* [n], -1 = ignored */
+    float scale;
+    double *loss_sum; /* backend memory */
+    void *dx;         /* act [n, D] or NULL */
+    float *dw;        /* fp32 [V, D], accumulated */
+    void *logits;     /* scratch: act [gr_logits_chunk(n, V), V] */
+} gr_cross_entropy;
+/* Tokens per chunk: as many as keep a chunk's logits within 32 MiB of fp32, at least 16, at most n. */
+int64_t gr_logits_chunk(int64_t n, int64_t V);
+
+/* AdamW with decoupled decay on a flat range (Loshchilov & Hutter): m, v moments, grad_scale applied to g first.
+ * step counts from 1. p -= lr*(mhat/(sqrt(vhat)+eps) + weight_decay*p). */
+typedef struct gr_adamw {
+    int64_t n, step;
+    float lr, beta1, beta2, eps, weight_decay, grad_scale;
+    float *p, *m, *v; /* fp32 */
+    const float *g;
+    void *p_act; /* storage-type copy of p to refresh, NULL when weights are stored as fp32 */
+} gr_adamw;
+
+typedef struct gr_backend gr_backend;
+struct gr_backend {
+    const char *name;
+    gr_dtype dtype; /* storage type of activations: GR_F32 */
+    size_t elem_size;
+    bool host_memory; /* host code may read and write the backend's memory directly */
+    gr_err (*alloc)(gr_backend *b, size_t n_byte, const char *what, void **out); /* zeroed, 64-byte aligned; 69 */
+    void (*release)(gr_backend *b, void *p);
+    gr_err (*upload)(gr_backend *b, gr_lane lane, void *to, const void *from_host, size_t n_byte);
+    gr_err (*download)(gr_backend *b, gr_lane lane, void *to_host, const void *from, size_t n_byte);
+    gr_err (*fill_zero)(gr_backend *b, gr_lane lane, void *p, size_t n_byte);
+    gr_err (*copy)(gr_backend *b, gr_lane lane, void *to, const void *from, size_t n_byte);
+    gr_err (*wait)(
+        gr_backend *b, gr_lane waiting, gr_lane for_lane); /* work queued on `waiting` starts after for_lane's */
+    void *(*lane_native)(gr_backend *b, gr_lane lane);     /* the device's queue, NULL on the CPU */
+    gr_err (*sync)(gr_backend *b);                         /* host waits for all lanes */
+
+    gr_err (*gemm)(gr_backend *b, gr_lane lane, const gr_gemm *a);
+    gr_err (*gather_rows)(gr_backend *b, gr_lane lane, const gr_gather *a);
+    gr_err (*sum_rows)(gr_backend *b, gr_lane lane, const gr_sum *a);
+    gr_err (*ffn_forward)(gr_backend *b, gr_lane lane, const gr_ffn *a);
+    gr_err (*ffn_backward)(gr_backend *b, gr_lane lane, const gr_ffn *a);
+    gr_err (*embed_forward)(gr_backend *b, gr_lane lane, const gr_embed *a);
+    gr_err (*embed_backward)(gr_backend *b, gr_lane lane, const gr_embed *a);
+    gr_err (*norm_forward)(gr_backend *b, gr_lane lane, const gr_norm *a);
+    gr_err (*norm_backward)(gr_backend *b, gr_lane lane, const gr_norm *a);
+    gr_err (*rope)(gr_backend *b, gr_lane lane, const gr_rope *a);
+    gr_err (*attention_forward)(gr_backend *b, gr_lane lane, const gr_attention *a);
+    gr_err (*attention_backward)(gr_backend *b, gr_lane lane, const gr_attention *a);
+    gr_err (*cross_entropy)(gr_backend *b, gr_lane lane, const gr_cross_entropy *a);
+    gr_err (*sum_squares)(gr_backend *b, gr_lane lane, const float *x, int64_t n, double *out); /* *out += */
+    gr_err (*adamw)(gr_backend *b, gr_lane lane, const gr_adamw *a);
+    /* Best multiply-add rate of a large GEMM with this process's threads, in FLOP/s; takes well under a second. */
+    gr_err (*peak)(gr_backend *b, double *flops_per_s);
+    void (*close)(gr_backend *b);
+    void *state;
+};
+
+/* Opens "auto" or "cpu". */
+GR_MUST gr_err gr_backend_open(gr_backend **out, const char *name);
+void gr_backend_close(gr_backend *b); /* accepts NULL */
+const char *gr_backend_names(void);   /* compiled in, for --version */
+const char *gr_backend_library(void); /* "oneDNN v2.6.3 ..." */
+
+#endif

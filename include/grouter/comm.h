@@ -1,0 +1,64 @@
+/* comm.h: who the ranks are and how rows move. Chosen by name at run time: "self", "mpi".
+ *
+ * Counts are rows or elements, never bytes. Every collective is called by all ranks of its group in the same order.
+ * Sums are in rank order, so the same layout gives the same bits. */
+#ifndef GROUTER_COMM_H
+#define GROUTER_COMM_H
+
+#include "grouter/backend.h"
+
+typedef enum gr_group {
+    GR_WORLD,
+    GR_EP,  /* expert-parallel: R_ep consecutive ranks */
+    GR_EDP, /* expert-data-parallel: equal rank modulo R_ep */
+    GR_N_GROUP
+} gr_group;
+
+typedef struct gr_exchange {
+    gr_group group;
+    gr_dtype dtype;
+    uint32_t width;            /* elements per row */
+    const void *send;          /* rows by destination rank */
+    const uint32_t *send_rows; /* [group size] */
+    void *recv;                /* rows by source rank */
+    const uint32_t *recv_rows; /* [group size]; sender's and receiver's counts agree (from the plan) */
+} gr_exchange;
+
+typedef struct gr_comm gr_comm;
+struct gr_comm {
+    const char *name;
+    int rank[GR_N_GROUP], size[GR_N_GROUP]; /* of this process in each group */
+    /* One exchange may be in flight; its buffers belong to the comm between start and wait. */
+    gr_err (*exchange_start)(gr_comm *c, const gr_exchange *x);
+    gr_err (*exchange_wait)(gr_comm *c);
+    /* data[n] := sum over the group, in place, in rank order, same bits on every rank. F32, F64, U64. */
+    gr_err (*sum)(gr_comm *c, gr_group g, gr_dtype dtype, void *data, size_t n);
+    /* data[size*n_shard] -> own shard data[rank*n_shard..] := sum over the group, in rank order; other shards
+     * undefined. */
+    gr_err (*reduce_scatter)(gr_comm *c, gr_group g, gr_dtype dtype, void *data, size_t n_shard);
+    /* data[size*n_shard] with the own shard valid -> all shards valid. Any dtype. */
+    gr_err (*all_gather)(gr_comm *c, gr_group g, gr_dtype dtype, void *data, size_t n_shard);
+    gr_err (*bcast)(gr_comm *c, gr_group g, void *data, size_t n_byte, int root);
+    gr_err (*barrier)(gr_comm *c, gr_group g);
+    void (*close)(gr_comm *c, gr_err status); /* see gr_comm_close */
+    void *state;
+};
+
+/* Opens "auto", "self" or "mpi": auto is mpi under a launcher of more than one rank, else self (no MPI_Init). A
+ * launcher that announces several ranks while MPI sees one is 64. After it only rank 0 logs. Groups: world only. */
+GR_MUST gr_err gr_comm_open(gr_comm **out, const char *name);
+/* Forms the expert-parallel and expert-data-parallel groups; R_ep divides the size (64). */
+GR_MUST gr_err gr_comm_group(gr_comm *c, int R_ep);
+/* status 0 or an error all ranks agreed on: finalises. Any other error: leaves MPI alone, since MPI_Finalize would wait
+ * for the others; the process must then _exit with the code (main does). Accepts NULL. */
+void gr_comm_close(gr_comm *c, gr_err status);
+
+/* All ranks pass their own status; all return the first failing rank's code (only that rank has the text to print), and
+ * the error counts as agreed for gr_comm_close. */
+GR_MUST gr_err gr_comm_agree(gr_comm *c, gr_err mine);
+
+/* Names compiled in, space-separated, for --version. */
+const char *gr_comm_names(void);
+const char *gr_comm_library(void); /* "Open MPI v4.1.4..." */
+
+#endif

@@ -1,0 +1,88 @@
+/* config.h: the run's configuration: strict JSON -> one plain struct. Key names are API (configs/README.md lists them).
+ */
+#ifndef GROUTER_CONFIG_H
+#define GROUTER_CONFIG_H
+
+#include "grouter/base.h"
+
+#define GR_PATH_MAX 1024
+#define GR_DATA_FILES_MAX 64
+
+typedef enum gr_schedule { GR_SCHEDULE_COSINE, GR_SCHEDULE_WSD, GR_SCHEDULE_LINEAR, GR_SCHEDULE_CONSTANT } gr_schedule;
+typedef enum gr_backend_kind { GR_BACKEND_AUTO, GR_BACKEND_CPU } gr_backend_kind;
+typedef enum gr_comm_kind { GR_COMM_AUTO, GR_COMM_SELF, GR_COMM_MPI } gr_comm_kind;
+typedef enum gr_source { GR_SOURCE_TABLE } gr_source;
+
+/* model{}: Hugging Face names where Hugging Face has one. */
+typedef struct gr_model_config {
+    int vocab_size, hidden_size, num_hidden_layers;
+    int num_attention_heads, num_key_value_heads, head_dim;
+    int intermediate_size;                /* width of dense layers; required when first_k_dense_replace > 0 */
+    int moe_intermediate_size;            /* F */
+    int num_experts, num_experts_per_tok; /* E, K */
+    int shared_expert_intermediate_size;  /* 0 = no shared expert */
+    int first_k_dense_replace;            /* the first k layers are dense */
+    double rms_norm_eps, rope_theta;
+    double initializer_range; /* standard deviation of the initial weights */
+    bool tie_word_embeddings, use_qk_norm;
+} gr_model_config;
+
+typedef struct gr_data_file {
+    char tokens[GR_PATH_MAX]; /* prefix of the .bin/.idx pair */
+    char routes[GR_PATH_MAX]; /* route table of that token file */
+    double weight;            /* share of the stream, > 0; relative */
+} gr_data_file;
+
+typedef struct gr_config {
+    struct {
+        char dir[GR_PATH_MAX];
+        uint64_t seed;
+    } run;
+    gr_model_config model;
+    struct {
+        gr_source source;
+    } routing;
+    struct {
+        gr_data_file train[GR_DATA_FILES_MAX], valid[GR_DATA_FILES_MAX];
+        int n_train, n_valid;
+        int seq_len; /* T */
+    } data;
+    struct {
+        double lr, lr_min;
+        gr_schedule schedule;
+        int64_t warmup_steps, decay_steps;            /* decay_steps 0 = train.steps */
+        double beta1, beta2, eps, weight_decay, clip; /* clip 0 = off */
+    } optimizer;
+    struct {
+        int64_t steps;
+        int micro_batch_windows, global_batch_windows;
+    } train;
+    struct {
+        gr_backend_kind backend;
+        gr_comm_kind comm;
+        int expert_parallel_size; /* 0 = smallest that fits: 1 */
+    } parallel;
+    struct {
+        int64_t every_steps; /* 0 = only at the end */
+        int64_t windows;     /* 0 = all */
+    } eval;
+    struct {
+        int64_t every_steps;
+    } log;
+} gr_config;
+
+/* Reads `path`, applies `--set` assignments ("a.b=value", value as JSON or, for strings, bare text), fills defaults and
+ * checks every value. All errors at once (up to 20 lines), each with source:line:column, key, value, allowed range and
+ * the nearest known key for unknown ones: 64. */
+GR_MUST gr_err gr_config_load(gr_config *out, const char *path, const char *const *set, int n_set);
+
+/* The rules between keys that need the number of ranks (divisibility and the like), each with its equation: 64. */
+GR_MUST gr_err gr_config_check_ranks(const gr_config *c, int n_rank);
+
+/* The resolved config as JSON text, every key present, loadable again; the caller frees *text. */
+GR_MUST gr_err gr_config_text(const gr_config *c, char **text);
+
+/* One line per key for configs/README.md and its test: "| `a.b` | type | unit | default | range | meaning |". */
+void gr_config_print_keys(FILE *out);
+
+#endif

@@ -1,0 +1,124 @@
+/* model.h: the decoder and its parameter table. Written once for targets, sources and Grouters; they differ by config.
+ */
+#ifndef GROUTER_MODEL_H
+#define GROUTER_MODEL_H
+
+#include "grouter/backend.h"
+#include "grouter/comm.h"
+#include "grouter/config.h"
+#include "grouter/moe.h"
+#include "grouter/plan.h"
+
+/* ---------------------------------------------------------------- the parameter table
+ * All parameters of this rank live in one flat fp32 range [dense | experts]; gradients and moments have the same
+ * layout. Optimizer, checkpoints, initialisation and counts read this table and nothing else. */
+
+typedef enum gr_param_kind {
+    GR_PARAM_EMBED,
+    GR_PARAM_ATTENTION,
+    GR_PARAM_NORM,
+    GR_PARAM_DENSE,
+    GR_PARAM_SHARED,
+    GR_PARAM_EXPERT,
+    GR_PARAM_HEAD
+} gr_param_kind;
+
+typedef struct gr_param {
+    char name[96]; /* Hugging Face name; of experts a format with one %u for the logical expert id */
+    gr_param_kind kind;
+    int n_dim;         /* 1 or 2 */
+    int64_t dim[2];    /* [rows, columns] of one matrix, or [n] */
+    uint32_t n_matrix; /* 1; experts: E_local, matrix i is the expert in slot i of this rank */
+    int64_t offset;    /* first element in the flat range */
+    int64_t stride;    /* elements between matrices */
+    bool decay;        /* weight decay applies: matrices and embeddings, not norms */
+    gr_group owner;    /* GR_WORLD: replicated, gradients summed over the world; GR_EDP: experts */
+    float init_std;    /* 0: ones (norms) */
+} gr_param;
+
+typedef struct gr_params {
+    int n;
+    gr_param *list;
+    int64_t n_dense;          /* elements [0, n_dense) are replicated */
+    int64_t n_element;        /* [n_dense, n_element) are this rank's experts */
+    const gr_expert_map *map; /* slots -> logical ids; borrowed */
+    uint32_t ep_rank;
+} gr_params;
+
+/* Elements of one matrix. */
+int64_t gr_param_size(const gr_param *p);
+/* Name of matrix i (of experts with its logical id) into name[GR_TENSOR_NAME_MAX = 128]. */
+const char *gr_param_name(const gr_params *params, const gr_param *p, uint32_t i, char name[128]);
+
+GR_MUST gr_err gr_params_open(gr_params *out, const gr_model_config *c, const gr_expert_map *map, uint32_t ep_rank);
+void gr_params_close(gr_params *p);
+
+/* Initial weights: N(0, init_std^2) by Philox keyed by (seed, tensor name, element), norms 1: equal in every layout. */
+void gr_params_init(const gr_params *p, uint64_t seed, float *weights);
+
+/* Whole-model counts (all ranks), from the config alone. */
+typedef struct gr_model_count {
+    int64_t matrices;       /* all matrices and embeddings */
+    int64_t norms;          /* norm weights */
+    int64_t experts;        /* routed expert matrices, part of matrices */
+    int64_t active;         /* per token: matrices without the input embedding, with the head, K of E experts */
+    double flops_per_token; /* forward + backward: 6*active + 12*L*H*head_dim*T/2 (causal) */
+} gr_model_count;
+void gr_model_count_config(const gr_model_config *c, int64_t T, gr_model_count *out);
+
+/* ---------------------------------------------------------------- the model */
+
+typedef struct gr_model gr_model;
+
+typedef struct gr_model_options {
+    const gr_model_config *config;
+    gr_backend *backend;
+    gr_comm *comm;                /* groups formed */
+    const gr_expert_map *map;     /* borrowed */
+    const gr_plan_limits *limits; /* N = B*T own tokens and the largest rows and pairs of any micro-batch */
+    int64_t T;
+    int n_plan; /* plans per micro-batch: 1 with fixed routes */
+    bool train; /* false: no gradients, no saved activations beyond one layer */
+} gr_model_options;
+
+/* Builds the parameter table, allocates weights, gradients (train) and activations: 69 before anything else if they do
+ * not fit. Weights are zero until gr_params_init or a checkpoint fills them. */
+GR_MUST gr_err gr_model_open(gr_model **out, const gr_model_options *o);
+void gr_model_close(gr_model *m); /* accepts NULL */
+
+const gr_params *gr_model_params(const gr_model *m);
+float *gr_model_weights(gr_model *m);   /* fp32 flat range, backend memory */
+float *gr_model_gradients(gr_model *m); /* same layout */
+
+/* One micro-batch of this rank. */
+typedef struct gr_batch {
+    const uint32_t *token;  /* [N] */
+    const int32_t *target;  /* [N], -1 = ignored */
+    const gr_plan *plan;    /* [n_plan], host; layer l uses plan[l % n_plan] */
+    const float *pair_gate; /* [n_pair] of plan[0], host */
+} gr_batch;
+
+/* Milliseconds by phase, added to by every call; the caller resets them. */
+typedef struct gr_phases {
+    double forward_ms, backward_ms, exchange_ms;
+} gr_phases;
+
+/* Forward and backward; gradients are accumulated, scaled by loss_scale = 1/(tokens of the global batch).
+ * *loss_sum += sum of this rank's token losses in nats. */
+GR_MUST gr_err gr_model_step(gr_model *m, const gr_batch *b, float loss_scale, double *loss_sum, gr_phases *phases);
+/* Forward only. */
+GR_MUST gr_err gr_model_loss(gr_model *m, const gr_batch *b, double *loss_sum, gr_phases *phases);
+GR_MUST gr_err gr_model_zero_gradients(gr_model *m);
+
+/* ---------------------------------------------------------------- whole tensors by name (safetensors)
+ * `flat` is any host array in the params' layout: weights, gradients, moments. */
+
+/* Collective over the first expert-parallel group (others return at once): rank 0 of the world writes all tensors,
+ * whole and by logical expert id, in name order. *hash (rank 0): XXH3-128 over names and bytes, layout-free. path NULL:
+ * only the hash. */
+GR_MUST gr_err gr_params_save(
+    const gr_params *p, gr_comm *comm, const float *flat, const char *path, const char *config_text, gr_hash128 *hash);
+/* Every rank reads what it owns. Missing, extra, wrongly shaped or typed tensors: 66 with a table of expected/found. */
+GR_MUST gr_err gr_params_load(const gr_params *p, const char *path, float *flat);
+
+#endif

@@ -1,0 +1,42 @@
+/* moe.h: one MoE layer's data path over a plan: dispatch, experts, combine. Backward uses the same plan, roles swapped.
+ */
+#ifndef GROUTER_MOE_H
+#define GROUTER_MOE_H
+
+#include "grouter/backend.h"
+#include "grouter/comm.h"
+#include "grouter/plan.h"
+
+/* One micro-batch's plan as the layers use it; the buffers are shared by all layers. */
+typedef struct gr_moe {
+    gr_backend *backend;
+    gr_comm *comm;
+    const gr_plan *plan;    /* host */
+    gr_plan device;         /* the same plan with pointers into backend memory (host memory: equal to *plan) */
+    const float *pair_gate; /* [n_pair], backend memory */
+    int64_t D, F;
+    void *send;         /* act [n_send, D] rows on their way out; later rows returned */
+    void *partial;      /* act [M, D] sums of received rows on their way back */
+    void *pair_out;     /* act [n_pair, D] per-pair results, summed by combine */
+    void *a, *da;       /* act [n_pair, F] scratch of the experts */
+    double exchange_ms; /* time spent in exchanges, added up; the caller resets it */
+} gr_moe;
+
+/* Fills rows [N, N+M) of x (act [N+M, D], own tokens in rows [0,N)) with the rows other ranks send here. */
+GR_MUST gr_err gr_moe_dispatch(gr_moe *m, void *x);
+
+/* out[t] = base[t] + sum of own pairs' pair_out + sum of returned partial sums, own first, then by rank. base may be
+ * NULL or out. */
+GR_MUST gr_err gr_moe_combine(gr_moe *m, const void *base, void *out);
+
+typedef struct gr_expert_weights {
+    const void *w13, *w2; /* act [E_local, 2F, D], [E_local, D, F] */
+    float *dw13, *dw2;    /* fp32 gradients; NULL for inference */
+} gr_expert_weights;
+
+/* Experts forward: x [N+M, D] -> pair_out; h act [n_pair, 2F] is saved for backward. */
+GR_MUST gr_err gr_moe_experts_forward(gr_moe *m, const gr_expert_weights *w, const void *x, void *h);
+/* Experts backward: dy [N+M, D] (dispatched), x, h -> gradients, pair_out = dx per pair. Overwrites h. */
+GR_MUST gr_err gr_moe_experts_backward(gr_moe *m, const gr_expert_weights *w, const void *x, const void *dy, void *h);
+
+#endif

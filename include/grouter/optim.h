@@ -1,0 +1,46 @@
+/* optim.h: from accumulated gradients to new weights: reduce, norm, clip, AdamW, schedule. */
+#ifndef GROUTER_OPTIM_H
+#define GROUTER_OPTIM_H
+
+#include "grouter/model.h"
+
+/* Learning rate of 0-based `step`. Warm-up: lr*(step+1)/warmup for step < warmup. Then, with w = warmup, d =
+ * decay_steps: cosine    lr_min + (lr-lr_min)*(1+cos(pi*(step-w)/(d-w)))/2 until d linear    lr +
+ * (lr_min-lr)*(step-w)/(d-w) until d wsd       lr until d - ceil(0.2*(d-w)), then linear to lr_min at d constant  lr
+ * and lr_min from d on (constant: lr). */
+typedef struct gr_lr {
+    gr_schedule schedule;
+    double lr, lr_min;
+    int64_t warmup_steps, decay_steps;
+} gr_lr;
+double gr_lr_at(const gr_lr *s, int64_t step);
+
+typedef struct gr_optimizer gr_optimizer;
+
+typedef struct gr_optimizer_options {
+    gr_backend *backend;
+    gr_comm *comm;
+    const gr_params *params;
+    gr_lr lr;
+    double beta1, beta2, eps, weight_decay, clip; /* clip 0 = off */
+} gr_optimizer_options;
+
+GR_MUST gr_err gr_optimizer_open(gr_optimizer **out, const gr_optimizer_options *o); /* moments: zero */
+void gr_optimizer_close(gr_optimizer *o);
+
+typedef struct gr_update {
+    double lr, grad_norm; /* norm before clipping; may be non-finite */
+    bool skipped;         /* non-finite loss or norm: weights and moments untouched */
+    double reduce_ms, optimizer_ms;
+} gr_update;
+
+/* One update of `step` (0-based; it also counts when skipped): sums gradients over their groups, takes the global norm,
+ * decides (the same on every rank: proceeds only if norm and global loss are finite), clips, applies AdamW.
+ * The fourth skip in a row is 71. The moment correction counts applied updates. */
+GR_MUST gr_err gr_optimizer_step(
+    gr_optimizer *o, int64_t step, double loss, float *weights, float *gradients, gr_update *out);
+
+/* For tests: the sums over groups alone. */
+GR_MUST gr_err gr_gradients_reduce(const gr_params *p, gr_comm *comm, float *gradients);
+
+#endif

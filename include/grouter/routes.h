@@ -1,0 +1,99 @@
+/* routes.h: route tables: for every token of a token file's windows K ascending expert ids and K gates.
+ *
+ * File, little-endian: header (GR_ROUTES_HEADER bytes) | histograms u32[n_window][E] | records, one per window:
+ *   ids [T][K] (u8 if E <= 256, else u16) | gates [T][K] bf16 |
+ *   u64 XXH3-64 of (ids, gates, histogram) | u64 XXH3-64 of the window's T+1 tokens as little-endian u32
+ * Records have one size, unpadded. Header layout: see src/data/routes.c.
+ */
+#ifndef GROUTER_ROUTES_H
+#define GROUTER_ROUTES_H
+
+#include "grouter/data.h"
+
+#define GR_ROUTES_HEADER 512
+#define GR_EXPERTS_MAX 4096
+#define GR_TOPK_MAX 64
+#define GR_PROVENANCE_MAX 256
+
+/* What part of the window a router sees when it routes token t. */
+typedef enum gr_mask {
+    GR_MASK_NONE /* the token or position alone */,
+    GR_MASK_CAUSAL,
+    GR_MASK_BIDIRECTIONAL,
+    GR_MASK_CAUSAL_DOC,
+    GR_MASK_BIDIRECTIONAL_DOC,
+    GR_N_MASK
+} gr_mask;
+typedef enum gr_position {
+    GR_POSITION_NONE,
+    GR_POSITION_WINDOW /* 0..T-1 over the window */,
+    GR_N_POSITION
+} gr_position;
+
+typedef struct gr_routes_info {
+    uint32_t E, K, T;
+    float scale;     /* the gates of a token sum to this */
+    bool variable_k; /* slots with gate exactly 0 are legal */
+    gr_mask mask;
+    gr_position position;
+    uint64_t n_window, n_token;         /* n_token: of the whole token file */
+    gr_hash128 router;                  /* XXH3-128 of the router's tensors and settings */
+    char provenance[GR_PROVENANCE_MAX]; /* how it was made: text for people */
+    uint64_t table_hash; /* XXH3-64 over all records' two hashes in window order: names this table's content */
+} gr_routes_info;
+
+typedef struct gr_routes gr_routes;
+
+/* Maps and checks the header and the file's size: 65 (T5). Rows are checked when read. */
+GR_MUST gr_err gr_routes_open(gr_routes **out, const char *path);
+void gr_routes_close(gr_routes *r); /* accepts NULL */
+const gr_routes_info *gr_routes_get(const gr_routes *r);
+const char *gr_routes_path(const gr_routes *r);
+
+/* The table belongs to this token file and model: n_token, T, E, K, and the first window's token hash: 65 naming both.
+ */
+GR_MUST gr_err gr_routes_match(const gr_routes *r, const gr_tokens *t, uint32_t T, uint32_t E, uint32_t K);
+
+/* Window w: ids[T*K], gates[T*K] fp32 (exact bf16 values). tokens[T+1] is the same window of the token file.
+ * Before anything is returned: record hash, token hash, every row (ids ascending, distinct, < E; gates finite, >= 0;
+ * |sum - scale| <= scale/256, or 0 < sum <= scale*(1+1/256) with variable_k; zeros only with variable_k) and the
+ * histogram (recounted over slots with gate > 0): 65 naming file, window, position, value, byte offset (T5, T6). */
+GR_MUST gr_err gr_routes_read(gr_routes *r, uint64_t window, const uint32_t *tokens, uint16_t *ids, float *gates);
+
+/* Histogram of window w: counts[E]. A hint: trusted only after gr_routes_read of that window. */
+void gr_routes_histogram(const gr_routes *r, uint64_t window, uint32_t *counts);
+
+/* The per-window row checks of gr_routes_read, shared with writers and routers: ids[T*K], gates[T*K]; counts[E] is
+ * filled with the histogram. `where` heads the message ("file: window 3"). */
+GR_MUST gr_err gr_routes_check_rows(
+    const gr_routes_info *info, const char *where, const uint16_t *ids, const float *gates, uint32_t *counts);
+
+/* ---------------------------------------------------------------- touch counts: capacities without scanning the table
+ * touch[w][r]: tokens of window w with at least one expert on rank r of R_ep (default placement: rank = e / (E/R_ep)).
+ * Kept in a checksummed sidecar `<table>.touch<R_ep>` keyed by table_hash; made once, remade when it does not fit. */
+typedef struct gr_touch {
+    uint32_t n_rank;
+    uint64_t n_window;
+    uint32_t *count; /* [n_window][n_rank] */
+} gr_touch;
+/* Loads the sidecar or makes it with one scan (progress shown) and tries to save it (a read-only folder only warns).
+ * May run on one rank alone; with `save` false nothing is written. */
+GR_MUST gr_err gr_touch_open(
+    gr_touch *out, gr_routes *r, const gr_tokens *t, uint32_t n_vocab, uint32_t n_rank, bool save);
+void gr_touch_close(gr_touch *touch);
+
+/* ---------------------------------------------------------------- writing: any number of ranks, one file */
+typedef struct gr_routes_writer gr_routes_writer;
+/* One process creates the file (info.table_hash is ignored)... */
+GR_MUST gr_err gr_routes_writer_open(gr_routes_writer **out, const char *path, const gr_routes_info *info);
+const char *gr_routes_writer_temporary(const gr_routes_writer *w);
+/* ...others join it with the temporary's name and write their windows, then sync and close. */
+GR_MUST gr_err gr_routes_writer_join(gr_routes_writer **out, const char *temporary, const gr_routes_info *info);
+GR_MUST gr_err gr_routes_writer_window(
+    gr_routes_writer *w, uint64_t window, const uint32_t *tokens, const uint16_t *ids, const float *gates);
+GR_MUST gr_err gr_routes_writer_sync(gr_routes_writer *w);
+/* By the creator, after all others synced: reads back every record's hashes, writes the header, renames. */
+GR_MUST gr_err gr_routes_writer_commit(gr_routes_writer *w);
+void gr_routes_writer_close(gr_routes_writer *w);
+
+#endif

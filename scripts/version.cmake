@@ -1,0 +1,13 @@
+# Writes version.h (only when it changes, so that builds stay incremental).
+execute_process(COMMAND git -C ${SOURCE} describe --always --dirty --abbrev=12
+  OUTPUT_VARIABLE hash OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+if(NOT hash)
+  set(hash "unknown")
+endif()
+set(text "#define GR_VERSION \"${VERSION}\"\n#define GR_GIT_HASH \"${hash}\"\n#define GR_CUDA_FOUND \"${CUDA}\"\n")
+if(EXISTS ${OUT})
+  file(READ ${OUT} old)
+endif()
+if(NOT "${old}" STREQUAL "${text}")
+  file(WRITE ${OUT} "${text}")
+endif()
