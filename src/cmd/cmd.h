@@ -6,8 +6,8 @@
 
 typedef struct gr_command {
     const char *name;
-    const char *summary; /* one line */
-    const char *help;    /* usage, options, one example; exit codes are appended by main */
+    const char *summary;                  /* one line */
+    const char *help;                     /* usage, options, one example; exit codes are appended by main */
     gr_err (*run)(int argc, char **argv); /* argv[0] is the command's name */
 } gr_command;
 
@@ -15,10 +15,10 @@ extern const gr_command gr_cmd_tokens, gr_cmd_train, gr_cmd_route, gr_cmd_eval, 
 
 /* Options of one command: long names only. `value` NULL means a flag without value, counted in *n_seen. */
 typedef struct gr_option {
-    const char *name;     /* "--out" */
-    const char **value;   /* one value, or the first of `max` values for repeatable options */
-    int max;              /* 0 for flags, 1 for single values, more for repeatable ones */
-    int *n_seen;          /* may be NULL */
+    const char *name;   /* "--out" */
+    const char **value; /* one value, or the first of `max` values for repeatable options */
+    int max;            /* 0 for flags, 1 for single values, more for repeatable ones */
+    int *n_seen;        /* may be NULL */
 } gr_option;
 
 /* Fills options; what is left over goes to positional[n_positional_max]. Accepts "--a v" and "--a=v". Unknown options
