@@ -11,7 +11,12 @@
 
 /* ---------------------------------------------------------------- the parameter table
  * All parameters of this rank live in one flat fp32 range [dense | experts]; gradients and moments have the same
- * layout. Optimizer, checkpoints, initialisation and counts read this table and nothing else. */
+ * layout. Optimizer, checkpoints, initialisation and counts read this table and nothing else.
+ *
+ * Entries come in ascending offset. Contiguous, without gaps: q|k|v of a layer as one matrix [(H+2H_kv)*hd, D]; gate|up
+ * of a dense MLP or shared expert as [2*width, D]; all gate|up of a layer's experts as [E_local][2F][D]; all down as
+ * [E_local][D][F]. Each such group starts at a multiple of 64 bytes. Elements between groups belong to no parameter and
+ * stay 0 in weights, gradients and moments. */
 
 typedef enum gr_param_kind {
     GR_PARAM_EMBED,
@@ -49,7 +54,10 @@ typedef struct gr_params {
 int64_t gr_param_size(const gr_param *p);
 /* Name of matrix i (of experts with its logical id) into name[GR_TENSOR_NAME_MAX = 128]. */
 const char *gr_param_name(const gr_params *params, const gr_param *p, uint32_t i, char name[128]);
+/* Entry with exactly this stored name (experts: the format, "...mlp.experts.%u.up_proj.weight"); NULL if absent. */
+const gr_param *gr_params_find(const gr_params *p, const char *name_format);
 
+/* The config has been checked. 69 if the sizes do not fit 64 bits. */
 GR_MUST gr_err gr_params_open(gr_params *out, const gr_model_config *c, const gr_expert_map *map, uint32_t ep_rank);
 void gr_params_close(gr_params *p);
 
