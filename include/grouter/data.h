@@ -29,6 +29,11 @@ typedef struct gr_tokens_writer gr_tokens_writer;
 /* Writes prefix.bin/.idx, u16 if n_vocab < 65500 else i32. Nothing appears unless commit succeeds. */
 GR_MUST gr_err gr_tokens_writer_open(gr_tokens_writer **out, const char *prefix, uint32_t n_vocab);
 GR_MUST gr_err gr_tokens_writer_document(gr_tokens_writer *w, const uint32_t *ids, size_t n);
+/* The same in pieces, for documents larger than memory: append as often as needed, then end. A document of more than
+ * 2^31-1 tokens is 65; an id >= n_vocab is a broken invariant. */
+GR_MUST gr_err gr_tokens_writer_append(gr_tokens_writer *w, const uint32_t *ids, size_t n);
+GR_MUST gr_err gr_tokens_writer_end(gr_tokens_writer *w);
+/* Refuses an unfinished document (invariant). */
 GR_MUST gr_err gr_tokens_writer_commit(gr_tokens_writer *w);
 void gr_tokens_writer_close(gr_tokens_writer *w); /* accepts NULL; removes what was not committed */
 
@@ -64,7 +69,7 @@ typedef struct gr_window_ref {
 /* Every file needs n_window >= 1 and weight > 0 (invariants). Weights are normalised in place. */
 void gr_stream_open(gr_stream *s, uint64_t seed, gr_stream_file *file, int n_file);
 gr_window_ref gr_stream_next(gr_stream *s);
-/* Replays from 0 so that `index` is next. */
+/* Makes `index` the next one, as if all before it had been taken since 0. */
 void gr_stream_seek(gr_stream *s, uint64_t index);
 
 /* Stream index of window b of `rank` in micro-batch `micro` of the step that starts at `cursor`. */
