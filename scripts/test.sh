@@ -1,0 +1,102 @@
+#!/bin/bash
+# Installs, builds and tests: all tests in build/, the unit and MPI tests again under the address and undefined-behaviour
+# sanitizers in build-asan/. Ends with one line "N passed, N failed, N skipped" over both.
+set -euo pipefail
+
+usage() {
+    cat <<'END'
+usage: scripts/test.sh [--all] [--no-sanitize]
+  --all           also the slow tests
+  --no-sanitize   only build/, not build-asan/
+Exit status 0 when every test that ran passed and at least one ran.
+END
+}
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+exclude=(--label-exclude '^(slow|fuzz)$')
+sanitize=yes
+for argument in "$@"; do
+    case $argument in
+    --all) exclude=() ;;
+    --no-sanitize) sanitize=no ;;
+    -h | --help) usage && exit 0 ;;
+    *) usage >&2 && exit 2 ;;
+    esac
+done
+
+passed=0 failed=0 skipped=0
+
+# A result that ctest calls "notrun" is a skip only when the test itself asked for it; a missing program is a failure.
+count_results() {
+    awk '
+        function close_case() {
+            if (name == "") return
+            if (status == "run") passed++
+            else if (status == "disabled" || (status == "notrun" && asked)) skipped++
+            else failed++
+            name = ""
+        }
+        /^[ \t]*<testcase / {
+            close_case()
+            name = $0; sub(/.*<testcase name="/, "", name); sub(/".*/, "", name)
+            status = $0; sub(/.*status="/, "", status); sub(/".*/, "", status)
+            asked = 0
+        }
+        /^[ \t]*<skipped message="SKIP_/ { asked = 1 }
+        END { close_case(); print passed + 0, failed + 0, skipped + 0 }
+    ' "$1"
+}
+
+# Why each skipped test was skipped: the last line it printed.
+print_skips() {
+    awk '
+        /^[ \t]*<testcase / { name = $0; sub(/.*<testcase name="/, "", name); sub(/".*/, "", name); asked = 0; text = "" }
+        /^[ \t]*<skipped message="SKIP_/ { asked = 1; next }
+        asked && /[^ \t]/ {
+            line = $0
+            gsub(/^[ \t]+|<\/?system-out>|<\/?testcase>/, "", line)
+            if (line != "") text = line
+        }
+        /<\/testcase>/ && asked { print "skipped: " name ": " (text == "" ? "no reason given" : text) }
+    ' "$1"
+}
+
+run_tests() { # folder, ctest options...
+    local folder=$1 results p f s status=0
+    shift
+    results=$PWD/$folder/results.xml
+    rm -f "$results"
+    ctest --test-dir "$folder" --output-on-failure --no-tests=ignore --parallel "$(nproc)" \
+        --output-junit "$results" "$@" || status=$?
+    if [[ ! -s $results ]]; then
+        echo "test: ctest left no results in $folder" >&2
+        failed=$((failed + 1))
+        return
+    fi
+    read -r p f s < <(count_results "$results")
+    # Never trust a parse over ctest's own verdict.
+    [[ $status -eq 0 || $f -gt 0 ]] || f=1
+    passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+    print_skips "$results"
+}
+
+stage() {
+    echo "== $1"
+}
+
+stage "setup"
+scripts/setup.sh
+stage "build (build/)"
+scripts/build.sh build
+stage "test (build/)"
+run_tests build "${exclude[@]}"
+if [[ $sanitize == yes ]]; then
+    stage "build with sanitizers (build-asan/)"
+    scripts/build.sh build-asan -DGROUTER_SANITIZE=address,undefined
+    stage "test with sanitizers (build-asan/)"
+    run_tests build-asan --label-regex '^(unit|mpi)$'
+fi
+
+echo "$passed passed, $failed failed, $skipped skipped"
+[[ $failed -eq 0 && $passed -gt 0 ]]
