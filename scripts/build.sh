@@ -1,15 +1,15 @@
 #!/bin/bash
-# Configures and builds one tree: scripts/build.sh FOLDER [cmake options...]. The output goes to FOLDER/build.log and is
-# shown only when something fails.
+# Configures one build tree and builds one target in it. The output goes to FOLDER/build.log and is shown only when
+# something fails.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-if [[ $# -lt 1 || $1 == -* ]]; then
-    echo "usage: scripts/build.sh FOLDER [cmake options...]" >&2
+if [[ $# -lt 2 || $1 == -* || $2 == -* ]]; then
+    echo "usage: scripts/build.sh FOLDER TARGET [cmake options...], e.g. scripts/build.sh build all" >&2
     exit 2
 fi
-folder=$1
-shift
+folder=$1 target=$2
+shift 2
 mkdir -p "$folder"
 log=$folder/build.log
 
@@ -19,7 +19,7 @@ generator=()
 
 if ! {
     cmake -S "$root" -B "$folder" "${generator[@]}" -DCMAKE_BUILD_TYPE=RelWithDebInfo "$@" &&
-        cmake --build "$folder" --parallel "$(nproc)"
+        cmake --build "$folder" --target "$target" --parallel "$(nproc)"
 } >"$log" 2>&1; then
     grep -q 'error:\|CMake Error\|FAILED' "$log" && grep -n -A8 -m5 'error:\|CMake Error\|FAILED' "$log" >&2
     echo "build: failed in $folder; the whole output is in $log" >&2

@@ -23,7 +23,7 @@ separator='<|endoftext|>'
 ranks=2
 export OMP_NUM_THREADS=1
 # Shared memory without the kernel's cross-process copy, which containers often forbid.
-launch=(mpirun -n "$ranks" --oversubscribe --bind-to none --mca btl self,vader
+launch=(mpirun -n "$ranks" --oversubscribe --bind-to none --mca btl "self,vader"
     --mca btl_vader_single_copy_mechanism none)
 [[ $(id -u) -ne 0 ]] || launch+=(--allow-run-as-root)
 
@@ -83,7 +83,7 @@ stage_setup() {
 }
 
 stage_build() {
-    scripts/build.sh build -DBUILD_TESTING=OFF
+    scripts/build.sh build grouter-train
     "$program" --version | head -n 1
 }
 
@@ -121,7 +121,7 @@ stage_text() {
         fi
         printf '%s\n' "$key" >"$work/text.stamp"
     fi
-    wc -c "$work"/text/*.txt | sed -n 's/^ *\([0-9]*\) total$/text: \1 bytes/p'
+    echo "text: $(cat "$work"/text/*.txt | wc -c) bytes in $work/text"
 }
 
 stage_tokens() {

@@ -88,12 +88,12 @@ stage() {
 stage "setup"
 scripts/setup.sh
 stage "build (build/)"
-scripts/build.sh build
+scripts/build.sh build all
 stage "test (build/)"
 run_tests build "${exclude[@]}"
 if [[ $sanitize == yes ]]; then
     stage "build with sanitizers (build-asan/)"
-    scripts/build.sh build-asan -DGROUTER_SANITIZE=address,undefined
+    scripts/build.sh build-asan all -DGROUTER_SANITIZE=address,undefined
     stage "test with sanitizers (build-asan/)"
     run_tests build-asan --label-regex '^(unit|mpi)$'
 fi
