@@ -21,7 +21,7 @@ if ! {
     cmake -S "$root" -B "$folder" "${generator[@]}" -DCMAKE_BUILD_TYPE=RelWithDebInfo "$@" &&
         cmake --build "$folder" --target "$target" --parallel "$(nproc)"
 } >"$log" 2>&1; then
-    grep -q 'error:\|CMake Error\|FAILED' "$log" && grep -n -A8 -m5 'error:\|CMake Error\|FAILED' "$log" >&2
+    grep -A8 -m5 'error:\|CMake Error\|FAILED' "$log" >&2 || tail -n 30 "$log" >&2
     echo "build: failed in $folder; the whole output is in $log" >&2
     exit 1
 fi

@@ -81,22 +81,25 @@ run_tests() { # folder, ctest options...
     print_skips "$results"
 }
 
-stage() {
-    echo "== $1"
+finish() {
+    echo "$passed passed, $failed failed, $skipped skipped"
+    [[ $failed -eq 0 && $passed -gt 0 ]]
+    exit
 }
 
-stage "setup"
-scripts/setup.sh
-stage "build (build/)"
-scripts/build.sh build all
-stage "test (build/)"
-run_tests build "${exclude[@]}"
-if [[ $sanitize == yes ]]; then
-    stage "build with sanitizers (build-asan/)"
-    scripts/build.sh build-asan all -DGROUTER_SANITIZE=address,undefined
-    stage "test with sanitizers (build-asan/)"
-    run_tests build-asan --label-regex '^(unit|mpi)$'
-fi
+step() { # title, command...: a step that fails counts as one failure and ends the run
+    echo "== $1"
+    shift
+    "$@" && return
+    failed=$((failed + 1))
+    finish
+}
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[[ $failed -eq 0 && $passed -gt 0 ]]
+step "setup" scripts/setup.sh
+step "build (build/)" scripts/build.sh build all
+step "test (build/)" run_tests build "${exclude[@]}"
+if [[ $sanitize == yes ]]; then
+    step "build with sanitizers (build-asan/)" scripts/build.sh build-asan all -DGROUTER_SANITIZE=address,undefined
+    step "test with sanitizers (build-asan/)" run_tests build-asan --label-regex '^(unit|mpi)$'
+fi
+finish
