@@ -54,11 +54,17 @@ const char *gr_routes_path(const gr_routes *r);
  */
 GR_MUST gr_err gr_routes_match(const gr_routes *r, const gr_tokens *t, uint32_t T, uint32_t E, uint32_t K);
 
-/* Window w: ids[T*K], gates[T*K] fp32 (exact bf16 values). tokens[T+1] is the same window of the token file.
+/* Window w: ids[T*K], gates[T*K] fp32 (exact bf16 values). tokens[T+1] is the same window of the token file; NULL
+ * leaves out the token hash, for looking at a table without its tokens. One reader per handle at a time; on error ids
+ * and gates hold nothing usable.
  * Before anything is returned: record hash, token hash, every row (ids ascending, distinct, < E; gates finite, >= 0;
  * |sum - scale| <= scale/256, or 0 < sum <= scale*(1+1/256) with variable_k; zeros only with variable_k) and the
  * histogram (recounted over slots with gate > 0): 65 naming file, window, position, value, byte offset (T5, T6). */
 GR_MUST gr_err gr_routes_read(gr_routes *r, uint64_t window, const uint32_t *tokens, uint16_t *ids, float *gates);
+
+/* The header's table_hash is that of the records' hashes: 65. Touches every record's last page; reading every window
+ * as well verifies the whole table. */
+GR_MUST gr_err gr_routes_check_hash(const gr_routes *r);
 
 /* Histogram of window w: counts[E]. A hint: trusted only after gr_routes_read of that window. */
 void gr_routes_histogram(const gr_routes *r, uint64_t window, uint32_t *counts);
@@ -70,7 +76,8 @@ GR_MUST gr_err gr_routes_check_rows(
 
 /* ---------------------------------------------------------------- touch counts: capacities without scanning the table
  * touch[w][r]: tokens of window w with at least one expert on rank r of R_ep (default placement: rank = e / (E/R_ep)).
- * Kept in a checksummed sidecar `<table>.touch<R_ep>` keyed by table_hash; made once, remade when it does not fit. */
+ * Kept in a checksummed sidecar `<table>.touch<R_ep>` keyed by table_hash; made once, remade when it does not fit.
+ * R_ep = 1 needs neither scan nor file: every token of a checked row touches the only rank. */
 typedef struct gr_touch {
     uint32_t n_rank;
     uint64_t n_window;
