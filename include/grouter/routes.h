@@ -14,6 +14,8 @@
 #define GR_EXPERTS_MAX 4096
 #define GR_TOPK_MAX 64
 #define GR_PROVENANCE_MAX 256
+#define GR_SCALE_MIN 1e-6f /* scale/K stays far above where bf16 loses relative precision */
+#define GR_SCALE_MAX 1e6f
 
 /* What part of the window a router sees when it routes token t. */
 typedef enum gr_mask {

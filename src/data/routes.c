@@ -34,8 +34,6 @@
 #define VERSION 1u
 #define RESERVED_AT 344
 #define CHECKSUM_AT (GR_ROUTES_HEADER - 8)
-#define SCALE_MIN 1e-6 /* far above where bf16 loses relative precision */
-#define SCALE_MAX 1e6
 
 struct gr_routes {
     gr_map map;
@@ -69,9 +67,9 @@ static gr_err check_ranges(const gr_routes_info *info, const char *where) {
             where, GR_TOPK_MAX, info->E, info->K);
     if (info->T < 1)
         return gr_fail(GR_DATA, "%s: expected T (tokens per window) of at least 1, got 0", where);
-    if (!((double)info->scale >= SCALE_MIN && (double)info->scale <= SCALE_MAX))
-        return gr_fail(
-            GR_DATA, "%s: expected a scale from %g to %g, got %.9g", where, SCALE_MIN, SCALE_MAX, (double)info->scale);
+    if (!(info->scale >= GR_SCALE_MIN && info->scale <= GR_SCALE_MAX))
+        return gr_fail(GR_DATA, "%s: expected a scale from %g to %g, got %.9g", where, (double)GR_SCALE_MIN,
+            (double)GR_SCALE_MAX, (double)info->scale);
     if ((unsigned)info->mask >= GR_N_MASK)
         return gr_fail(GR_DATA, "%s: expected a mask mode below %d, got %u", where, GR_N_MASK, (unsigned)info->mask);
     if ((unsigned)info->position >= GR_N_POSITION)

@@ -14,8 +14,6 @@
 #define HEADER_BYTES 64
 #define SETTINGS_AT 16
 #define VOCAB_MAX (1u << 24)
-#define SCALE_MIN 1e-6 /* as route tables; scale/K stays far above where bf16 loses relative precision */
-#define SCALE_MAX 1e6
 
 struct gr_router {
     gr_router_info info;
@@ -34,9 +32,9 @@ static gr_err check_info(const gr_router_info *i, const char *where) {
     if (i->K < 1 || i->K > GR_TOPK_MAX || i->K > i->E)
         return gr_fail(GR_DATA, "%s: expected 1 to min(%d, E = %" PRIu32 ") experts per token, got %" PRIu32, where,
             GR_TOPK_MAX, i->E, i->K);
-    if (!((double)i->scale >= SCALE_MIN && (double)i->scale <= SCALE_MAX))
-        return gr_fail(
-            GR_DATA, "%s: expected a scale from %g to %g, got %.9g", where, SCALE_MIN, SCALE_MAX, (double)i->scale);
+    if (!(i->scale >= GR_SCALE_MIN && i->scale <= GR_SCALE_MAX))
+        return gr_fail(GR_DATA, "%s: expected a scale from %g to %g, got %.9g", where, (double)GR_SCALE_MIN,
+            (double)GR_SCALE_MAX, (double)i->scale);
     bool hash = i->method == GR_ROUTER_HASH;
     if (hash ? i->V < 1 || i->V > VOCAB_MAX : i->V != 0)
         return gr_fail(GR_DATA, "%s: expected a vocabulary of %s for method %s, got %" PRIu32, where,
