@@ -6,7 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define JSON_DEPTH_MAX 64 /* of a line's other members, which are not looked at */
+#define JSON_DEPTH_MAX 64               /* of the members that are not looked at */
+#define JSON_LINE_MAX ((size_t)1 << 30) /* bytes */
 
 /* Size of the sequence at p[n], n >= 1; 0 if it is cut short, overlong, a surrogate or above U+10FFFF. */
 static size_t sequence_size(const uint8_t *p, size_t n) {
@@ -117,7 +118,7 @@ static gr_err text_scan(gr_texts *t, uint32_t file, const char *separator, gr_pr
 /* Parses one line and finds its text. `source` is for errors. */
 static gr_err json_line_read(gr_span line, const char *source, const char *key, gr_text *text) {
     *text = (gr_text){0};
-    GR_TRY(gr_json_parse(&text->json, (const char *)line.p, line.n, source, line.n, JSON_DEPTH_MAX, GR_DATA));
+    GR_TRY(gr_json_parse(&text->json, (const char *)line.p, line.n, source, JSON_LINE_MAX, JSON_DEPTH_MAX, GR_DATA));
     const gr_json_node *root = gr_json_root(text->json), *node = gr_json_get(root, key);
     if (!node || node->kind != GR_JSON_STRING) {
         gr_text_close(text);
