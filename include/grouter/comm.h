@@ -27,11 +27,12 @@ typedef struct gr_exchange {
 typedef struct gr_comm gr_comm;
 struct gr_comm {
     const char *name;
-    int rank[GR_N_GROUP], size[GR_N_GROUP]; /* of this process in each group */
-    /* One exchange may be in flight; its buffers belong to the comm between start and wait. */
+    int rank[GR_N_GROUP], size[GR_N_GROUP]; /* of this process in each group; size 0: not formed yet */
+    /* One exchange may be in flight; its buffers belong to the comm between start and wait. Meanwhile no other call. */
     gr_err (*exchange_start)(gr_comm *c, const gr_exchange *x);
     gr_err (*exchange_wait)(gr_comm *c);
-    /* data[n] := sum over the group, in place, in rank order, same bits on every rank. F32, F64, U64. */
+    /* data[n] := sum over the group, in place, in rank order, same bits on every rank. F32 (added in fp32), F64, U64.
+     */
     gr_err (*sum)(gr_comm *c, gr_group g, gr_dtype dtype, void *data, size_t n);
     /* data[size*n_shard] -> own shard data[rank*n_shard..] := sum over the group, in rank order; other shards
      * undefined. */
@@ -40,14 +41,17 @@ struct gr_comm {
     gr_err (*all_gather)(gr_comm *c, gr_group g, gr_dtype dtype, void *data, size_t n_shard);
     gr_err (*bcast)(gr_comm *c, gr_group g, void *data, size_t n_byte, int root);
     gr_err (*barrier)(gr_comm *c, gr_group g);
-    void (*close)(gr_comm *c, gr_err status); /* see gr_comm_close */
+    gr_err (*group)(gr_comm *c, int R_ep);    /* see gr_comm_group */
+    void (*close)(gr_comm *c, bool finalize); /* see gr_comm_close */
+    gr_err agreed;                            /* the error gr_comm_agree found, 0 until then */
     void *state;
 };
 
 /* Opens "auto", "self" or "mpi": auto is mpi under a launcher of more than one rank, else self (no MPI_Init). A
  * launcher that announces several ranks while MPI sees one is 64. After it only rank 0 logs. Groups: world only. */
 GR_MUST gr_err gr_comm_open(gr_comm **out, const char *name);
-/* Forms the expert-parallel and expert-data-parallel groups; R_ep divides the size (64). */
+/* Forms the expert-parallel and expert-data-parallel groups; R_ep divides the size (64). Called again it replaces them.
+ */
 GR_MUST gr_err gr_comm_group(gr_comm *c, int R_ep);
 /* status 0 or an error all ranks agreed on: finalises. Any other error: leaves MPI alone, since MPI_Finalize would wait
  * for the others; the process must then _exit with the code (main does). Accepts NULL. */

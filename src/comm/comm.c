@@ -1,0 +1,85 @@
+/* comm.c: chooses a comm by name; what holds for every kind. */
+#include "comm/kinds.h"
+
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Ranks of a variable like "4"; 0 if it is absent or no plain number. */
+static int env_count(const char *name) {
+    const char *text = getenv(name);
+    if (!text || *text < '0' || *text > '9')
+        return 0;
+    char *end;
+    long n = strtol(text, &end, 10);
+    return *end == '\0' && n <= INT_MAX ? (int)n : 0;
+}
+
+/* How many ranks the launcher says it started; 0 without a launcher. mpirun's own variables come first: under it the
+ * resource manager's describe its daemons. SLURM_NTASKS is not asked, since a plain batch shell has it too;
+ * SLURM_STEP_NUM_TASKS belongs to processes that srun started. */
+static int launcher_ranks(void) {
+    static const char *const variable[] = {
+        "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"};
+    for (size_t i = 0; i < sizeof variable / sizeof variable[0]; i++) {
+        int n = env_count(variable[i]);
+        if (n > 0)
+            return n;
+    }
+    return 0;
+}
+
+gr_err gr_comm_open(gr_comm **out, const char *name) {
+    *out = NULL;
+    int n_announced = launcher_ranks();
+    bool automatic = strcmp(name, "auto") == 0;
+    if (strcmp(name, "self") == 0 || (automatic && n_announced <= 1))
+        return gr_comm_self_open(out);
+    if (strcmp(name, "mpi") == 0 || automatic)
+        return gr_comm_mpi_open(out, n_announced, &GR_COMM_MPI_LIMITS);
+    return gr_fail(GR_CONFIG, "parallel.comm: expected auto, self or mpi, got \"%s\"; choose one of these", name);
+}
+
+gr_err gr_comm_group(gr_comm *c, int R_ep) {
+    int n_rank = c->size[GR_WORLD];
+    if (R_ep < 1 || n_rank % R_ep != 0)
+        return gr_fail(GR_CONFIG,
+            "parallel.expert_parallel_size: expected a divisor of the number of ranks (%d), got %d; "
+            "change it or start another number of ranks",
+            n_rank, R_ep);
+    return c->group(c, R_ep);
+}
+
+/* The codes travel through `sum`, a fixed number of ranks at a time, so that agreeing allocates nothing: it must work
+ * after running out of memory. All ranks see the same sums, hence leave together. */
+gr_err gr_comm_agree(gr_comm *c, gr_err mine) {
+    enum { BLOCK = 256 };
+    int me = c->rank[GR_WORLD], n_rank = c->size[GR_WORLD];
+    for (int first = 0; first < n_rank; first += BLOCK) {
+        uint64_t code[BLOCK] = {0};
+        int n = n_rank - first < BLOCK ? n_rank - first : BLOCK;
+        if (me >= first && me < first + n)
+            code[me - first] = (uint64_t)mine;
+        GR_TRY(c->sum(c, GR_WORLD, GR_U64, code, (size_t)n));
+        for (int i = 0; i < n; i++) {
+            if (!code[i])
+                continue;
+            c->agreed = (gr_err)code[i];
+            return first + i == me ? mine : gr_fail_silently(c->agreed);
+        }
+    }
+    return GR_OK;
+}
+
+void gr_comm_close(gr_comm *c, gr_err status) {
+    if (c)
+        c->close(c, status == GR_OK || status == c->agreed);
+}
+
+const char *gr_comm_names(void) {
+    return "self mpi";
+}
+
+const char *gr_comm_library(void) {
+    return gr_comm_mpi_library();
+}
