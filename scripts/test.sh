@@ -81,19 +81,15 @@ run_tests() { # folder, ctest options...
     print_skips "$results"
 }
 
-finish() {
-    echo "$passed passed, $failed failed, $skipped skipped"
-    [[ $failed -eq 0 && $passed -gt 0 ]]
-    exit
-}
-
 step() { # title, command...: a step that fails counts as one failure and ends the run
     echo "== $1"
     shift
     "$@" && return
     failed=$((failed + 1))
-    finish
+    exit 1
 }
+
+trap 'echo "$passed passed, $failed failed, $skipped skipped"' EXIT
 
 step "setup" scripts/setup.sh
 step "build (build/)" scripts/build.sh build all
@@ -102,4 +98,4 @@ if [[ $sanitize == yes ]]; then
     step "build with sanitizers (build-asan/)" scripts/build.sh build-asan all -DGROUTER_SANITIZE=address,undefined
     step "test with sanitizers (build-asan/)" run_tests build-asan --label-regex '^(unit|mpi)$'
 fi
-finish
+[[ $failed -eq 0 && $passed -gt 0 ]]
