@@ -72,8 +72,12 @@ config_number() { # key: the config's only number of that name
     sed -n "s/.*\"$1\": *\([0-9][0-9]*\).*/\1/p" "$config" | head -n 1
 }
 
-json_number() { # key, on standard input: the last number of that name
-    sed -n "s/.*\"$1\": *\(-\{0,1\}[0-9][-+0-9.eE]*\).*/\1/p" | tail -n 1
+json_numbers() { # key, on standard input: each line's number of that name
+    sed -n "s/.*\"$1\": *\(-\{0,1\}[0-9][-+0-9.eE]*\).*/\1/p"
+}
+
+median() {
+    LC_ALL=C sort -g | awk '{ value[NR] = $1 } END { if (NR) printf "%.0f\n", value[int((NR + 1) / 2)] }'
 }
 
 # ---------------------------------------------------------------- the stages
@@ -161,15 +165,15 @@ stage_eval() {
 
 stage_summary() {
     local unigram before after speed verdict
-    unigram=$("$program" inspect "$work/text-valid" --json | json_number unigram_nats_per_byte)
-    before=$(head -n 1 "$work/run/metrics.jsonl" | json_number nats_per_byte_valid)
-    speed=$(json_number tokens_per_s <"$work/run/metrics.jsonl")
+    unigram=$("$program" inspect "$work/text-valid" --json | json_numbers unigram_nats_per_byte)
+    before=$(json_numbers nats_per_byte_valid <"$work/run/metrics.jsonl" | sed -n 1p)
+    speed=$(json_numbers tokens_per_s <"$work/run/metrics.jsonl" | median)
     after=$(sed -n 's/.*nats per byte[^0-9]*\([0-9.]*\).*/\1/p' "$work/eval.txt" | tail -n 1)
     verdict=$(awk -v u="$unigram" -v a="$after" 'BEGIN { printf "%.1f", 100 * (1 - a / u) }')
     cat <<END
 validation loss   $before nats per byte before training, $after after
 unigram entropy   $unigram nats per byte of the same text: the loss is $verdict % below it
-speed             $speed tokens/s, $ranks ranks with $OMP_NUM_THREADS thread each
+speed             $speed tokens/s (median step), $ranks ranks with $OMP_NUM_THREADS thread each
 seconds           $seconds_text
 
 text and routes   $work/text-{train,valid}.{bin,idx}, $work/hash.router, $work/{train,valid}.routes
