@@ -85,7 +85,6 @@ typedef struct gr_model_options {
     const gr_expert_map *map;     /* borrowed */
     const gr_plan_limits *limits; /* N = B*T own tokens and the largest rows and pairs of any micro-batch */
     int64_t T;
-    int n_plan; /* plans per micro-batch: 1 with fixed routes */
     bool train; /* false: no gradients, no saved activations beyond one layer */
 } gr_model_options;
 
@@ -102,8 +101,8 @@ float *gr_model_gradients(gr_model *m); /* same layout */
 typedef struct gr_batch {
     const uint32_t *token;  /* [N] */
     const int32_t *target;  /* [N], -1 = ignored */
-    const gr_plan *plan;    /* [n_plan], host; layer l uses plan[l % n_plan] */
-    const float *pair_gate; /* [n_pair] of plan[0], host */
+    const gr_plan *plan;    /* host; serves every layer, forward and backward */
+    const float *pair_gate; /* [n_pair], host */
 } gr_batch;
 
 /* Milliseconds by phase, added to by every call; the caller resets them. */

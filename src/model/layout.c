@@ -1,0 +1,82 @@
+/* Memory of a model: two arenas, each laid out by one function that runs twice (measure, place). */
+#include "internal.h"
+
+static void *take_act(const gr_model *m, gr_arena *arena, int64_t n) {
+    return gr_arena_take(arena, (size_t)n, m->backend->elem_size);
+}
+
+void gr_model_layout_run(gr_model *m, gr_arena *arena) {
+    m->weights = GR_TAKE(arena, m->params.n_element, float);
+    m->gradients = m->train ? GR_TAKE(arena, m->params.n_element, float) : NULL;
+    m->cosine = GR_TAKE(arena, m->T * m->config.head_dim / 2, float);
+    m->sine = GR_TAKE(arena, m->T * m->config.head_dim / 2, float);
+    m->iota = GR_TAKE(arena, m->N + 1, uint32_t);
+}
+
+static int64_t qkv_width(const gr_model_config *c) {
+    return (int64_t)(c->num_attention_heads + 2 * c->num_key_value_heads) * c->head_dim;
+}
+
+/* Widest dense or shared FFN of any layer; 0 = none. */
+static int64_t ffn_width_max(const gr_model *m) {
+    int64_t widest = 0;
+    for (int l = 0; l < m->config.num_hidden_layers; l++)
+        widest = m->layer[l].ffn_width > widest ? m->layer[l].ffn_width : widest;
+    return widest;
+}
+
+/* A layer's saved activations. The single slot without training serves every layer, so it has room for all kinds. */
+static void layout_saved(const gr_model *m, gr_arena *arena, layer_saved *s, bool moe, int64_t ffn_width) {
+    const gr_model_config *c = &m->config;
+    int64_t N = m->N, heads = c->num_attention_heads, A = qkv_width(c);
+    s->n1 = take_act(m, arena, N * m->D);
+    s->rstd1 = GR_TAKE(arena, N, float);
+    if (c->use_qk_norm) {
+        s->qk_raw = take_act(m, arena, N * A);
+        s->rstd_q = GR_TAKE(arena, N * heads, float);
+        s->rstd_k = GR_TAKE(arena, N * c->num_key_value_heads, float);
+    }
+    s->qkv = take_act(m, arena, N * A);
+    s->o = take_act(m, arena, N * heads * c->head_dim);
+    s->lse = GR_TAKE(arena, N * heads, float);
+    s->mid = take_act(m, arena, N * m->D);
+    s->rstd2 = GR_TAKE(arena, N, float);
+    s->n2 = take_act(m, arena, (N + (moe ? (int64_t)m->limits.recv_max : 0)) * m->D);
+    s->h = moe ? take_act(m, arena, (int64_t)m->limits.pair_max * 2 * c->moe_intermediate_size) : NULL;
+    s->ffn_h = take_act(m, arena, N * 2 * ffn_width);
+}
+
+static void layout_scratch(gr_model *m, gr_arena *arena) {
+    const gr_model_config *c = &m->config;
+    int64_t N = m->N, D = m->D, F = c->moe_intermediate_size, V = c->vocab_size, widest = ffn_width_max(m);
+    int64_t send = (int64_t)m->limits.send_max, recv = (int64_t)m->limits.recv_max, pair = (int64_t)m->limits.pair_max;
+    m->final = take_act(m, arena, N * D);
+    m->rstd_final = GR_TAKE(arena, N, float);
+    m->logits = take_act(m, arena, gr_logits_chunk(N, V) * V);
+    m->loss_sum = GR_TAKE(arena, 1, double);
+    m->ffn_a = take_act(m, arena, N * widest);
+    m->ffn_y = take_act(m, arena, widest ? N * D : 0);
+    m->send = take_act(m, arena, send * D);
+    m->partial = take_act(m, arena, recv * D);
+    m->pair_out = take_act(m, arena, pair * D);
+    m->pair_a = take_act(m, arena, pair * F);
+    if (!m->train)
+        return;
+    m->ffn_da = take_act(m, arena, N * widest);
+    m->pair_da = take_act(m, arena, pair * F);
+    m->dres = take_act(m, arena, (N + recv) * D);
+    m->dn = take_act(m, arena, N * D);
+    m->dqkv = take_act(m, arena, N * qkv_width(c));
+    m->d_o = take_act(m, arena, N * c->num_attention_heads * c->head_dim);
+}
+
+void gr_model_layout_step(gr_model *m, gr_arena *arena) {
+    for (int i = 0; i < m->n_x; i++)
+        m->x[i] = take_act(m, arena, m->N * m->D);
+    if (m->train)
+        for (int l = 0; l < m->n_saved; l++)
+            layout_saved(m, arena, &m->saved[l], m->layer[l].expert13 != NONE, m->layer[l].ffn_width);
+    else
+        layout_saved(m, arena, &m->saved[0], true, ffn_width_max(m));
+    layout_scratch(m, arena);
+}

@@ -1,0 +1,57 @@
+/* Final norm, head and cross-entropy. Head and loss are one op: its forward and backward share each chunk of logits. */
+#include "internal.h"
+
+static gr_norm final_norm(gr_model *m) {
+    return (gr_norm){.n_row = m->N,
+        .width = m->D,
+        .n_sub = 1,
+        .ldx = m->D,
+        .ldy = m->D,
+        .eps = (float)m->config.rms_norm_eps,
+        .x = stream_before(m, m->config.num_hidden_layers),
+        .w = norm_at(m, m->final_norm),
+        .y = m->final,
+        .rstd = m->rstd_final};
+}
+
+static gr_cross_entropy head_args(gr_model *m, const int32_t *target) {
+    return (gr_cross_entropy){.n = m->N,
+        .D = m->D,
+        .V = m->config.vocab_size,
+        .x = m->final,
+        .w = weight_at(m, m->head),
+        .target = target,
+        .loss_sum = m->loss_sum,
+        .logits = m->logits};
+}
+
+static gr_err run_head(gr_model *m, const gr_cross_entropy *args, double *loss_sum) {
+    gr_backend *b = m->backend;
+    gr_norm norm = final_norm(m);
+    GR_TRY(b->norm_forward(b, GR_LANE_COMPUTE, &norm));
+    GR_TRY(b->fill_zero(b, GR_LANE_COMPUTE, m->loss_sum, sizeof *m->loss_sum));
+    GR_TRY(b->cross_entropy(b, GR_LANE_COMPUTE, args));
+    double sum;
+    GR_TRY(b->download(b, GR_LANE_COMPUTE, &sum, m->loss_sum, sizeof sum));
+    *loss_sum += sum;
+    return GR_OK;
+}
+
+gr_err gr_model_head_forward(gr_model *m, const int32_t *target, double *loss_sum) {
+    gr_cross_entropy args = head_args(m, target);
+    return run_head(m, &args, loss_sum);
+}
+
+gr_err gr_model_head_backward(gr_model *m, const int32_t *target, float loss_scale, double *loss_sum) {
+    gr_cross_entropy args = head_args(m, target);
+    args.scale = loss_scale;
+    args.dx = m->dn;
+    args.dw = gradient_at(m, m->head);
+    GR_TRY(run_head(m, &args, loss_sum));
+    gr_norm norm = final_norm(m);
+    norm.dy = m->dn;
+    norm.dx = m->dres;
+    norm.dx_write = GR_OVERWRITE;
+    norm.dw = gradient_at(m, m->final_norm);
+    return m->backend->norm_backward(m->backend, GR_LANE_COMPUTE, &norm);
+}
