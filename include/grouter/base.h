@@ -94,6 +94,11 @@ double gr_time_s(void);
 /* "3h18m", "4m05s" or "12s" into `text` (at least 16 bytes); returns text. */
 const char *gr_duration_text(double seconds, char *text);
 
+/* ---------------------------------------------------------------- this program */
+
+const char *gr_version_text(void); /* "0.1.0 (git hash)" */
+int gr_thread_count(void);         /* OpenMP threads of this process; 1 without OpenMP */
+
 /* ---------------------------------------------------------------- types of stored numbers */
 
 typedef enum gr_dtype {

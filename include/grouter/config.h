@@ -79,6 +79,12 @@ GR_MUST gr_err gr_config_load(gr_config *out, const char *path, const char *cons
 /* The rules between keys that need the number of ranks (divisibility and the like), each with its equation: 64. */
 GR_MUST gr_err gr_config_check_ranks(const gr_config *c, int n_rank);
 
+/* What the other parts are asked for by: "auto", "cpu"; "auto", "self", "mpi"; ranks of an expert-parallel group, where
+ * 0 means the smallest that fits. */
+const char *gr_config_backend_name(const gr_config *c);
+const char *gr_config_comm_name(const gr_config *c);
+int gr_config_expert_parallel(const gr_config *c);
+
 /* The resolved config as JSON text, every key present, loadable again; the caller frees *text. */
 GR_MUST gr_err gr_config_text(const gr_config *c, char **text);
 

@@ -13,34 +13,34 @@
 
 typedef struct gr_feed gr_feed;
 
-typedef struct gr_feed_options {
-    const gr_config *config;
-    const gr_comm *comm; /* groups formed */
-    const gr_expert_map *map;
-    bool valid; /* validation files, in order, instead of the training stream */
-} gr_feed_options;
+typedef enum gr_feed_kind {
+    GR_FEED_TRAIN, /* data.train in the order of the stream, for all steps of the run */
+    GR_FEED_VALID, /* data.valid in file order: eval.windows windows, the same at each evaluation */
+} gr_feed_kind;
 
 /* Opens token files and route tables, binds them to each other and to the config (65), and computes the exact plan
- * limits of the whole run from the touch counts. */
-GR_MUST gr_err gr_feed_open(gr_feed **out, const gr_feed_options *o);
-void gr_feed_close(gr_feed *f);
+ * limits of every micro-batch of the run from the touch counts. Collective: all ranks fail or none. `like`, or NULL: a
+ * feed whose router this one's tables must share. config, comm and map are borrowed. */
+GR_MUST gr_err gr_feed_open(gr_feed **out, gr_feed_kind kind, const gr_config *config, gr_comm *comm,
+    const gr_expert_map *map, const gr_feed *like);
+void gr_feed_close(gr_feed *f); /* accepts NULL */
 const gr_plan_limits *gr_feed_limits(const gr_feed *f);
-uint64_t gr_feed_windows(const gr_feed *f);       /* windows of one epoch (train) or of one evaluation (valid) */
-uint64_t gr_feed_micro_batches(const gr_feed *f); /* per step (train) or per evaluation (valid) */
+uint64_t gr_feed_windows(const gr_feed *f);       /* windows of all files (train), of one evaluation (valid) */
+uint64_t gr_feed_micro_batches(const gr_feed *f); /* per step (train), per evaluation (valid) */
 
-/* Places the plan buffers for `limits` (the larger of training's and validation's). */
-GR_MUST gr_err gr_feed_allocate(gr_feed *f, const gr_plan_limits *limits);
+/* The larger of two limits, for buffers that serve both. */
+gr_plan_limits gr_plan_limits_max(const gr_plan_limits *a, const gr_plan_limits *b);
 
 typedef struct gr_micro {
     gr_batch batch;
-    uint64_t n_target; /* of this rank, not ignored */
-    uint64_t n_byte;   /* of those, bytes of the byte-level vocabulary (0 otherwise) */
-    double max_vio;    /* of the group's windows in this micro-batch: max load / mean load - 1 */
-    double prepare_ms;
+    uint64_t n_target;    /* of this rank, not ignored */
+    uint64_t n_byte;      /* of those, bytes of the byte-level vocabulary; 0 for other vocabularies */
+    const uint32_t *load; /* [E] pairs per expert over the expert-parallel group's windows */
 } gr_micro;
 
-/* Micro-batch `micro` of the step that starts at stream index `cursor`; valid until the second next call. Reads and
- * checks the routes of all windows of the expert-parallel group and builds the plan. */
+/* Micro-batch `micro` of the step that starts at stream index `cursor` (valid: cursor 0). Reads and checks the routes
+ * of all windows of the expert-parallel group (65) and builds the plan. Valid until the second next call. Calls with
+ * increasing (cursor, micro) are fast, going back replays the stream. */
 GR_MUST gr_err gr_feed_prepare(gr_feed *f, uint64_t cursor, uint64_t micro, gr_micro *out);
 
 /* ---------------------------------------------------------------- metrics: run/metrics.jsonl, progress, plain lines */
@@ -76,9 +76,20 @@ void gr_metrics_close(gr_metrics *m);
 
 /* ---------------------------------------------------------------- the run */
 
-/* Trains as the config says; collective over the comm (groups formed). `fresh`: an existing run folder is renamed aside
- * instead of refused (64). Writes config.resolved.json, environment.json, metrics.jsonl, model.safetensors; the last
- * line on stdout is "parameter hash <32 hex digits>". */
-GR_MUST gr_err gr_train_run(const gr_config *config, gr_comm *comm, bool fresh, bool *agreed);
+typedef struct gr_train_result {
+    gr_hash128 parameter_hash;                             /* of the final weights, layout-free (gr_params_save) */
+    double loss_valid_first, loss_valid;                   /* nats per token before and after; NaN without data.valid */
+    double nats_per_byte_valid_first, nats_per_byte_valid; /* NaN unless the vocabulary is the byte-level one */
+} gr_train_result;
+
+typedef enum gr_run_folder {
+    GR_RUN_NEW,   /* an existing run folder is refused: 64 */
+    GR_RUN_FRESH, /* an existing run folder is renamed aside */
+} gr_run_folder;
+
+/* Trains as the config says; collective over the comm, whose groups it forms. Fills the run folder:
+ * config.resolved.json, environment.json, metrics.jsonl, model.safetensors. Nothing is created unless config, data and
+ * memory are in order; errors until then are agreed by all ranks. result is filled on rank 0. */
+GR_MUST gr_err gr_train_run(const gr_config *config, gr_comm *comm, gr_run_folder folder, gr_train_result *result);
 
 #endif
