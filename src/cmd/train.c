@@ -1,0 +1,57 @@
+/* grouter-train train: config -> run folder with metrics and weights. */
+#include <math.h>
+
+#include "cmd.h"
+#include "grouter/train.h"
+#include "session.h"
+
+#define SET_MAX 256
+
+static void print_result(const gr_config *config, const gr_train_result *r) {
+    if (!isnan(r->loss_valid))
+        printf("validation loss %.4f -> %.4f nats per token\n", r->loss_valid_first, r->loss_valid);
+    if (!isnan(r->nats_per_byte_valid))
+        printf("validation loss %.4f -> %.4f nats per byte\n", r->nats_per_byte_valid_first, r->nats_per_byte_valid);
+    printf(
+        "run folder %s: model.safetensors, metrics.jsonl, config.resolved.json, environment.json\n", config->run.dir);
+    char text[33];
+    printf("parameter hash %s\n", gr_hash128_text(r->parameter_hash, text));
+}
+
+static gr_err run_train(int argc, char **argv) {
+    const char *path = NULL, *set[SET_MAX];
+    int n_path = 0, n_set = 0, fresh = 0;
+    const gr_option options[] = {{"--set", set, SET_MAX, &n_set}, {"--fresh", NULL, 0, &fresh}};
+    GR_TRY(gr_options_parse(argc, argv, options, sizeof options / sizeof *options, &path, 1, &n_path));
+    if (n_path == 0)
+        return gr_fail(GR_USAGE, "train: expected a config file, got none; see `grouter-train train --help`");
+    gr_session s;
+    gr_train_result result;
+    gr_err e = gr_session_open(&s, path, set, n_set);
+    if (!e)
+        e = gr_train_run(s.config, s.comm, fresh ? GR_RUN_FRESH : GR_RUN_NEW, &result);
+    if (!e && s.comm->rank[GR_WORLD] == 0)
+        print_result(s.config, &result);
+    return gr_session_close(&s, e);
+}
+
+const gr_command gr_cmd_train = {
+    .name = "train",
+    .summary = "train a Mixture-of-Experts model from token files and route tables",
+    .help =
+        "usage: grouter-train train CONFIG [--set KEY=VALUE]... [--fresh]\n"
+        "       mpirun -n R grouter-train train CONFIG ...\n"
+        "\n"
+        "Trains the model that CONFIG (JSON; every key is listed in configs/README.md) describes and fills the run\n"
+        "folder run.dir: metrics.jsonl (one object per step), model.safetensors (final weights, Hugging Face names),\n"
+        "config.resolved.json and environment.json. The last line on stdout is the hash of the final weights.\n"
+        "\n"
+        "  --set KEY=VALUE   override one config key, e.g. --set optimizer.lr=3e-4; repeatable\n"
+        "  --fresh           rename an existing run folder aside instead of refusing to start\n"
+        "\n"
+        "Pin threads per rank with OMP_NUM_THREADS.\n"
+        "\n"
+        "example:\n"
+        "  OMP_NUM_THREADS=1 mpirun -n 2 grouter-train train configs/quickstart/train.json --set train.steps=100\n",
+    .run = run_train,
+};

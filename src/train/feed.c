@@ -1,0 +1,319 @@
+/* The feed: which windows come next, their tokens and checked routes, and the plan made from them. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "grouter/train.h"
+
+typedef struct source {
+    gr_tokens *tokens;
+    gr_routes *routes;
+    gr_touch touch; /* empty when the group is one rank: nothing moves */
+} source;
+
+/* What one micro-batch owns; two of them, so that the next can be prepared while one is in use. */
+typedef struct slot {
+    uint32_t *token;  /* [N] */
+    int32_t *target;  /* [N] */
+    float *pair_gate; /* [pair_max] */
+    uint32_t *load;   /* [E] */
+    gr_plan plan;
+    gr_plan_builder *builder;
+} slot;
+
+struct gr_feed {
+    gr_feed_kind kind;
+    const gr_config *config;
+    gr_comm *comm;
+    const gr_expert_map *map;
+    int n_source;
+    source *source;
+    gr_stream stream;
+    gr_stream_file *stream_file;
+    uint64_t n_window; /* of all files, or of one evaluation */
+    uint32_t B, T, K, E;
+    gr_plan_limits limits;
+
+    void *memory;
+    uint32_t *window_token; /* [T+1] */
+    uint16_t *ids;          /* [R_ep*N, K] of the whole group */
+    float *gates;           /* [R_ep*N, K] */
+    uint32_t *window_load;  /* [E] */
+    slot slot[2];
+    int next_slot;
+};
+
+/* ---------------------------------------------------------------- which window */
+
+typedef struct place {
+    int source;
+    uint64_t window;
+    bool ignored; /* fills up the last micro-batch of an evaluation: computed, not counted */
+} place;
+
+static place valid_place(const gr_feed *f, uint64_t index) {
+    place p = {.ignored = index >= f->n_window};
+    uint64_t left = p.ignored ? 0 : index;
+    while (left >= f->stream_file[p.source].n_window)
+        left -= f->stream_file[p.source++].n_window;
+    p.window = left;
+    return p;
+}
+
+static place train_place(gr_feed *f, uint64_t index) {
+    if (index < f->stream.index)
+        gr_stream_seek(&f->stream, index);
+    while (f->stream.index < index)
+        (void)gr_stream_next(&f->stream);
+    gr_window_ref ref = gr_stream_next(&f->stream);
+    return (place){.source = ref.file, .window = ref.window};
+}
+
+static place place_of(gr_feed *f, uint64_t index) {
+    return f->kind == GR_FEED_TRAIN ? train_place(f, index) : valid_place(f, index);
+}
+
+/* Stream index of the first window of this rank's group in a micro-batch; the group's R_ep*B windows follow it. */
+static uint64_t group_first(const gr_feed *f, uint64_t cursor, uint64_t micro) {
+    uint64_t first_rank = (uint64_t)(f->comm->rank[GR_WORLD] - f->comm->rank[GR_EP]);
+    return gr_stream_index(cursor, micro, (uint64_t)f->comm->size[GR_WORLD], f->B, first_rank, 0);
+}
+
+/* ---------------------------------------------------------------- opening */
+
+static gr_err check_router(const gr_feed *f, const gr_routes *routes, const gr_routes *other) {
+    const gr_routes_info *a = gr_routes_get(routes), *b = gr_routes_get(other);
+    if (memcmp(&a->router, &b->router, sizeof a->router) == 0)
+        return GR_OK;
+    char ours[33], theirs[33];
+    return gr_fail(GR_DATA,
+        "%s: expected routes of router %s (as %s), got router %s; route %s data with the same router",
+        gr_routes_path(routes), gr_hash128_text(b->router, theirs), gr_routes_path(other),
+        gr_hash128_text(a->router, ours), f->kind == GR_FEED_VALID ? "validation" : "training");
+}
+
+static gr_err open_source(gr_feed *f, int i, const gr_data_file *file, const gr_feed *like) {
+    source *s = &f->source[i];
+    GR_TRY(gr_tokens_open(&s->tokens, file->tokens));
+    uint64_t n = gr_window_count(gr_tokens_count(s->tokens), f->T);
+    if (n == 0)
+        return gr_fail(GR_DATA, "%s: expected at least data.seq_len+1 = %u tokens, got %llu; use a longer file",
+            file->tokens, f->T + 1, (unsigned long long)gr_tokens_count(s->tokens));
+    f->stream_file[i] = (gr_stream_file){.n_window = n, .weight = file->weight};
+    f->n_window += n;
+    GR_TRY(gr_routes_open(&s->routes, file->routes));
+    GR_TRY(gr_routes_match(s->routes, s->tokens, f->T, f->E, f->K));
+    return check_router(f, s->routes, like ? like->source[0].routes : f->source[0].routes);
+}
+
+static gr_err open_sources(gr_feed *f, const gr_feed *like) {
+    const gr_data_file *files = f->kind == GR_FEED_TRAIN ? f->config->data.train : f->config->data.valid;
+    f->n_source = f->kind == GR_FEED_TRAIN ? f->config->data.n_train : f->config->data.n_valid;
+    GR_TRY(gr_alloc((void **)&f->source, (size_t)f->n_source, sizeof *f->source, "data files"));
+    GR_TRY(gr_alloc((void **)&f->stream_file, (size_t)f->n_source, sizeof *f->stream_file, "data files"));
+    for (int i = 0; i < f->n_source; i++)
+        GR_TRY(open_source(f, i, &files[i], like));
+    if (f->kind == GR_FEED_TRAIN)
+        gr_stream_open(&f->stream, f->config->run.seed, f->stream_file, f->n_source);
+    else if (f->config->eval.windows && (uint64_t)f->config->eval.windows < f->n_window)
+        f->n_window = (uint64_t)f->config->eval.windows;
+    return GR_OK;
+}
+
+static gr_err open_touch(gr_feed *f, bool save) {
+    uint32_t n_vocab = (uint32_t)f->config->model.vocab_size;
+    for (int i = 0; i < f->n_source; i++) {
+        source *s = &f->source[i];
+        GR_TRY(gr_touch_open(&s->touch, s->routes, s->tokens, n_vocab, f->map->n_rank, save));
+    }
+    return GR_OK;
+}
+
+/* Rank 0 makes missing sidecars, then everyone reads them. */
+static gr_err open_touch_counts(gr_feed *f) {
+    if (f->map->n_rank == 1)
+        return GR_OK;
+    bool first = f->comm->rank[GR_WORLD] == 0;
+    GR_TRY(gr_comm_agree(f->comm, first ? open_touch(f, true) : GR_OK));
+    return gr_comm_agree(f->comm, first ? GR_OK : open_touch(f, false));
+}
+
+/* ---------------------------------------------------------------- limits */
+
+static uint64_t pairs_on_rank(gr_feed *f, const place *p, uint32_t rank) {
+    gr_routes_histogram(f->source[p->source].routes, p->window, f->window_load);
+    uint64_t n = 0;
+    for (uint32_t s = 0; s < f->map->E_local; s++)
+        n += f->window_load[f->map->expert_at[(size_t)rank * f->map->E_local + s]];
+    return n;
+}
+
+static void micro_limits(gr_feed *f, uint64_t cursor, uint64_t micro) {
+    uint32_t R = f->map->n_rank, rank = (uint32_t)f->comm->rank[GR_EP];
+    uint64_t first = group_first(f, cursor, micro), send = 0, recv = 0, pair = 0;
+    for (uint32_t j = 0; j < R * f->B; j++) {
+        place p = place_of(f, first + j);
+        const uint32_t *touch = f->source[p.source].touch.count + p.window * R;
+        pair += pairs_on_rank(f, &p, rank);
+        for (uint32_t r = 0; r < R; r++) {
+            if (j / f->B == rank && r != rank)
+                send += touch[r];
+            if (j / f->B != rank && r == rank)
+                recv += touch[r];
+        }
+    }
+    f->limits.send_max = send > f->limits.send_max ? send : f->limits.send_max;
+    f->limits.recv_max = recv > f->limits.recv_max ? recv : f->limits.recv_max;
+    f->limits.pair_max = pair > f->limits.pair_max ? pair : f->limits.pair_max;
+}
+
+/* Exact maxima over every micro-batch of the run. One rank alone keeps all its pairs: no look at the data is needed. */
+static void find_limits(gr_feed *f) {
+    f->limits = (gr_plan_limits){.N = f->B * f->T, .K = f->K, .n_rank = f->map->n_rank, .E_local = f->map->E_local};
+    if (f->map->n_rank == 1) {
+        f->limits.pair_max = (uint64_t)f->limits.N * f->K;
+        return;
+    }
+    uint64_t n_step = f->kind == GR_FEED_TRAIN ? (uint64_t)f->config->train.steps : 1;
+    uint64_t n_micro = gr_feed_micro_batches(f), G = (uint64_t)f->config->train.global_batch_windows;
+    for (uint64_t step = 0; step < n_step; step++)
+        for (uint64_t micro = 0; micro < n_micro; micro++)
+            micro_limits(f, step * G, micro);
+}
+
+gr_plan_limits gr_plan_limits_max(const gr_plan_limits *a, const gr_plan_limits *b) {
+    gr_plan_limits m = *a;
+    m.send_max = b->send_max > m.send_max ? b->send_max : m.send_max;
+    m.recv_max = b->recv_max > m.recv_max ? b->recv_max : m.recv_max;
+    m.pair_max = b->pair_max > m.pair_max ? b->pair_max : m.pair_max;
+    return m;
+}
+
+/* ---------------------------------------------------------------- memory */
+
+static void layout(gr_feed *f, gr_arena *a) {
+    size_t N = f->limits.N, group = N * f->limits.n_rank * f->K;
+    f->window_token = GR_TAKE(a, f->T + 1, uint32_t);
+    f->ids = GR_TAKE(a, group, uint16_t);
+    f->gates = GR_TAKE(a, group, float);
+    for (int i = 0; i < 2; i++) {
+        slot *s = &f->slot[i];
+        s->token = GR_TAKE(a, N, uint32_t);
+        s->target = GR_TAKE(a, N, int32_t);
+        s->pair_gate = GR_TAKE(a, f->limits.pair_max, float);
+        s->load = GR_TAKE(a, f->E, uint32_t);
+        gr_plan_layout(a, &f->limits, f->map, &s->plan, &s->builder);
+    }
+}
+
+static gr_err allocate(gr_feed *f) {
+    gr_arena a = {0};
+    layout(f, &a);
+    if (a.overflow)
+        return gr_fail(GR_RESOURCE, "plans: expected a size that fits the address space; use a smaller micro-batch");
+    GR_TRY(gr_alloc(&f->memory, a.peak + GR_ALIGN, 1, "plans"));
+    uintptr_t base = ((uintptr_t)f->memory + GR_ALIGN - 1) & ~(uintptr_t)(GR_ALIGN - 1);
+    a = (gr_arena){.base = (uint8_t *)base, .size = a.peak};
+    layout(f, &a);
+    return GR_OK;
+}
+
+static gr_err open_feed(gr_feed *f, const gr_feed *like) {
+    f->B = (uint32_t)f->config->train.micro_batch_windows;
+    f->T = (uint32_t)f->config->data.seq_len;
+    f->K = (uint32_t)f->config->model.num_experts_per_tok;
+    f->E = (uint32_t)f->config->model.num_experts;
+    GR_TRY(gr_alloc((void **)&f->window_load, f->E, sizeof *f->window_load, "expert loads"));
+    GR_TRY(gr_comm_agree(f->comm, open_sources(f, like)));
+    GR_TRY(open_touch_counts(f));
+    find_limits(f);
+    return gr_comm_agree(f->comm, allocate(f));
+}
+
+gr_err gr_feed_open(gr_feed **out, gr_feed_kind kind, const gr_config *config, gr_comm *comm, const gr_expert_map *map,
+    const gr_feed *like) {
+    *out = NULL;
+    gr_feed *f;
+    GR_TRY(gr_alloc((void **)&f, 1, sizeof *f, "feed"));
+    f->kind = kind;
+    f->config = config;
+    f->comm = comm;
+    f->map = map;
+    gr_err e = open_feed(f, like);
+    if (e) {
+        gr_feed_close(f);
+        return e;
+    }
+    *out = f;
+    return GR_OK;
+}
+
+void gr_feed_close(gr_feed *f) {
+    if (!f)
+        return;
+    for (int i = 0; f->source && i < f->n_source; i++) {
+        gr_touch_close(&f->source[i].touch);
+        gr_routes_close(f->source[i].routes);
+        gr_tokens_close(f->source[i].tokens);
+    }
+    free(f->memory);
+    free(f->window_load);
+    free(f->stream_file);
+    free(f->source);
+    free(f);
+}
+
+const gr_plan_limits *gr_feed_limits(const gr_feed *f) {
+    return &f->limits;
+}
+
+uint64_t gr_feed_windows(const gr_feed *f) {
+    return f->n_window;
+}
+
+uint64_t gr_feed_micro_batches(const gr_feed *f) {
+    uint64_t per_micro = (uint64_t)f->comm->size[GR_WORLD] * f->B;
+    if (f->kind == GR_FEED_TRAIN)
+        return (uint64_t)f->config->train.global_batch_windows / per_micro;
+    return (f->n_window + per_micro - 1) / per_micro;
+}
+
+/* ---------------------------------------------------------------- one micro-batch */
+
+/* Tokens and targets of window b of this rank. */
+static void fill_own(const gr_feed *f, slot *s, uint32_t b, const place *p, gr_micro *out) {
+    uint32_t *token = s->token + (size_t)b * f->T;
+    int32_t *target = s->target + (size_t)b * f->T;
+    memcpy(token, f->window_token, f->T * sizeof *token);
+    bool bytes = f->config->model.vocab_size == GR_BYTE_VOCAB;
+    for (uint32_t t = 0; t < f->T; t++) {
+        uint32_t next = f->window_token[t + 1];
+        target[t] = p->ignored ? -1 : (int32_t)next;
+        out->n_byte += bytes && !p->ignored && next < GR_BYTE_EOD;
+    }
+    out->n_target += p->ignored ? 0 : f->T;
+}
+
+gr_err gr_feed_prepare(gr_feed *f, uint64_t cursor, uint64_t micro, gr_micro *out) {
+    slot *s = &f->slot[f->next_slot];
+    f->next_slot ^= 1;
+    *out = (gr_micro){.load = s->load,
+        .batch = {.token = s->token, .target = s->target, .plan = &s->plan, .pair_gate = s->pair_gate}};
+    memset(s->load, 0, f->E * sizeof *s->load);
+    uint32_t rank = (uint32_t)f->comm->rank[GR_EP];
+    uint64_t first = group_first(f, cursor, micro);
+    for (uint32_t j = 0; j < f->map->n_rank * f->B; j++) {
+        place p = place_of(f, first + j);
+        source *src = &f->source[p.source];
+        size_t row = (size_t)j * f->T * f->K;
+        GR_TRY(gr_window_read(src->tokens, p.window, f->T, (uint32_t)f->config->model.vocab_size, f->window_token));
+        GR_TRY(gr_routes_read(src->routes, p.window, f->window_token, f->ids + row, f->gates + row));
+        gr_routes_histogram(src->routes, p.window, f->window_load);
+        for (uint32_t e = 0; e < f->E; e++)
+            s->load[e] += f->window_load[e];
+        if (j / f->B == rank)
+            fill_own(f, s, j % f->B, &p, out);
+    }
+    GR_TRY(gr_plan_build(&s->plan, s->builder, &f->limits, f->map, rank, f->ids, f->gates));
+    gr_plan_gates(&s->plan, f->gates, s->pair_gate);
+    return GR_OK;
+}

@@ -1,0 +1,169 @@
+/* The run folder: made once, never overwritten. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "grouter/json.h"
+#include "internal.h"
+
+extern char **environ;
+
+const char *gr_run_path(const gr_config *config, const char *name, char path[GR_PATH_MAX + 32]) {
+    snprintf(path, GR_PATH_MAX + 32, "%s/%s", config->run.dir, name);
+    return path;
+}
+
+gr_err gr_run_folder_check(const gr_config *config, gr_run_folder folder) {
+    if (folder == GR_RUN_FRESH || !gr_path_exists(config->run.dir))
+        return GR_OK;
+    return gr_fail(GR_CONFIG,
+        "run.dir: expected a folder that does not exist yet, got the existing %s; choose another run.dir, or use "
+        "--fresh "
+        "to rename it aside and start over",
+        config->run.dir);
+}
+
+/* First free name of dir.old-1, dir.old-2, ... */
+static gr_err rename_aside(const char *dir) {
+    char aside[GR_PATH_MAX + 32];
+    for (int i = 1;; i++) {
+        snprintf(aside, sizeof aside, "%s.old-%d", dir, i);
+        if (!gr_path_exists(aside))
+            break;
+    }
+    if (rename(dir, aside) != 0)
+        return gr_fail(GR_STORAGE, "%s: renaming it to %s failed: %s", dir, aside, strerror(errno));
+    gr_info("%s existed: renamed to %s", dir, aside);
+    return GR_OK;
+}
+
+static gr_err make_folder(const char *dir) {
+    char parent[GR_PATH_MAX];
+    snprintf(parent, sizeof parent, "%s", dir);
+    for (size_t n = strlen(parent); n > 1 && parent[n - 1] == '/'; n--)
+        parent[n - 1] = 0;
+    char *slash = strrchr(parent, '/');
+    if (slash && slash != parent) {
+        *slash = 0;
+        GR_TRY(gr_folder_make(parent));
+    }
+    if (mkdir(dir, 0777) == 0)
+        return GR_OK;
+    if (errno == EEXIST)
+        return gr_fail(GR_CONFIG, "run.dir: another process has just made %s; is the same run started twice?", dir);
+    return gr_fail(GR_STORAGE, "%s: creating the run folder failed: %s", dir, strerror(errno));
+}
+
+static gr_err write_text(const gr_config *config, const char *name, const char *text) {
+    char path[GR_PATH_MAX + 32];
+    gr_out *o;
+    GR_TRY(gr_out_open(&o, gr_run_path(config, name, path)));
+    gr_err e = gr_out_write(o, text, strlen(text));
+    if (!e)
+        e = gr_out_commit(o);
+    gr_out_close(o);
+    return e;
+}
+
+static gr_err write_config(const gr_config *config) {
+    char *text;
+    GR_TRY(gr_config_text(config, &text));
+    gr_err e = write_text(config, "config.resolved.json", text);
+    free(text);
+    return e;
+}
+
+static void cpu_name(char *name, size_t n) {
+    snprintf(name, n, "unknown");
+    FILE *in = fopen("/proc/cpuinfo", "r");
+    char line[512];
+    while (in && fgets(line, sizeof line, in))
+        if (strncmp(line, "model name", 10) == 0 && strchr(line, ':')) {
+            snprintf(name, n, "%s", strchr(line, ':') + 2);
+            name[strcspn(name, "\n")] = 0;
+            break;
+        }
+    if (in)
+        fclose(in);
+}
+
+/* Variables that change how a run behaves. */
+static bool is_recorded(const char *variable) {
+    static const char *const heads[] = {"OMP_", "GOMP_", "DNNL_", "ONEDNN_", "OMPI_MCA_", "OMPI_COMM_WORLD_SIZE",
+        "SLURM_JOB", "SLURM_NNODES", "SLURM_NTASKS", "NCCL_", "CUDA_"};
+    for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
+        if (strncmp(variable, heads[i], strlen(heads[i])) == 0)
+            return true;
+    return false;
+}
+
+static gr_err write_member(gr_out *o, const char *key, const char *value) {
+    char *escaped = malloc(6 * strlen(value) + 1);
+    if (!escaped)
+        return gr_fail(GR_RESOURCE, "environment.json: no memory");
+    gr_err e = gr_out_printf(o, "  \"%s\": \"", key);
+    if (!e)
+        e = gr_out_write(o, gr_json_escape(value, escaped), strlen(escaped));
+    if (!e)
+        e = gr_out_printf(o, "\",\n");
+    free(escaped);
+    return e;
+}
+
+static gr_err write_variables(gr_out *o) {
+    for (char **v = environ; *v; v++) {
+        char name[128];
+        size_t n = strcspn(*v, "=");
+        if (!is_recorded(*v) || n >= sizeof name || !(*v)[n])
+            continue;
+        memcpy(name, *v, n);
+        name[n] = 0;
+        GR_TRY(write_member(o, name, *v + n + 1));
+    }
+    return GR_OK;
+}
+
+static gr_err write_facts(gr_out *o, const gr_comm *comm, const gr_backend *backend) {
+    char host[256] = "unknown", cpu[256], started[32];
+    gethostname(host, sizeof host - 1);
+    cpu_name(cpu, sizeof cpu);
+    time_t now = time(NULL);
+    struct tm utc;
+    gmtime_r(&now, &utc);
+    strftime(started, sizeof started, "%Y-%m-%dT%H:%M:%SZ", &utc);
+    GR_TRY(gr_out_printf(o, "{\n"));
+    GR_TRY(write_member(o, "version", gr_version_text()));
+    GR_TRY(write_member(o, "started", started));
+    GR_TRY(write_member(o, "host", host));
+    GR_TRY(write_member(o, "cpu", cpu));
+    GR_TRY(write_member(o, "backend", backend->name));
+    GR_TRY(write_member(o, "backend_library", gr_backend_library()));
+    GR_TRY(write_member(o, "comm", comm->name));
+    GR_TRY(write_member(o, "comm_library", gr_comm_library()));
+    GR_TRY(write_variables(o));
+    return gr_out_printf(
+        o, "  \"ranks\": %d,\n  \"threads_per_rank\": %d\n}\n", comm->size[GR_WORLD], gr_thread_count());
+}
+
+static gr_err write_environment(const gr_config *config, const gr_comm *comm, const gr_backend *backend) {
+    char path[GR_PATH_MAX + 32];
+    gr_out *o;
+    GR_TRY(gr_out_open(&o, gr_run_path(config, "environment.json", path)));
+    gr_err e = write_facts(o, comm, backend);
+    if (!e)
+        e = gr_out_commit(o);
+    gr_out_close(o);
+    return e;
+}
+
+gr_err gr_run_folder_make(
+    const gr_config *config, gr_run_folder folder, const gr_comm *comm, const gr_backend *backend) {
+    if (folder == GR_RUN_FRESH && gr_path_exists(config->run.dir))
+        GR_TRY(rename_aside(config->run.dir));
+    GR_TRY(make_folder(config->run.dir));
+    GR_TRY(write_config(config));
+    return write_environment(config, comm, backend);
+}
