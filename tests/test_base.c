@@ -1,0 +1,184 @@
+/* Base: random numbers, bijection, bf16, arenas, files. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "grouter/base.h"
+
+/* Known answers of the Random123 distribution (kat_vectors, philox4x32 10). */
+static void philox_equals_the_published_vectors(void **state) {
+    (void)state;
+    uint32_t w[4];
+    gr_philox(0, 0, 0, w);
+    const uint32_t zero[4] = {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8};
+    assert_memory_equal(w, zero, sizeof w);
+    gr_philox(UINT64_MAX, UINT64_MAX, UINT64_MAX, w);
+    const uint32_t ones[4] = {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd};
+    assert_memory_equal(w, ones, sizeof w);
+    gr_philox(0x299f31d0a4093822u, 0x85a308d3243f6a88u, 0x0370734413198a2eu, w);
+    const uint32_t pi[4] = {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1};
+    assert_memory_equal(w, pi, sizeof w);
+}
+
+static void bijection_visits_every_value_once(void **state) {
+    (void)state;
+    const uint64_t sizes[] = {1, 2, 3, 5, 64, 65, 1000, 4097};
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        uint64_t n = sizes[s];
+        uint8_t *seen = calloc(n, 1);
+        for (uint64_t i = 0; i < n; i++) {
+            uint64_t x = gr_bijection(7 + s, n, i);
+            assert_true(x < n);
+            assert_int_equal(seen[x]++, 0);
+        }
+        free(seen);
+    }
+}
+
+static void bijection_depends_on_the_key_and_mixes(void **state) {
+    (void)state;
+    int fixed = 0, equal = 0;
+    for (uint64_t i = 0; i < 1000; i++) {
+        fixed += gr_bijection(1, 1000, i) == i;
+        equal += gr_bijection(1, 1000, i) == gr_bijection(2, 1000, i);
+    }
+    assert_in_range(fixed, 0, 12);
+    assert_in_range(equal, 0, 12);
+}
+
+static void normal_numbers_have_mean_0_and_variance_1(void **state) {
+    (void)state;
+    double sum = 0, squares = 0;
+    const int n = 100000;
+    for (int i = 0; i < n; i++) {
+        double x = gr_random_normal(3, 4, (uint64_t)i);
+        sum += x;
+        squares += x * x;
+    }
+    assert_true(fabs(sum / n) < 0.02);
+    assert_true(fabs(squares / n - 1) < 0.02);
+}
+
+static void uniform_numbers_fill_their_range(void **state) {
+    (void)state;
+    int count[7] = {0};
+    for (uint64_t i = 0; i < 70000; i++)
+        count[gr_random_below(5, 6, i, 7)]++;
+    for (int k = 0; k < 7; k++)
+        assert_in_range(count[k], 9500, 10500);
+}
+
+static void bf16_rounds_to_nearest_even_and_keeps_nan(void **state) {
+    (void)state;
+    assert_int_equal(gr_bf16_from_f32(1.0f), 0x3f80);
+    assert_int_equal(gr_bf16_from_f32(1.00390625f), 0x3f80); /* halfway: even below */
+    assert_int_equal(gr_bf16_from_f32(1.01171875f), 0x3f82); /* halfway: even above */
+    assert_int_equal(gr_bf16_from_f32(INFINITY), 0x7f80);
+    assert_true(isnan(gr_f32_from_bf16(gr_bf16_from_f32(NAN))));
+    for (uint32_t u = 0; u < 0x7f80; u++)
+        assert_int_equal(gr_bf16_from_f32(gr_f32_from_bf16((uint16_t)u)), u);
+}
+
+static void arena_places_what_it_measured(void **state) {
+    (void)state;
+    gr_arena a = {0};
+    for (int pass = 0; pass < 2; pass++) {
+        char *p = GR_TAKE(&a, 3, char);
+        double *q = GR_TAKE(&a, 5, double);
+        assert_null(gr_arena_take(&a, 0, 8));
+        if (pass) {
+            assert_int_equal((uintptr_t)q % GR_ALIGN, (uintptr_t)a.base % GR_ALIGN);
+            assert_ptr_equal((char *)q, p + GR_ALIGN);
+            memset(q, 1, 5 * sizeof *q);
+            break;
+        }
+        assert_null(p);
+        assert_int_equal(a.peak, 2 * GR_ALIGN);
+        size_t size = a.peak;
+        void *base;
+        assert_int_equal(gr_alloc(&base, size, 1, "test"), GR_OK);
+        a = (gr_arena){.base = base, .size = size};
+    }
+    free(a.base);
+}
+
+static void arena_notes_sizes_that_overflow(void **state) {
+    (void)state;
+    gr_arena a = {0};
+    assert_null(gr_arena_take(&a, SIZE_MAX / 4, 8));
+    assert_true(a.overflow);
+}
+
+static void file_appears_only_when_committed(void **state) {
+    (void)state;
+    const char *path = "test_base.file";
+    unlink(path);
+    gr_out *o;
+    assert_int_equal(gr_out_open(&o, path), GR_OK);
+    assert_int_equal(gr_out_write(o, "abc", 3), GR_OK);
+    assert_false(gr_path_exists(path));
+    char temporary[256];
+    snprintf(temporary, sizeof temporary, "%s", gr_out_temporary(o));
+    gr_out_close(o);
+    assert_false(gr_path_exists(temporary));
+    assert_false(gr_path_exists(path));
+
+    assert_int_equal(gr_out_open(&o, path), GR_OK);
+    assert_int_equal(gr_out_printf(o, "%d-%s", 7, "x"), GR_OK);
+    assert_int_equal(gr_out_commit(o), GR_OK);
+    gr_out_close(o);
+    char *text;
+    size_t n;
+    assert_int_equal(gr_file_read(path, 100, GR_DATA, &text, &n), GR_OK);
+    assert_string_equal(text, "7-x");
+    free(text);
+    assert_int_equal(gr_file_read(path, 2, GR_DATA, &text, &n), GR_DATA);
+    unlink(path);
+}
+
+static void unreadable_paths_carry_the_callers_code(void **state) {
+    (void)state;
+    gr_map m;
+    assert_int_equal(gr_map_open(&m, "/nonexistent/file", GR_CHECKPOINT), GR_CHECKPOINT);
+    assert_non_null(strstr(gr_error_text(), "/nonexistent/file"));
+    assert_int_equal(gr_map_open(&m, "/tmp", GR_DATA), GR_DATA);
+    gr_out *o;
+    assert_int_equal(gr_out_open(&o, "/nonexistent/file"), GR_STORAGE);
+}
+
+static void spans_never_read_past_their_end(void **state) {
+    (void)state;
+    const uint8_t bytes[7] = {1, 2, 3, 4, 5, 6, 7};
+    gr_span s = {bytes, sizeof bytes};
+    uint32_t v;
+    uint64_t w;
+    assert_true(gr_take_u32(&s, &v));
+    assert_int_equal(v, 0x04030201);
+    assert_false(gr_take_u32(&s, &v));
+    assert_false(gr_take_u64(&s, &w));
+    assert_int_equal(s.n, 3);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(philox_equals_the_published_vectors),
+        cmocka_unit_test(bijection_visits_every_value_once),
+        cmocka_unit_test(bijection_depends_on_the_key_and_mixes),
+        cmocka_unit_test(normal_numbers_have_mean_0_and_variance_1),
+        cmocka_unit_test(uniform_numbers_fill_their_range),
+        cmocka_unit_test(bf16_rounds_to_nearest_even_and_keeps_nan),
+        cmocka_unit_test(arena_places_what_it_measured),
+        cmocka_unit_test(arena_notes_sizes_that_overflow),
+        cmocka_unit_test(file_appears_only_when_committed),
+        cmocka_unit_test(unreadable_paths_carry_the_callers_code),
+        cmocka_unit_test(spans_never_read_past_their_end),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
