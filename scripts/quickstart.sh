@@ -164,15 +164,16 @@ stage_eval() {
 }
 
 stage_summary() {
-    local unigram before after speed verdict
+    local unigram before after speed
     unigram=$("$program" inspect "$work/text-valid" --json | json_numbers unigram_nats_per_byte)
     before=$(json_numbers nats_per_byte_valid <"$work/run/metrics.jsonl" | sed -n 1p)
     speed=$(json_numbers tokens_per_s <"$work/run/metrics.jsonl" | median)
     after=$(sed -n 's/.*nats per byte[^0-9]*\([0-9.]*\).*/\1/p' "$work/eval.txt" | tail -n 1)
-    verdict=$(awk -v u="$unigram" -v a="$after" 'BEGIN { printf "%.1f", 100 * (1 - a / u) }')
+    awk -v b="$before" -v a="$after" -v u="$unigram" 'BEGIN {
+        printf "validation loss   %.4f nats per byte before training, %.4f after\n", b, a
+        printf "unigram entropy   %.4f nats per byte of the same text: the loss is %.1f %% below it\n", u, 100 * (1 - a / u)
+    }'
     cat <<END
-validation loss   $before nats per byte before training, $after after
-unigram entropy   $unigram nats per byte of the same text: the loss is $verdict % below it
 speed             $speed tokens/s (median step), $ranks ranks with $OMP_NUM_THREADS thread each
 seconds           $seconds_text
 
