@@ -283,9 +283,8 @@ static void summary_print(const source *s, const output out[2]) {
     if (s->request->n_synthetic)
         printf("documents   %" PRIu64 "\n", s->n_document);
     else
-        printf("text        %" PRIu64 " bytes from %d files\ndocuments   %" PRIu64 " kept, %" PRIu64
-               " empty ones dropped\n",
-            s->texts.n_byte, s->texts.n_file, s->n_document, s->texts.n_empty);
+        printf("inputs      %d (%" PRIu64 " bytes of text)\ndocuments   %" PRIu64 " (%" PRIu64 " empty ones dropped)\n",
+            s->texts.n_file, s->texts.n_byte, s->n_document, s->texts.n_empty);
     printf("vocabulary  %" PRIu32 ", id %" PRIu32 " ends a document\n", s->request->n_vocab, s->request->n_vocab - 1);
     for (int i = 0; i < 2; i++)
         if (out[i].prefix)

@@ -121,13 +121,13 @@ static gr_err json_line_read(gr_span line, const char *source, const char *key, 
     GR_TRY(gr_json_parse(&text->json, (const char *)line.p, line.n, source, JSON_LINE_MAX, JSON_DEPTH_MAX, GR_DATA));
     const gr_json_node *root = gr_json_root(text->json), *node = gr_json_get(root, key);
     if (!node || node->kind != GR_JSON_STRING) {
+        const char *found = root->kind != GR_JSON_OBJECT ? "no object"
+                            : node                       ? "another type of value"
+                                                         : "no such member";
         gr_text_close(text);
         return gr_fail(GR_DATA,
             "%s: expected an object whose member \"%s\" is a string, got %s; name the member with --json-key", source,
-            key,
-            root->kind != GR_JSON_OBJECT ? "no object"
-            : node                       ? "another type of value"
-                                         : "no such member");
+            key, found);
     }
     text->p = (const uint8_t *)node->string;
     text->n = strlen(node->string);
