@@ -161,12 +161,14 @@ static void files_without_tensors_are_legal(void **state) {
 
 static void header_order_need_not_be_data_order(void **state) {
     (void)state;
-    file_make("{\"b\":{\"data_offsets\":[2,6],\"shape\":[1],\"dtype\":\"F32\"},"
+    file_make("{\"z\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[2,2]},"
+              "\"b\":{\"data_offsets\":[2,6],\"shape\":[1],\"dtype\":\"F32\"},"
               "\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]}}   ",
         0, 6);
     gr_safetensors *s = accepted();
     assert_string_equal(gr_safetensors_at(s, 0)->name, "a");
-    assert_string_equal(gr_safetensors_at(s, 1)->name, "b");
+    assert_string_equal(gr_safetensors_at(s, 1)->name, "z");
+    assert_string_equal(gr_safetensors_at(s, 2)->name, "b");
     gr_safetensors_close(s);
 }
 
@@ -206,6 +208,7 @@ static void lying_headers_are_refused(void **state) {
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":4,\"data_offsets\":[0,4]}}", 4, "shape"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,4]}}", 4, "at most 8"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[-1],\"data_offsets\":[0,4]}}", 4, "shape"},
+        {"{\"a\":{\"dtype\":\"F32\",\"shape\":[0,-1],\"data_offsets\":[0,0]}}", 0, "whole sizes"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1.0],\"data_offsets\":[0,4]}}", 4, "shape"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1e0],\"data_offsets\":[0,4]}}", 4, "shape"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[18446744073709551617],\"data_offsets\":[0,4]}}", 4, "shape"},

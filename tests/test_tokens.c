@@ -268,6 +268,25 @@ static void foreign_ids_are_refused_with_their_place(void **state) {
     gr_tokens_close(t);
 }
 
+static void negative_ids_are_refused_in_every_signed_type(void **state) {
+    (void)state;
+    static const struct {
+        uint8_t code;
+        size_t elem_size;
+    } types[] = {{2, 1}, {3, 2}, {4, 4}, {5, 8}};
+    const int64_t values[5] = {7, -2, 0, 0, 0};
+    for (size_t k = 0; k < sizeof types / sizeof types[0]; k++) {
+        pair p = pair_make(types[k].code, types[k].elem_size, values);
+        uint32_t ids[5];
+        gr_tokens *t;
+        pair_write(&p);
+        assert_int_equal(gr_tokens_open(&t, PREFIX), GR_OK);
+        assert_int_equal(gr_tokens_read(t, 0, 5, UINT32_MAX, ids), GR_DATA);
+        assert_non_null(strstr(gr_error_text(), "got -2"));
+        gr_tokens_close(t);
+    }
+}
+
 static void written_documents_are_read_back(uint32_t n_vocab, const char *dtype_text) {
     enum { N_DOCUMENT = 3000, LONGEST = 9000 }; /* more than the writer's first table and its chunk */
     static uint32_t ids[LONGEST], found[LONGEST];
@@ -379,6 +398,7 @@ int main(void) {
         cmocka_unit_test_teardown(bit_flips_are_refused_or_harmless, pair_remove),
         cmocka_unit_test_teardown(empty_and_absent_files_are_refused, pair_remove),
         cmocka_unit_test_teardown(foreign_ids_are_refused_with_their_place, pair_remove),
+        cmocka_unit_test_teardown(negative_ids_are_refused_in_every_signed_type, pair_remove),
         cmocka_unit_test_teardown(writer_takes_u16_below_65500, pair_remove),
         cmocka_unit_test_teardown(writer_takes_i32_from_65500, pair_remove),
         cmocka_unit_test_teardown(uncommitted_pair_leaves_the_old_one, pair_remove),

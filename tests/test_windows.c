@@ -164,6 +164,16 @@ static void equal_weights_alternate_from_the_lowest_file(void **state) {
         assert_int_equal(gr_stream_next(&s).file, i % 2);
 }
 
+/* Worked by hand from the rule: weights 0.5, 0.3, 0.2. */
+static void blend_follows_the_greedy_rule(void **state) {
+    (void)state;
+    static const int expected[] = {0, 1, 2, 0, 1, 0, 2};
+    gr_stream_file file[FILES_MAX];
+    gr_stream s = stream_make(&settings[5], 3, file);
+    for (size_t i = 0; i < sizeof expected / sizeof expected[0]; i++)
+        assert_int_equal(gr_stream_next(&s).file, expected[i]);
+}
+
 /* The order is part of what a run can resume: this formula must not change between versions. */
 static void one_file_is_the_plain_bijection(void **state) {
     (void)state;
@@ -189,6 +199,7 @@ int main(void) {
         cmocka_unit_test(seek_equals_taking_one_by_one),
         cmocka_unit_test(shares_stay_within_one_window_of_the_weights),
         cmocka_unit_test(equal_weights_alternate_from_the_lowest_file),
+        cmocka_unit_test(blend_follows_the_greedy_rule),
         cmocka_unit_test(one_file_is_the_plain_bijection),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
