@@ -1,0 +1,103 @@
+#include "check.h"
+
+#include "ref.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#define POISON 0x7FC0DEADu
+
+static float *memory(int64_t n) {
+    float *p = malloc((size_t)(n > 0 ? n : 1) * sizeof *p);
+    if (!p) {
+        fprintf(stderr, "check: no memory for %lld numbers\n", (long long)n);
+        abort();
+    }
+    return p;
+}
+
+float *check_random(uint64_t seed, int64_t n) {
+    float *x = memory(n);
+    uint64_t state = seed * 0x9E3779B97F4A7C15u + 1;
+    for (int64_t i = 0; i < n; i++) {
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        x[i] = (float)(int64_t)(state >> 40) / (float)(1 << 23) - 1;
+    }
+    return x;
+}
+
+float *check_poisoned(int64_t n) {
+    float *x = memory(n);
+    const uint32_t poison = POISON;
+    for (int64_t i = 0; i < n; i++)
+        memcpy(x + i, &poison, sizeof poison);
+    return x;
+}
+
+bool check_is_poison(float x) {
+    const uint32_t poison = POISON;
+    return memcmp(&x, &poison, sizeof poison) == 0;
+}
+
+float *check_zeros(int64_t n) {
+    float *x = memory(n);
+    memset(x, 0, (size_t)n * sizeof *x);
+    return x;
+}
+
+float *check_copy(int64_t n, const float *x) {
+    float *y = memory(n);
+    memcpy(y, x, (size_t)n * sizeof *y);
+    return y;
+}
+
+double *check_double(int64_t n, const float *x) {
+    return check_packed(1, n, n, x);
+}
+
+double *check_packed(int64_t n_row, int64_t width, int64_t ld, const float *x) {
+    double *y = ref_alloc(n_row * width);
+    for (int64_t i = 0; i < n_row; i++)
+        for (int64_t j = 0; j < width; j++)
+            y[i * width + j] = (double)x[i * ld + j];
+    return y;
+}
+
+double check_error(int64_t n, const float *got, const double *expected) {
+    return check_rows_error(1, n, n, got, expected);
+}
+
+double check_rows_error(int64_t n_row, int64_t width, int64_t ld, const float *got, const double *expected) {
+    double error = 0, norm = 0;
+    for (int64_t i = 0; i < n_row; i++) {
+        for (int64_t j = 0; j < ld; j++) {
+            const float x = got[i * ld + j];
+            if (j >= width) {
+                if (!check_is_poison(x))
+                    return INFINITY;
+                continue;
+            }
+            const double y = expected[i * width + j];
+            error += ((double)x - y) * ((double)x - y);
+            norm += y * y;
+        }
+    }
+    if (isnan(error))
+        return INFINITY;
+    if (norm == 0)
+        return error == 0 ? 0 : INFINITY;
+    return sqrt(error / norm);
+}
+
+void check_set_threads(int n) {
+#ifdef _OPENMP
+    omp_set_num_threads(n);
+#else
+    (void)n;
+#endif
+}

@@ -1,0 +1,35 @@
+/* check.h: inputs, poisoned outputs and norm-wise comparison for tests that hold a backend's fp32 against the
+ * reference.
+ */
+#ifndef GROUTER_CHECK_H
+#define GROUTER_CHECK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* The bound of fp32 kernels against the double reference. */
+#define CHECK_F32 1e-5
+
+/* n values in (-1, 1), the same for the same seed. Free with free(). */
+float *check_random(uint64_t seed, int64_t n);
+/* n NaNs: an output that is not written, or is read before it is written, shows. */
+float *check_poisoned(int64_t n);
+bool check_is_poison(float x);
+float *check_zeros(int64_t n);
+float *check_copy(int64_t n, const float *x);
+
+/* The same values in double. */
+double *check_double(int64_t n, const float *x);
+/* The first `width` elements of every row of ld elements, in double. */
+double *check_packed(int64_t n_row, int64_t width, int64_t ld, const float *x);
+
+/* ||got - expected|| / ||expected||; infinite when got has a NaN, or is not zero where expected is. */
+double check_error(int64_t n, const float *got, const double *expected);
+/* The same for rows of ld elements, of which the first `width` count; infinite too when the rest of a row is not
+ * poison: strided outputs must leave their gaps alone. */
+double check_rows_error(int64_t n_row, int64_t width, int64_t ld, const float *got, const double *expected);
+
+/* Threads of the parallel regions that follow; nothing without OpenMP. */
+void check_set_threads(int n);
+
+#endif

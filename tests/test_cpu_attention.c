@@ -1,0 +1,230 @@
+/* Attention of the CPU backend: masks, grouped heads, strides, window lengths around the block size. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <setjmp.h>
+
+#include <cmocka.h>
+
+#include "check.h"
+#include "ref.h"
+
+#include "grouter/backend.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static gr_backend *backend;
+
+static int open_backend(void **state) {
+    (void)state;
+    return gr_backend_open(&backend, "cpu");
+}
+
+static int close_backend(void **state) {
+    (void)state;
+    gr_backend_close(backend);
+    return 0;
+}
+
+/* q, k and v share one row of H + 2 H_kv heads, as a fused projection leaves them; o has rows of its own. */
+typedef struct attention_case {
+    gr_attention a;
+    int64_t n_row, n_q, n_kv, ld, ldo; /* n_q, n_kv: elements of a row */
+    float *qkv, *o, *lse, *dout, *dqkv;
+} attention_case;
+
+static attention_case open_attention(gr_attention shape) {
+    attention_case c = {.a = shape,
+        .n_row = shape.n_window * shape.T,
+        .n_q = shape.H * shape.head_dim,
+        .n_kv = shape.H_kv * shape.head_dim};
+    c.ld = c.n_q + 2 * c.n_kv;
+    c.ldo = c.n_q + 3;
+    c.qkv = check_random(1, c.n_row * c.ld);
+    c.dqkv = check_poisoned(c.n_row * c.ld);
+    c.o = check_poisoned(c.n_row * c.ldo);
+    c.dout = check_random(2, c.n_row * c.ldo);
+    c.lse = check_poisoned(shape.n_window * shape.H * shape.T);
+    for (int64_t i = 0; i < c.n_row * c.ld; i++)
+        c.qkv[i] *= 2; /* scores far enough from equal */
+    c.a.ldq = c.a.ldk = c.a.ldv = c.ld;
+    c.a.ldo = c.ldo;
+    c.a.q = c.qkv;
+    c.a.k = c.qkv + c.n_q;
+    c.a.v = c.qkv + c.n_q + c.n_kv;
+    c.a.o = c.o;
+    c.a.lse = c.lse;
+    return c;
+}
+
+/* Backward's arguments, set apart: forward must not need them. */
+static void add_backward(attention_case *c) {
+    c->a.dout = c->dout;
+    c->a.dq = c->dqkv;
+    c->a.dk = c->dqkv + c->n_q;
+    c->a.dv = c->dqkv + c->n_q + c->n_kv;
+}
+
+static void close_attention(attention_case *c) {
+    free(c->qkv);
+    free(c->dqkv);
+    free(c->o);
+    free(c->dout);
+    free(c->lse);
+}
+
+/* `width` columns of a row of the fused array, from `first` on: packed floats, then their distance to the reference. */
+static double column_error(const attention_case *c, int64_t first, int64_t width, const double *expected) {
+    float *packed = check_poisoned(c->n_row * width);
+    for (int64_t i = 0; i < c->n_row; i++)
+        memcpy(packed + i * width, c->dqkv + i * c->ld + first, (size_t)width * sizeof *packed);
+    double error = check_error(c->n_row * width, packed, expected);
+    free(packed);
+    return error;
+}
+
+static void check_backward(attention_case *c, const ref_attention *s) {
+    double *dout = check_packed(c->n_row, c->n_q, c->ldo, c->dout), *dq = ref_alloc(c->n_row * c->n_q);
+    double *dk = ref_alloc(c->n_row * c->n_kv), *dv = ref_alloc(c->n_row * c->n_kv);
+    ref_attention_backward(s, dout, dq, dk, dv);
+    add_backward(c);
+    assert_int_equal(backend->attention_backward(backend, GR_LANE_COMPUTE, &c->a), 0);
+    if (c->a.T > 1) { /* one key: the probability is 1 and neither q nor k matters; see below */
+        assert_true(column_error(c, 0, c->n_q, dq) <= CHECK_F32);
+        assert_true(column_error(c, c->n_q, c->n_kv, dk) <= CHECK_F32);
+    }
+    assert_true(column_error(c, c->n_q + c->n_kv, c->n_kv, dv) <= CHECK_F32);
+    free(dout);
+    free(dq);
+    free(dk);
+    free(dv);
+}
+
+static void check_attention(gr_attend mask, int64_t n_window, int64_t T, int64_t H, int64_t H_kv, int64_t head_dim) {
+    attention_case c = open_attention(
+        (gr_attention){.mask = mask, .n_window = n_window, .T = T, .H = H, .H_kv = H_kv, .head_dim = head_dim});
+    double *q = check_packed(c.n_row, c.n_q, c.ld, c.a.q), *k = check_packed(c.n_row, c.n_kv, c.ld, c.a.k);
+    double *v = check_packed(c.n_row, c.n_kv, c.ld, c.a.v), *o = ref_alloc(c.n_row * c.n_q),
+           *lse = ref_alloc(c.n_row * H);
+    ref_attention s = {.causal = mask == GR_ATTEND_CAUSAL,
+        .n_window = n_window,
+        .T = T,
+        .H = H,
+        .H_kv = H_kv,
+        .head_dim = head_dim,
+        .q = q,
+        .k = k,
+        .v = v};
+    ref_attention_forward(&s, o, lse);
+    assert_int_equal(backend->attention_forward(backend, GR_LANE_COMPUTE, &c.a), 0);
+    assert_true(check_rows_error(c.n_row, c.n_q, c.ldo, c.o, o) <= CHECK_F32);
+    assert_true(check_error(c.n_row * H, c.lse, lse) <= CHECK_F32);
+    check_backward(&c, &s);
+    close_attention(&c);
+    free(q);
+    free(k);
+    free(v);
+    free(o);
+    free(lse);
+}
+
+static void attention_matches_the_reference_at_every_window_length(void **state) {
+    (void)state;
+    static const int64_t T[] = {1, 2, 63, 64, 65, 130, 257};
+    for (size_t i = 0; i < sizeof T / sizeof *T; i++) {
+        check_attention(GR_ATTEND_CAUSAL, 2, T[i], 2, 1, 20);
+        check_attention(GR_ATTEND_BIDIRECTIONAL, 1, T[i], 2, 2, 6);
+    }
+}
+
+static void attention_matches_the_reference_for_every_grouping_of_heads(void **state) {
+    (void)state;
+    check_attention(GR_ATTEND_CAUSAL, 3, 33, 1, 1, 48);
+    check_attention(GR_ATTEND_CAUSAL, 1, 70, 6, 6, 6);
+    check_attention(GR_ATTEND_CAUSAL, 2, 70, 6, 3, 32);
+    check_attention(GR_ATTEND_CAUSAL, 2, 70, 6, 2, 64);
+    check_attention(GR_ATTEND_BIDIRECTIONAL, 2, 70, 6, 1, 128);
+    check_attention(GR_ATTEND_CAUSAL, 0, 70, 6, 1, 16);
+}
+
+static void one_key_gives_its_value_and_no_gradient_to_scores(void **state) {
+    (void)state;
+    attention_case c = open_attention(
+        (gr_attention){.mask = GR_ATTEND_CAUSAL, .n_window = 4, .T = 1, .H = 2, .H_kv = 2, .head_dim = 8});
+    add_backward(&c);
+    assert_int_equal(backend->attention_forward(backend, GR_LANE_COMPUTE, &c.a), 0);
+    assert_int_equal(backend->attention_backward(backend, GR_LANE_COMPUTE, &c.a), 0);
+    for (int row = 0; row < 4; row++) {
+        for (int64_t j = 0; j < c.n_q; j++) {
+            float dq = c.dqkv[row * c.ld + j], dk = c.dqkv[row * c.ld + c.n_q + j];
+            assert_true(dq < 1e-6f && dq > -1e-6f && dk < 1e-6f && dk > -1e-6f);
+        }
+    }
+    close_attention(&c);
+}
+
+/* Scores of several hundred: the largest is taken out before any exponential. */
+static void large_scores_do_not_overflow(void **state) {
+    (void)state;
+    attention_case c = open_attention(
+        (gr_attention){.mask = GR_ATTEND_CAUSAL, .n_window = 1, .T = 9, .H = 1, .H_kv = 1, .head_dim = 4});
+    for (int64_t i = 0; i < c.n_row * c.ld; i++)
+        c.qkv[i] *= 100;
+    assert_int_equal(backend->attention_forward(backend, GR_LANE_COMPUTE, &c.a), 0);
+    for (int64_t i = 0; i < c.n_row; i++)
+        for (int64_t j = 0; j < c.n_q; j++)
+            assert_true(c.o[i * c.ldo + j] >= -200 && c.o[i * c.ldo + j] <= 200);
+    close_attention(&c);
+}
+
+static void a_nan_reaches_every_row_that_sees_it_and_no_other(void **state) {
+    (void)state;
+    attention_case c = open_attention(
+        (gr_attention){.mask = GR_ATTEND_CAUSAL, .n_window = 1, .T = 100, .H = 1, .H_kv = 1, .head_dim = 16});
+    c.qkv[70 * c.ld + c.n_q] = c.lse[0]; /* a key of position 70 becomes poison */
+    assert_int_equal(backend->attention_forward(backend, GR_LANE_COMPUTE, &c.a), 0);
+    for (int64_t i = 0; i < 100; i++) {
+        bool is_nan = c.o[i * c.ldo] != c.o[i * c.ldo];
+        assert_int_equal(is_nan, i >= 70);
+    }
+    close_attention(&c);
+}
+
+static void results_do_not_depend_on_the_threads(void **state) {
+    (void)state;
+    float *o = NULL, *dqkv = NULL;
+    for (int n_thread = 1; n_thread <= 3; n_thread++) {
+        gr_backend *b;
+        check_set_threads(n_thread);
+        assert_int_equal(gr_backend_open(&b, "cpu"), 0);
+        attention_case c = open_attention(
+            (gr_attention){.mask = GR_ATTEND_CAUSAL, .n_window = 3, .T = 130, .H = 4, .H_kv = 2, .head_dim = 24});
+        add_backward(&c);
+        assert_int_equal(b->attention_forward(b, GR_LANE_COMPUTE, &c.a), 0);
+        assert_int_equal(b->attention_backward(b, GR_LANE_COMPUTE, &c.a), 0);
+        gr_backend_close(b);
+        if (!o) {
+            o = check_copy(c.n_row * c.ldo, c.o);
+            dqkv = check_copy(c.n_row * c.ld, c.dqkv);
+        }
+        assert_memory_equal(c.o, o, (size_t)(c.n_row * c.ldo) * sizeof *o);
+        assert_memory_equal(c.dqkv, dqkv, (size_t)(c.n_row * c.ld) * sizeof *o);
+        close_attention(&c);
+    }
+    free(o);
+    free(dqkv);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(attention_matches_the_reference_at_every_window_length),
+        cmocka_unit_test(attention_matches_the_reference_for_every_grouping_of_heads),
+        cmocka_unit_test(one_key_gives_its_value_and_no_gradient_to_scores),
+        cmocka_unit_test(large_scores_do_not_overflow),
+        cmocka_unit_test(a_nan_reaches_every_row_that_sees_it_and_no_other),
+        cmocka_unit_test(results_do_not_depend_on_the_threads),
+    };
+    return cmocka_run_group_tests(tests, open_backend, close_backend);
+}

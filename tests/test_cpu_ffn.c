@@ -1,0 +1,252 @@
+/* Grouped SwiGLU experts of the CPU backend: spread over experts or over rows, empty experts, gates. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <setjmp.h>
+
+#include <cmocka.h>
+
+#include "check.h"
+#include "ref.h"
+
+#include "grouter/backend.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static gr_backend *backend;
+
+static int open_backend(void **state) {
+    (void)state;
+    return gr_backend_open(&backend, "cpu");
+}
+
+static int close_backend(void **state) {
+    (void)state;
+    gr_backend_close(backend);
+    return 0;
+}
+
+/* Everything one call reads and writes. x and dy have n_row rows, of which pairs may use some twice and some never. */
+typedef struct ffn_case {
+    gr_ffn a;
+    int64_t n_row, n_w13, n_w2;
+    float *x, *w13, *w2, *gate, *h, *act, *y, *dy, *da, *dw13, *dw2, *dx, *dgate;
+    uint32_t *row;
+} ffn_case;
+
+/* `offset` has n_expert + 1 entries. */
+static ffn_case open_ffn(int32_t n_expert, const uint32_t *offset, int64_t D, int64_t F) {
+    const int64_t n_pair = offset[n_expert];
+    ffn_case c = {.n_row = n_pair + 2, .n_w13 = n_expert * 2 * F * D, .n_w2 = n_expert * D * F};
+    c.row = malloc((size_t)(n_pair + 1) * sizeof *c.row);
+    assert_non_null(c.row);
+    for (int64_t p = 0; p < n_pair; p++)
+        c.row[p] = (uint32_t)((p * p + 3) % c.n_row);
+    c.x = check_random(1, c.n_row * D);
+    c.dy = check_random(2, c.n_row * D);
+    c.w13 = check_random(3, c.n_w13);
+    c.w2 = check_random(4, c.n_w2);
+    c.dw13 = check_random(5, c.n_w13);
+    c.dw2 = check_random(6, c.n_w2);
+    c.gate = check_random(7, n_pair);
+    c.h = check_poisoned(n_pair * 2 * F);
+    c.act = check_poisoned(n_pair * F);
+    c.da = check_poisoned(n_pair * F);
+    c.y = check_poisoned(n_pair * D);
+    c.dx = check_poisoned(n_pair * D);
+    c.dgate = check_poisoned(n_pair);
+    c.a = (gr_ffn){.n_expert = n_expert,
+        .D = D,
+        .F = F,
+        .n_pair = n_pair,
+        .expert_offset = offset,
+        .pair_row = c.row,
+        .pair_gate = c.gate,
+        .x = c.x,
+        .w13 = c.w13,
+        .w2 = c.w2,
+        .h = c.h,
+        .a = c.act,
+        .y = c.y};
+    return c;
+}
+
+/* Backward's arguments, set apart: forward must not need them. */
+static void add_backward(ffn_case *c) {
+    c->a.dy = c->dy;
+    c->a.da = c->da;
+    c->a.dw13 = c->dw13;
+    c->a.dw2 = c->dw2;
+    c->a.dx = c->dx;
+    c->a.dgate = c->dgate;
+}
+
+static void close_ffn(ffn_case *c) {
+    float *all[] = {c->x, c->w13, c->w2, c->gate, c->h, c->act, c->y, c->dy, c->da, c->dw13, c->dw2, c->dx, c->dgate};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free(all[i]);
+    free(c->row);
+}
+
+/* The reference's view of the case, in double; `offset` as opened, even when the call under test has none. */
+typedef struct expected {
+    ref_ffn s;
+    double *x, *w13, *w2, *gate, *dy, *y, *dx, *dw13, *dw2, *dgate;
+} expected;
+
+static expected open_expected(const ffn_case *c, const uint32_t *offset) {
+    const int64_t D = c->a.D, n_pair = c->a.n_pair;
+    expected e = {.x = check_double(c->n_row * D, c->x),
+        .w13 = check_double(c->n_w13, c->w13),
+        .w2 = check_double(c->n_w2, c->w2),
+        .gate = check_double(n_pair, c->gate),
+        .dy = check_double(c->n_row * D, c->dy),
+        .dw13 = check_double(c->n_w13, c->dw13),
+        .dw2 = check_double(c->n_w2, c->dw2),
+        .y = ref_alloc(n_pair * D),
+        .dx = ref_alloc(n_pair * D),
+        .dgate = ref_alloc(n_pair)};
+    e.s = (ref_ffn){.n_expert = c->a.n_expert,
+        .D = D,
+        .F = c->a.F,
+        .offset = offset,
+        .pair_row = c->a.pair_row,
+        .x = e.x,
+        .pair_gate = c->a.pair_gate ? e.gate : NULL,
+        .w13 = e.w13,
+        .w2 = e.w2};
+    ref_ffn_forward(&e.s, e.y);
+    ref_ffn_backward(&e.s, e.dy, e.dx, e.dw13, e.dw2, e.dgate);
+    return e;
+}
+
+static void close_expected(expected *e) {
+    double *all[] = {e->x, e->w13, e->w2, e->gate, e->dy, e->y, e->dx, e->dw13, e->dw2, e->dgate};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free(all[i]);
+}
+
+/* Runs forward and backward, compares everything, closes the case. */
+static void check_ffn(ffn_case *c, const uint32_t *offset) {
+    const int64_t D = c->a.D, n_pair = c->a.n_pair;
+    expected e = open_expected(c, offset);
+    assert_int_equal(backend->ffn_forward(backend, GR_LANE_COMPUTE, &c->a), 0);
+    assert_true(check_error(n_pair * D, c->y, e.y) <= CHECK_F32);
+    add_backward(c);
+    assert_int_equal(backend->ffn_backward(backend, GR_LANE_COMPUTE, &c->a), 0);
+    assert_true(check_error(n_pair * D, c->dx, e.dx) <= CHECK_F32);
+    assert_true(check_error(c->n_w13, c->dw13, e.dw13) <= CHECK_F32);
+    assert_true(check_error(c->n_w2, c->dw2, e.dw2) <= CHECK_F32);
+    assert_true(check_error(n_pair, c->dgate, e.dgate) <= CHECK_F32);
+    close_expected(&e);
+    close_ffn(c);
+}
+
+static void experts_match_the_reference(void **state) {
+    (void)state;
+    static const uint32_t offset[] = {0, 0, 1, 20, 20, 87};
+    ffn_case c = open_ffn(5, offset, 20, 31);
+    check_ffn(&c, offset);
+    c = open_ffn(5, offset, 48, 6);
+    check_ffn(&c, offset);
+}
+
+static void one_expert_is_spread_over_the_rows(void **state) {
+    (void)state;
+    static const uint32_t offset[] = {0, 131};
+    ffn_case c = open_ffn(1, offset, 33, 65);
+    check_ffn(&c, offset);
+}
+
+static void more_threads_than_experts_give_the_same(void **state) {
+    (void)state;
+    static const uint32_t offset[] = {0, 40, 40, 41};
+    gr_backend *few = backend;
+    check_set_threads(4);
+    assert_int_equal(gr_backend_open(&backend, "cpu"), 0);
+    ffn_case c = open_ffn(3, offset, 16, 24);
+    check_ffn(&c, offset);
+    gr_backend_close(backend);
+    check_set_threads(2);
+    backend = few;
+}
+
+static void pairs_may_be_rows_and_gates_may_be_absent(void **state) {
+    (void)state;
+    static const uint32_t offset[] = {0, 17};
+    ffn_case c = open_ffn(1, offset, 12, 9);
+    c.a.pair_row = NULL;
+    c.a.pair_gate = NULL;
+    c.a.expert_offset = NULL;
+    check_ffn(&c, offset);
+    static const uint32_t offset3[] = {0, 5, 5, 9};
+    c = open_ffn(3, offset3, 12, 9);
+    c.a.pair_row = NULL;
+    c.a.pair_gate = NULL;
+    check_ffn(&c, offset3);
+}
+
+static void no_pairs_leave_the_gradients(void **state) {
+    (void)state;
+    static const uint32_t offset[] = {0, 0, 0, 0};
+    ffn_case c = open_ffn(3, offset, 8, 4);
+    check_ffn(&c, offset);
+}
+
+static void gate_gradients_are_not_needed(void **state) {
+    (void)state;
+    static const uint32_t offset[] = {0, 3, 8};
+    ffn_case c = open_ffn(2, offset, 8, 4);
+    assert_int_equal(backend->ffn_forward(backend, GR_LANE_COMPUTE, &c.a), 0);
+    add_backward(&c);
+    c.a.dgate = NULL;
+    assert_int_equal(backend->ffn_backward(backend, GR_LANE_COMPUTE, &c.a), 0);
+    for (int p = 0; p < 8; p++)
+        assert_true(check_is_poison(c.dgate[p]));
+    close_ffn(&c);
+}
+
+/* Large pre-activations: silu saturates to 0 or to h1 and its derivative to 0 or 1, without NaN. */
+static void saturated_units_stay_finite(void **state) {
+    (void)state;
+    static const uint32_t offset[] = {0, 4, 8};
+    ffn_case c = open_ffn(2, offset, 8, 16);
+    for (int64_t i = 0; i < c.n_w13; i++)
+        c.w13[i] *= 1000;
+    check_ffn(&c, offset);
+}
+
+static void results_do_not_depend_on_the_schedule(void **state) {
+    (void)state;
+    static const uint32_t offset[] = {0, 30, 31, 31, 90, 91, 120};
+    float *first = NULL;
+    for (int run = 0; run < 6; run++) {
+        check_set_threads(1 + run % 3);
+        ffn_case c = open_ffn(6, offset, 40, 24);
+        add_backward(&c);
+        assert_int_equal(backend->ffn_forward(backend, GR_LANE_COMPUTE, &c.a), 0);
+        assert_int_equal(backend->ffn_backward(backend, GR_LANE_COMPUTE, &c.a), 0);
+        if (!first)
+            first = check_copy(c.n_w13, c.dw13);
+        assert_memory_equal(first, c.dw13, (size_t)c.n_w13 * sizeof *first);
+        close_ffn(&c);
+    }
+    check_set_threads(2);
+    free(first);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(experts_match_the_reference),
+        cmocka_unit_test(one_expert_is_spread_over_the_rows),
+        cmocka_unit_test(more_threads_than_experts_give_the_same),
+        cmocka_unit_test(pairs_may_be_rows_and_gates_may_be_absent),
+        cmocka_unit_test(no_pairs_leave_the_gradients),
+        cmocka_unit_test(gate_gradients_are_not_needed),
+        cmocka_unit_test(saturated_units_stay_finite),
+        cmocka_unit_test(results_do_not_depend_on_the_schedule),
+    };
+    return cmocka_run_group_tests(tests, open_backend, close_backend);
+}

@@ -1,0 +1,225 @@
+/* RMS norm and rotary embedding of the CPU backend. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <setjmp.h>
+
+#include <cmocka.h>
+
+#include "check.h"
+#include "ref.h"
+
+#include "grouter/backend.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static gr_backend *backend;
+
+static int open_backend(void **state) {
+    (void)state;
+    return gr_backend_open(&backend, "cpu");
+}
+
+static int close_backend(void **state) {
+    (void)state;
+    gr_backend_close(backend);
+    return 0;
+}
+
+#define EPS 1e-3f
+
+/* n_outer rows of n_sub sub-rows; x and y have rows longer than that by different gaps. */
+typedef struct norm_case {
+    int64_t n_outer, n_sub, width, ldx, ldy;
+    float *x, *w, *y, *rstd, *dy, *dx, *dw;
+} norm_case;
+
+/* Poison everywhere but in the first `width` of every `ld`. */
+static float *random_rows(uint64_t seed, int64_t n, int64_t width, int64_t ld) {
+    float *x = check_poisoned(n * ld), *value = check_random(seed, n * width);
+    for (int64_t i = 0; i < n; i++)
+        memcpy(x + i * ld, value + i * width, (size_t)width * sizeof *x);
+    free(value);
+    return x;
+}
+
+static norm_case open_norm(int64_t n_outer, int64_t n_sub, int64_t width) {
+    norm_case c = {
+        .n_outer = n_outer, .n_sub = n_sub, .width = width, .ldx = n_sub * width + 2, .ldy = n_sub * width + 5};
+    c.x = random_rows(1, n_outer, n_sub * width, c.ldx);
+    c.dy = random_rows(2, n_outer, n_sub * width, c.ldy);
+    c.w = check_random(3, width);
+    c.dw = check_random(4, width);
+    c.y = check_poisoned(n_outer * c.ldy);
+    c.dx = check_poisoned(n_outer * c.ldx);
+    c.rstd = check_poisoned(n_outer * n_sub);
+    return c;
+}
+
+static void close_norm(norm_case *c) {
+    free(c->x);
+    free(c->dy);
+    free(c->w);
+    free(c->dw);
+    free(c->y);
+    free(c->dx);
+    free(c->rstd);
+}
+
+static gr_norm norm_of(const norm_case *c) {
+    return (gr_norm){.n_row = c->n_outer * c->n_sub,
+        .width = c->width,
+        .n_sub = c->n_sub,
+        .ldx = c->ldx,
+        .ldy = c->ldy,
+        .eps = EPS,
+        .x = c->x,
+        .w = c->w,
+        .y = c->y,
+        .rstd = c->rstd,
+        .dy = c->dy,
+        .dx = c->dx,
+        .dw = c->dw};
+}
+
+static void check_norm(int64_t n_outer, int64_t n_sub, int64_t width, gr_write dx_write) {
+    norm_case c = open_norm(n_outer, n_sub, width);
+    const int64_t n = n_outer * n_sub, row = n_sub * width;
+    if (dx_write == GR_ACCUMULATE) {
+        free(c.dx);
+        c.dx = random_rows(5, n_outer, row, c.ldx);
+    }
+    double *x = check_packed(n_outer, row, c.ldx, c.x), *dy = check_packed(n_outer, row, c.ldy, c.dy);
+    double *w = check_double(width, c.w), *dw = check_double(width, c.dw), *y = ref_alloc(n * width);
+    double *dx = dx_write == GR_ACCUMULATE ? check_packed(n_outer, row, c.ldx, c.dx) : ref_alloc(n * width);
+    ref_norm(n, width, (double)EPS, x, w, y);
+    ref_norm_backward(n, width, (double)EPS, x, w, dy, dx, dw);
+    gr_norm a = norm_of(&c);
+    a.dx_write = dx_write;
+    assert_int_equal(backend->norm_forward(backend, GR_LANE_COMPUTE, &a), 0);
+    assert_int_equal(backend->norm_backward(backend, GR_LANE_COMPUTE, &a), 0);
+    assert_true(check_rows_error(n_outer, row, c.ldy, c.y, y) <= CHECK_F32);
+    assert_true(check_rows_error(n_outer, row, c.ldx, c.dx, dx) <= CHECK_F32);
+    assert_true(check_error(width, c.dw, dw) <= CHECK_F32);
+    close_norm(&c);
+    free(x);
+    free(dy);
+    free(w);
+    free(dw);
+    free(y);
+    free(dx);
+}
+
+static void norms_match_the_reference(void **state) {
+    (void)state;
+    static const int64_t width[] = {1, 6, 20, 48, 257};
+    for (size_t i = 0; i < sizeof width / sizeof *width; i++) {
+        check_norm(1, 1, width[i], GR_OVERWRITE);
+        check_norm(259, 1, width[i], GR_OVERWRITE);
+        check_norm(7, 3, width[i], GR_ACCUMULATE);
+        check_norm(300, 5, width[i], GR_OVERWRITE);
+    }
+}
+
+static void no_rows_leave_the_weight_gradient(void **state) {
+    (void)state;
+    check_norm(0, 1, 20, GR_OVERWRITE);
+}
+
+static void the_input_gradient_may_replace_the_output_gradient(void **state) {
+    (void)state;
+    norm_case c = open_norm(9, 1, 48);
+    gr_norm a = norm_of(&c);
+    a.ldy = a.ldx; /* one layout for both */
+    float *dy = random_rows(6, 9, 48, c.ldx), *y = check_poisoned(9 * c.ldx);
+    a.y = y;
+    a.dy = dy;
+    float *dw = check_copy(48, c.dw);
+    assert_int_equal(backend->norm_forward(backend, GR_LANE_COMPUTE, &a), 0);
+    assert_int_equal(backend->norm_backward(backend, GR_LANE_COMPUTE, &a), 0);
+    a.dx = dy;
+    a.dw = dw;
+    assert_int_equal(backend->norm_backward(backend, GR_LANE_COMPUTE, &a), 0);
+    assert_memory_equal(dy, c.dx, (size_t)(9 * c.ldx) * sizeof *dy);
+    assert_memory_equal(dw, c.dw, 48 * sizeof *dw);
+    close_norm(&c);
+    free(dy);
+    free(y);
+    free(dw);
+}
+
+static void weight_gradients_do_not_depend_on_the_threads(void **state) {
+    (void)state;
+    norm_case c = open_norm(1111, 1, 33);
+    float *expected = NULL, *start = check_copy(33, c.dw);
+    for (int n_thread = 1; n_thread <= 3; n_thread++) {
+        check_set_threads(n_thread);
+        memcpy(c.dw, start, 33 * sizeof *start);
+        gr_norm a = norm_of(&c);
+        assert_int_equal(backend->norm_forward(backend, GR_LANE_COMPUTE, &a), 0);
+        assert_int_equal(backend->norm_backward(backend, GR_LANE_COMPUTE, &a), 0);
+        if (!expected)
+            expected = check_copy(33, c.dw);
+        assert_memory_equal(c.dw, expected, 33 * sizeof *expected);
+    }
+    close_norm(&c);
+    free(expected);
+    free(start);
+}
+
+/* ---------------------------------------------------------------- rotary embedding */
+
+static void check_rope(int64_t n_row, int64_t T, int64_t n_head, int64_t head_dim) {
+    const double theta = 10000;
+    const int64_t half = head_dim / 2, width = n_head * head_dim, ld = width + 3;
+    float *x = random_rows(1, n_row, width, ld), *cosine = check_zeros(T * half), *sine = check_zeros(T * half);
+    for (int64_t i = 0; i < T * half; i++) {
+        double angle = (double)(i / half) * pow(theta, -2.0 * (double)(i % half) / (double)head_dim);
+        cosine[i] = (float)cos(angle);
+        sine[i] = (float)sin(angle);
+    }
+    double *expected = check_packed(n_row, width, ld, x), *start = check_packed(n_row, width, ld, x);
+    ref_rope(n_row, T, n_head, head_dim, theta, false, expected);
+    gr_rope a = {.n_row = n_row,
+        .T = T,
+        .n_head = n_head,
+        .head_dim = head_dim,
+        .ld = ld,
+        .cosine = cosine,
+        .sine = sine,
+        .x = x};
+    assert_int_equal(backend->rope(backend, GR_LANE_COMPUTE, &a), 0);
+    assert_true(check_rows_error(n_row, width, ld, x, expected) <= CHECK_F32);
+    a.inverse = true;
+    assert_int_equal(backend->rope(backend, GR_LANE_COMPUTE, &a), 0);
+    assert_true(check_rows_error(n_row, width, ld, x, start) <= CHECK_F32);
+    free(x);
+    free(cosine);
+    free(sine);
+    free(expected);
+    free(start);
+}
+
+static void rope_turns_heads_by_position_and_back(void **state) {
+    (void)state;
+    check_rope(1, 1, 1, 2);
+    check_rope(21, 7, 3, 6);
+    check_rope(26, 13, 1, 20);
+    check_rope(10, 5, 4, 48);
+    check_rope(600, 300, 2, 64);
+    check_rope(0, 5, 4, 48);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(norms_match_the_reference),
+        cmocka_unit_test(no_rows_leave_the_weight_gradient),
+        cmocka_unit_test(the_input_gradient_may_replace_the_output_gradient),
+        cmocka_unit_test(weight_gradients_do_not_depend_on_the_threads),
+        cmocka_unit_test(rope_turns_heads_by_position_and_back),
+    };
+    return cmocka_run_group_tests(tests, open_backend, close_backend);
+}
