@@ -188,6 +188,7 @@ static void test_duplicate_keys_name_both_lines(void **state) {
     assert_refused("{\"x\":[{\"k\":1,\"\\u006b\":1}]}", "duplicate key \"k\"");
     assert_refused(
         "{\"b\":1,\"a\":1,\"c\":1,\"a\":1,\"b\":1}", "t:1:20: duplicate key \"a\""); /* the first in the text */
+    assert_refused("{\"a\\nb\":1,\"a\\nb\":2}", "duplicate key \"a b\"");
     assert_refused("{\"\":1,\"\":2}", "duplicate key \"\"");
     gr_json_close(parse("{\"a\":{\"a\":1},\"A\":[{\"a\":1},{\"a\":1}]}"));
 }

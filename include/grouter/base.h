@@ -64,6 +64,15 @@ void gr_error_print(FILE *out, gr_err code);
 _Noreturn void gr_assert_fail(const char *file, int line, const char *cond, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 
+/* The nearest of the names offered, for "did you mean": start with {.to = "what was written"}. `name` stays NULL while
+ * nothing offered is close enough to be a typing error (distance at most 1 + a quarter of the part after the last '.').
+ */
+typedef struct gr_nearest {
+    const char *to, *name; /* borrowed */
+    int distance;
+} gr_nearest;
+void gr_nearest_offer(gr_nearest *n, const char *name);
+
 /* ---------------------------------------------------------------- logging and progress (stderr) */
 
 typedef enum gr_log_level { GR_LOG_QUIET, GR_LOG_INFO, GR_LOG_DEBUG } gr_log_level;

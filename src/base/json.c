@@ -73,6 +73,9 @@ static gr_err scan_fail(const scan *s, size_t at, const char *fmt, ...) {
     va_start(args, fmt);
     vsnprintf(message, sizeof message, fmt, args);
     va_end(args);
+    for (char *c = message; *c; c++) /* of a quoted key; one error is one line */
+        if (*c == '\n')
+            *c = ' ';
     place p = place_of(s, at);
     return gr_fail(s->code, "%s:%d:%d: %s", s->source, p.line, p.column, message);
 }

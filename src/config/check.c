@@ -1,0 +1,126 @@
+/* Values that are legal alone and wrong together: each rule is one equation, reported with its numbers. */
+#include <string.h>
+
+#include "errors.h"
+
+typedef struct checker {
+    gr_config_errors *errors;
+    gr_place whole; /* for keys without a place of their own */
+} checker;
+
+/* Complains unless `holds`, at the first of the space-separated `keys` that was given; says nothing if one of them is
+ * wrong on its own. */
+static void rule(checker *c, bool holds, const char *keys, const char *fmt, ...) __attribute__((format(printf, 4, 5)));
+static void rule(checker *c, bool holds, const char *keys, const char *fmt, ...) {
+    if (holds)
+        return;
+    gr_place place = {0};
+    for (size_t n; *keys; keys += n + strspn(keys + n, " ")) {
+        char name[64];
+        n = strcspn(keys, " ");
+        snprintf(name, sizeof name, "%.*s", (int)n, keys);
+        int k = gr_key_find(name);
+        GR_ASSERT(k >= 0, "rule about the unknown key %s", name);
+        if (c->errors->state[k] == GR_KEY_WRONG)
+            return;
+        if (!place.source)
+            place = c->errors->place[k];
+    }
+    va_list args;
+    va_start(args, fmt);
+    gr_config_complain_v(c->errors, place.source ? place : c->whole, fmt, args);
+    va_end(args);
+}
+
+static bool divides(int64_t divisor, int64_t n) {
+    return divisor > 0 && n % divisor == 0;
+}
+
+static void check_attention(checker *c, const gr_model_config *m) {
+    int explicit_head_dim = gr_key_find("model.head_dim");
+    if (c->errors->state[explicit_head_dim] == GR_KEY_ABSENT)
+        rule(c, divides(m->num_attention_heads, m->hidden_size) && m->head_dim % 2 == 0 && m->head_dim > 0,
+            "model.hidden_size model.num_attention_heads",
+            "model.head_dim = model.hidden_size / model.num_attention_heads = %d / %d must be an even integer; change "
+            "one of them or give model.head_dim",
+            m->hidden_size, m->num_attention_heads);
+    else
+        rule(c, m->head_dim % 2 == 0, "model.head_dim",
+            "model.head_dim = %d must be even: rotary embedding turns pairs of elements", m->head_dim);
+    rule(c, divides(m->num_key_value_heads, m->num_attention_heads),
+        "model.num_key_value_heads model.num_attention_heads",
+        "model.num_attention_heads = %d must be a multiple of model.num_key_value_heads = %d", m->num_attention_heads,
+        m->num_key_value_heads);
+}
+
+static void check_experts(checker *c, const gr_model_config *m) {
+    rule(c, m->num_experts_per_tok <= m->num_experts, "model.num_experts_per_tok model.num_experts",
+        "model.num_experts_per_tok = %d must be at most model.num_experts = %d", m->num_experts_per_tok,
+        m->num_experts);
+    rule(c, m->first_k_dense_replace <= m->num_hidden_layers, "model.first_k_dense_replace model.num_hidden_layers",
+        "model.first_k_dense_replace = %d must be at most model.num_hidden_layers = %d", m->first_k_dense_replace,
+        m->num_hidden_layers);
+    rule(c, m->first_k_dense_replace == 0 || m->intermediate_size > 0,
+        "model.intermediate_size model.first_k_dense_replace",
+        "model.intermediate_size = 0, but model.first_k_dense_replace = %d: give the width of the dense layers",
+        m->first_k_dense_replace);
+}
+
+static void check_optimizer(checker *c, const gr_config *g) {
+    rule(c, g->optimizer.lr_min <= g->optimizer.lr, "optimizer.lr_min optimizer.lr",
+        "optimizer.lr_min = %g must be at most optimizer.lr = %g", g->optimizer.lr_min, g->optimizer.lr);
+    bool all = g->optimizer.decay_steps == 0;
+    int64_t decay = all ? g->train.steps : g->optimizer.decay_steps;
+    rule(c, g->optimizer.warmup_steps <= decay,
+        all ? "optimizer.warmup_steps train.steps" : "optimizer.warmup_steps optimizer.decay_steps",
+        "optimizer.warmup_steps = %lld must be at most %s = %lld", (long long)g->optimizer.warmup_steps,
+        all ? "train.steps" : "optimizer.decay_steps", (long long)decay);
+}
+
+static void check_batch(checker *c, const gr_config *g) {
+    int64_t B = g->train.micro_batch_windows, pairs = B * g->data.seq_len * g->model.num_experts_per_tok;
+    rule(c, divides(B, g->train.global_batch_windows), "train.global_batch_windows train.micro_batch_windows",
+        "train.global_batch_windows = %d must be a multiple of train.micro_batch_windows = %d",
+        g->train.global_batch_windows, g->train.micro_batch_windows);
+    rule(c, pairs <= INT32_MAX, "train.micro_batch_windows data.seq_len model.num_experts_per_tok",
+        "train.micro_batch_windows * data.seq_len * model.num_experts_per_tok = %d * %d * %d = %lld must be at most "
+        "%d; use smaller micro-batches",
+        g->train.micro_batch_windows, g->data.seq_len, g->model.num_experts_per_tok, (long long)pairs, INT32_MAX);
+}
+
+static void check_parallel(checker *c, const gr_config *g) {
+    int R_ep = g->parallel.expert_parallel_size;
+    rule(c, R_ep == 0 || divides(R_ep, g->model.num_experts), "parallel.expert_parallel_size model.num_experts",
+        "parallel.expert_parallel_size = %d must divide model.num_experts = %d", R_ep, g->model.num_experts);
+    rule(c, g->parallel.comm != GR_COMM_SELF || R_ep <= 1, "parallel.expert_parallel_size parallel.comm",
+        "parallel.expert_parallel_size = %d needs as many ranks, but parallel.comm = \"self\" is one; use \"mpi\"",
+        R_ep);
+}
+
+void gr_config_check(gr_config_errors *e, const gr_config *g, const char *source) {
+    checker c = {.errors = e, .whole = {.source = source}};
+    check_attention(&c, &g->model);
+    check_experts(&c, &g->model);
+    check_optimizer(&c, g);
+    check_batch(&c, g);
+    check_parallel(&c, g);
+    rule(&c, g->eval.every_steps == 0 || g->data.n_valid > 0, "eval.every_steps data.valid",
+        "eval.every_steps = %lld, but data.valid lists no files", (long long)g->eval.every_steps);
+}
+
+gr_err gr_config_check_ranks(const gr_config *g, int n_rank) {
+    gr_config_errors errors = {0};
+    checker c = {.errors = &errors, .whole = {.source = "config"}};
+    int R_ep = g->parallel.expert_parallel_size ? g->parallel.expert_parallel_size : 1;
+    int64_t B = g->train.micro_batch_windows, unit = B * n_rank, global = g->train.global_batch_windows;
+    int64_t lower = global / unit * unit;
+    check_parallel(&c, g);
+    rule(&c, divides(R_ep, n_rank), "parallel.expert_parallel_size",
+        "parallel.expert_parallel_size = %d must divide the number of ranks = %d", R_ep, n_rank);
+    rule(&c, divides(unit, global), "train.global_batch_windows train.micro_batch_windows",
+        "train.global_batch_windows = %lld must be a multiple of train.micro_batch_windows * ranks = %lld * %d = %lld; "
+        "the next are %lld and %lld",
+        (long long)global, (long long)B, n_rank, (long long)unit, (long long)(lower ? lower : unit),
+        (long long)(lower ? lower + unit : 2 * unit));
+    return gr_config_fail(&errors);
+}

@@ -1,0 +1,35 @@
+/* Collecting the errors of a config. */
+#include "errors.h"
+
+void gr_config_complain_v(gr_config_errors *e, gr_place place, const char *fmt, va_list args) {
+    if (e->n++ >= GR_CONFIG_ERRORS_MAX)
+        return;
+    char *line = e->line[e->n - 1];
+    int n = place.line ? snprintf(line, GR_CONFIG_LINE_MAX, "%s:%d:%d: ", place.source, place.line, place.column)
+                       : snprintf(line, GR_CONFIG_LINE_MAX, "%s: ", place.source);
+    if (n < GR_CONFIG_LINE_MAX)
+        vsnprintf(line + n, (size_t)(GR_CONFIG_LINE_MAX - n), fmt, args);
+    for (char *c = line; *c; c++) /* of a quoted value; one error is one line */
+        if (*c == '\n')
+            *c = ' ';
+}
+
+void gr_config_complain(gr_config_errors *e, gr_place place, const char *fmt, ...) {
+    va_list args;
+    va_start(args, fmt);
+    gr_config_complain_v(e, place, fmt, args);
+    va_end(args);
+}
+
+gr_err gr_config_fail(const gr_config_errors *e) {
+    if (e->n == 0)
+        return GR_OK;
+    char text[GR_CONFIG_ERRORS_MAX * GR_CONFIG_LINE_MAX + GR_CONFIG_LINE_MAX];
+    size_t n = 0;
+    int shown = e->n <= GR_CONFIG_ERRORS_MAX ? e->n : GR_CONFIG_ERRORS_MAX - 1;
+    for (int i = 0; i < shown; i++)
+        n += (size_t)snprintf(text + n, sizeof text - n, "%s%s", i ? "\n" : "", e->line[i]);
+    if (shown < e->n)
+        snprintf(text + n, sizeof text - n, "\n... and %d more errors in this config", e->n - shown);
+    return gr_fail(GR_CONFIG, "%s", text);
+}

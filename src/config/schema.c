@@ -1,0 +1,248 @@
+/* The keys of the config. Adding one here and in config.h is all it takes. */
+#include <string.h>
+
+#include "schema.h"
+
+const char *const gr_key_sections[GR_N_SECTION] = {
+    "run", "model", "routing", "data", "optimizer", "train", "parallel", "eval", "log"};
+
+static const char *const sources[] = {"table", NULL};
+static const char *const schedules[] = {"cosine", "wsd", "linear", "constant", NULL};
+static const char *const backends[] = {"auto", "cpu", NULL};
+static const char *const comms[] = {"auto", "self", "mpi", NULL};
+
+#define STEPS_MAX 1000000000000
+#define WIDTH_MAX 1048576
+
+#define AT(member) .offset = offsetof(gr_config, member)
+#define AT_FILE(member) .offset = offsetof(gr_data_file, member)
+#define INT(low_, high_) .type = GR_KEY_INT, .min = (low_), .max = (high_)
+#define INT64(low_, high_) .type = GR_KEY_INT64, .min = (low_), .max = (high_)
+#define NUMBER(open_, low_, high_) .type = GR_KEY_NUMBER, .open = (open_), .low = (low_), .high = (high_)
+#define NAME(list) .type = GR_KEY_NAME, .names = (list)
+#define PATH .type = GR_KEY_PATH, .min = 1, .max = GR_PATH_MAX - 1
+#define FILES(list, count, least)                                                                                      \
+    .type = GR_KEY_FILES, AT(list), .count_offset = offsetof(gr_config, count), .min = (least), .max = GR_DATA_FILES_MAX
+#define NO_UNIT .unit = ""
+
+const gr_key gr_keys[GR_N_KEY] = {
+    {"run.dir", NO_UNIT, PATH, AT(run.dir), .meaning = "folder of this run: log, resolved config, weights"},
+    {"run.seed", NO_UNIT, INT64(0, INT64_MAX), AT(run.seed), .fallback = "1234",
+        .meaning = "initial weights and order of windows follow from it"},
+
+    {"model.vocab_size", "tokens", INT(2, 16777216), AT(model.vocab_size),
+        .meaning = "V: token ids are below it (257 for the byte-level vocabulary)"},
+    {"model.hidden_size", "elements", INT(1, 65536), AT(model.hidden_size), .meaning = "D: width of the model"},
+    {"model.num_hidden_layers", "layers", INT(1, 1024), AT(model.num_hidden_layers), .meaning = "L"},
+    {"model.num_attention_heads", "heads", INT(1, 1024), AT(model.num_attention_heads), .meaning = "H: query heads"},
+    {"model.num_key_value_heads", "heads", INT(1, 1024), AT(model.num_key_value_heads),
+        .derived = "model.num_attention_heads", .meaning = "key and value heads; divides the query heads"},
+    {"model.head_dim", "elements", INT(2, 1024), AT(model.head_dim),
+        .derived = "model.hidden_size / model.num_attention_heads", .meaning = "width of a head; even"},
+    {"model.intermediate_size", "elements", INT(0, WIDTH_MAX), AT(model.intermediate_size), .fallback = "0",
+        .meaning = "width of dense layers; needed when model.first_k_dense_replace > 0"},
+    {"model.moe_intermediate_size", "elements", INT(1, WIDTH_MAX), AT(model.moe_intermediate_size),
+        .meaning = "F: width of one expert"},
+    {"model.num_experts", "experts", INT(1, 4096), AT(model.num_experts), .meaning = "E: experts per layer"},
+    {"model.num_experts_per_tok", "experts", INT(1, 64), AT(model.num_experts_per_tok),
+        .meaning = "K: experts a token uses; at most E"},
+    {"model.shared_expert_intermediate_size", "elements", INT(0, WIDTH_MAX), AT(model.shared_expert_intermediate_size),
+        .fallback = "0", .meaning = "width of the shared expert; 0 = none"},
+    {"model.first_k_dense_replace", "layers", INT(0, 1024), AT(model.first_k_dense_replace), .fallback = "0",
+        .meaning = "so many first layers are dense instead of experts"},
+    {"model.rms_norm_eps", NO_UNIT, NUMBER(GR_OPEN_LOW, 0, 0.1), AT(model.rms_norm_eps), .fallback = "1e-6",
+        .meaning = "added to the mean square in RMSNorm"},
+    {"model.rope_theta", NO_UNIT, NUMBER(GR_CLOSED, 1, 1e12), AT(model.rope_theta), .fallback = "10000",
+        .meaning = "base of the rotary embedding"},
+    {"model.initializer_range", NO_UNIT, NUMBER(GR_OPEN_LOW, 0, 1), AT(model.initializer_range), .fallback = "0.02",
+        .meaning = "standard deviation of the initial weights"},
+    {"model.tie_word_embeddings", NO_UNIT, .type = GR_KEY_BOOL, AT(model.tie_word_embeddings), .fallback = "false",
+        .meaning = "the head uses the embedding's weights"},
+    {"model.use_qk_norm", NO_UNIT, .type = GR_KEY_BOOL, AT(model.use_qk_norm), .fallback = "false",
+        .meaning = "RMSNorm on queries and keys of each head"},
+
+    {"routing.source", NO_UNIT, NAME(sources), AT(routing.source), .fallback = "table",
+        .meaning = "where routes come from: `table` = route tables made before training"},
+
+    {"data.train", "files", FILES(data.train, data.n_train, 1), .meaning = "training token files with their routes"},
+    {"data.train[].tokens", NO_UNIT, PATH, AT_FILE(tokens), .meaning = "token file: path of the .bin/.idx pair"},
+    {"data.train[].routes", NO_UNIT, PATH, AT_FILE(routes), .meaning = "route table of that token file"},
+    {"data.train[].weight", NO_UNIT, NUMBER(GR_OPEN_LOW, 0, 1e9), AT_FILE(weight), .fallback = "1",
+        .meaning = "share of the stream, relative to the other files"},
+    {"data.valid", "files", FILES(data.valid, data.n_valid, 0), .fallback = "[]",
+        .meaning = "validation token files with their routes"},
+    {"data.valid[].tokens", NO_UNIT, PATH, AT_FILE(tokens), .meaning = "as data.train[].tokens"},
+    {"data.valid[].routes", NO_UNIT, PATH, AT_FILE(routes), .meaning = "as data.train[].routes"},
+    {"data.seq_len", "tokens", INT(1, 1048576), AT(data.seq_len),
+        .meaning = "T: tokens of a window; the route tables must have the same"},
+
+    {"optimizer.lr", NO_UNIT, NUMBER(GR_OPEN_LOW, 0, 10), AT(optimizer.lr), .meaning = "peak learning rate"},
+    {"optimizer.lr_min", NO_UNIT, NUMBER(GR_CLOSED, 0, 10), AT(optimizer.lr_min), .fallback = "0",
+        .meaning = "learning rate at the end of the decay"},
+    {"optimizer.schedule", NO_UNIT, NAME(schedules), AT(optimizer.schedule), .fallback = "cosine",
+        .meaning = "course of the learning rate after warm-up"},
+    {"optimizer.warmup_steps", "steps", INT64(0, STEPS_MAX), AT(optimizer.warmup_steps), .fallback = "0",
+        .meaning = "linear rise to optimizer.lr"},
+    {"optimizer.decay_steps", "steps", INT64(0, STEPS_MAX), AT(optimizer.decay_steps), .fallback = "0",
+        .meaning = "step at which the decay ends, warm-up included; 0 = train.steps"},
+    {"optimizer.beta1", NO_UNIT, NUMBER(GR_OPEN_HIGH, 0, 1), AT(optimizer.beta1), .fallback = "0.9",
+        .meaning = "AdamW: decay of the first moment"},
+    {"optimizer.beta2", NO_UNIT, NUMBER(GR_OPEN_HIGH, 0, 1), AT(optimizer.beta2), .fallback = "0.999",
+        .meaning = "AdamW: decay of the second moment"},
+    {"optimizer.eps", NO_UNIT, NUMBER(GR_OPEN_LOW, 0, 0.1), AT(optimizer.eps), .fallback = "1e-8",
+        .meaning = "AdamW: added to the root of the second moment"},
+    {"optimizer.weight_decay", NO_UNIT, NUMBER(GR_CLOSED, 0, 10), AT(optimizer.weight_decay), .fallback = "0.1",
+        .meaning = "decoupled weight decay; not on norms"},
+    {"optimizer.clip", NO_UNIT, NUMBER(GR_CLOSED, 0, 1e6), AT(optimizer.clip), .fallback = "1",
+        .meaning = "largest global gradient norm; 0 = no clipping"},
+
+    {"train.steps", "steps", INT64(1, STEPS_MAX), AT(train.steps), .meaning = "optimizer updates of the run"},
+    {"train.micro_batch_windows", "windows", INT(1, 65536), AT(train.micro_batch_windows),
+        .meaning = "B: windows of one rank in one forward-backward"},
+    {"train.global_batch_windows", "windows", INT(1, 16777216), AT(train.global_batch_windows),
+        .meaning = "windows of one step over all ranks; a multiple of B x ranks"},
+
+    {"parallel.backend", NO_UNIT, NAME(backends), AT(parallel.backend), .fallback = "auto",
+        .meaning = "where arrays live and ops run"},
+    {"parallel.comm", NO_UNIT, NAME(comms), AT(parallel.comm), .fallback = "auto",
+        .meaning = "how ranks talk: `auto` = `mpi` under a launcher of more than one rank, else `self`"},
+    {"parallel.expert_parallel_size", "ranks", INT(0, 4096), AT(parallel.expert_parallel_size), .fallback = "0",
+        .meaning = "ranks that share one set of experts; divides ranks and E; 0 = smallest that fits (1)"},
+
+    {"eval.every_steps", "steps", INT64(0, STEPS_MAX), AT(eval.every_steps), .fallback = "0",
+        .meaning = "validation loss every so many steps; 0 = only at the end"},
+    {"eval.windows", "windows", INT64(0, STEPS_MAX), AT(eval.windows), .fallback = "0",
+        .meaning = "validation windows of one evaluation; 0 = all"},
+
+    {"log.every_steps", "steps", INT64(1, STEPS_MAX), AT(log.every_steps), .fallback = "10",
+        .meaning = "a line for people every so many steps (metrics.jsonl has every step)"},
+};
+
+int gr_key_find(const char *name) {
+    for (int i = 0; i < GR_N_KEY; i++)
+        if (strcmp(gr_keys[i].name, name) == 0)
+            return i;
+    return -1;
+}
+
+bool gr_key_is_section(const char *name) {
+    for (int i = 0; i < GR_N_SECTION; i++)
+        if (strcmp(gr_key_sections[i], name) == 0)
+            return true;
+    return false;
+}
+
+bool gr_key_is_member(const gr_key *list, const gr_key *key) {
+    size_t n = strlen(list->name);
+    return strncmp(key->name, list->name, n) == 0 && strncmp(key->name + n, "[].", 3) == 0;
+}
+
+/* ---------------------------------------------------------------- values */
+
+static bool in_range(const gr_key *key, double v) {
+    bool above = key->open == GR_OPEN_LOW ? v > key->low : v >= key->low;
+    bool below = key->open == GR_OPEN_HIGH ? v < key->high : v <= key->high;
+    return above && below;
+}
+
+static bool store_integer(const gr_key *key, char *to, const gr_json_node *node) {
+    int64_t v;
+    if (!gr_json_i64(node, &v) || v < key->min || v > key->max)
+        return false;
+    if (key->type == GR_KEY_INT)
+        *(int *)to = (int)v;
+    else
+        *(int64_t *)to = v;
+    return true;
+}
+
+static bool store_name(const gr_key *key, char *to, const gr_json_node *node) {
+    if (node->kind != GR_JSON_STRING)
+        return false;
+    for (int i = 0; key->names[i]; i++)
+        if (strcmp(key->names[i], node->string) == 0) {
+            *(int *)to = i;
+            return true;
+        }
+    return false;
+}
+
+static bool store_path(const gr_key *key, char *to, const gr_json_node *node) {
+    if (node->kind != GR_JSON_STRING)
+        return false;
+    size_t n = strlen(node->string);
+    if (n < (size_t)key->min || n > (size_t)key->max)
+        return false;
+    for (size_t i = 0; i < n; i++)
+        if ((unsigned char)node->string[i] < 0x20 || node->string[i] == 0x7f)
+            return false;
+    memset(to, 0, GR_PATH_MAX);
+    memcpy(to, node->string, n);
+    return true;
+}
+
+bool gr_key_store(const gr_key *key, void *base, const gr_json_node *node) {
+    char *to = (char *)base + key->offset;
+    double number;
+    switch (key->type) {
+    case GR_KEY_INT:
+    case GR_KEY_INT64:
+        return store_integer(key, to, node);
+    case GR_KEY_NUMBER:
+        if (!gr_json_f64(node, &number) || !in_range(key, number))
+            return false;
+        *(double *)to = number;
+        return true;
+    case GR_KEY_BOOL:
+        if (node->kind != GR_JSON_BOOL)
+            return false;
+        *(bool *)to = node->boolean;
+        return true;
+    case GR_KEY_NAME:
+        return store_name(key, to, node);
+    case GR_KEY_PATH:
+        return store_path(key, to, node);
+    case GR_KEY_FILES:
+        break;
+    }
+    return false;
+}
+
+void gr_key_store_fallback(const gr_key *key, void *base) {
+    const char *text = key->fallback;
+    gr_json_kind kind = key->type == GR_KEY_BOOL                               ? GR_JSON_BOOL
+                        : key->type == GR_KEY_NAME || key->type == GR_KEY_PATH ? GR_JSON_STRING
+                                                                               : GR_JSON_NUMBER;
+    gr_json_node node = {.kind = kind, .string = text, .number = text, .boolean = strcmp(text, "true") == 0};
+    GR_ASSERT(gr_key_store(key, base, &node), "%s: default %s is not legal", key->name, text);
+}
+
+const char *gr_key_expected(const gr_key *key, char text[GR_EXPECTED_MAX]) {
+    size_t n = 0;
+    switch (key->type) {
+    case GR_KEY_INT:
+    case GR_KEY_INT64:
+        snprintf(text, GR_EXPECTED_MAX, "an integer in [%lld, %lld]", (long long)key->min, (long long)key->max);
+        break;
+    case GR_KEY_NUMBER:
+        snprintf(text, GR_EXPECTED_MAX, "a number in %c%g, %g%c", key->open == GR_OPEN_LOW ? '(' : '[', key->low,
+            key->high, key->open == GR_OPEN_HIGH ? ')' : ']');
+        break;
+    case GR_KEY_BOOL:
+        snprintf(text, GR_EXPECTED_MAX, "true or false");
+        break;
+    case GR_KEY_NAME:
+        for (int i = 0; key->names[i]; i++)
+            n += (size_t)snprintf(text + n, GR_EXPECTED_MAX - n, "%s\"%s\"", i ? " or " : "", key->names[i]);
+        break;
+    case GR_KEY_PATH:
+        snprintf(text, GR_EXPECTED_MAX, "a path of %lld to %lld bytes without control characters", (long long)key->min,
+            (long long)key->max);
+        break;
+    case GR_KEY_FILES:
+        snprintf(text, GR_EXPECTED_MAX, "an array of %lld to %lld objects {\"tokens\": path, \"routes\": path}",
+            (long long)key->min, (long long)key->max);
+        break;
+    }
+    return text;
+}
