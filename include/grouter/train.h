@@ -53,6 +53,7 @@ typedef struct gr_step_record {
     double loss, lr, grad_norm;
     double loss_valid;       /* NaN when not measured in this step */
     double bytes_nats_valid; /* nats per byte, NaN when not measured */
+    /* step_ms: the whole step without its evaluation; eval_ms counts with loss_valid only */
     double step_ms, prepare_ms, forward_ms, backward_ms, exchange_ms, reduce_ms, optimizer_ms, eval_ms;
     double max_vio;
     bool skipped;
@@ -66,13 +67,16 @@ typedef struct gr_metrics_options {
     double peak_flops; /* of all ranks together; 0 = unknown */
 } gr_metrics_options;
 
+/* Appends to `path`; 74 if it cannot be opened. */
 GR_MUST gr_err gr_metrics_open(gr_metrics **out, const gr_metrics_options *o);
-/* One flushed JSON object per step (schema in README) and, every log_every steps, a line for people:
+/* One flushed JSON object per step (schema in README; what was not measured or is not finite is absent) and, every
+ * log_every steps, at the first and the last, after evaluations and skips, a line for people:
  * step 12/300 | loss 4.213 | gnorm 0.81 | lr 9.9e-05 | 412 ms | 31.4k tok/s | 34.1% of peak | maxvio 0.12 | eta 3m18s
- * Speed and ETA are averages that leave out the first step and steps with evaluation ("warming up" until then).
- * Errors writing the log never stop training: one warning. */
+ * On a terminal the steps between rewrite one line. In both, ms is this step's; tokens_per_s in the file is this step's
+ * too, in the line it and the ETA are averages that leave out the first step and steps with evaluation ("warming up"
+ * until then). Errors writing the log never stop training: one warning. */
 void gr_metrics_step(gr_metrics *m, const gr_step_record *r);
-void gr_metrics_close(gr_metrics *m);
+void gr_metrics_close(gr_metrics *m); /* accepts NULL */
 
 /* ---------------------------------------------------------------- the run */
 
