@@ -4,10 +4,12 @@
 
 #include "grouter/model.h"
 
-/* Learning rate of 0-based `step`. Warm-up: lr*(step+1)/warmup for step < warmup. Then, with w = warmup, d =
- * decay_steps: cosine    lr_min + (lr-lr_min)*(1+cos(pi*(step-w)/(d-w)))/2 until d linear    lr +
- * (lr_min-lr)*(step-w)/(d-w) until d wsd       lr until d - ceil(0.2*(d-w)), then linear to lr_min at d constant  lr
- * and lr_min from d on (constant: lr). */
+/* Learning rate of 0-based `step`, with w = warmup_steps and d = decay_steps:
+ * - warm-up: lr*(step+1)/w for step < w, whatever follows.
+ * - cosine: lr_min + (lr-lr_min)*(1+cos(pi*(step-w)/(d-w)))/2, lr_min from d on.
+ * - linear: lr + (lr_min-lr)*(step-w)/(d-w), lr_min from d on.
+ * - wsd: lr until d - ceil(0.2*(d-w)), then linear to lr_min at d, lr_min from d on.
+ * - constant: lr. */
 typedef struct gr_lr {
     gr_schedule schedule;
     double lr, lr_min;
@@ -22,7 +24,7 @@ typedef struct gr_optimizer_options {
     gr_comm *comm;
     const gr_params *params;
     gr_lr lr;
-    double beta1, beta2, eps, weight_decay, clip; /* clip 0 = off */
+    double beta1, beta2, eps, weight_decay, clip; /* eps > 0; clip 0 = off */
 } gr_optimizer_options;
 
 GR_MUST gr_err gr_optimizer_open(gr_optimizer **out, const gr_optimizer_options *o); /* moments: zero */
@@ -34,13 +36,18 @@ typedef struct gr_update {
     double reduce_ms, optimizer_ms;
 } gr_update;
 
-/* One update of `step` (0-based; it also counts when skipped): sums gradients over their groups, takes the global norm,
- * decides (the same on every rank: proceeds only if norm and global loss are finite), clips, applies AdamW.
- * The fourth skip in a row is 71. The moment correction counts applied updates. */
+/* One update of `step` (0-based; it also counts when skipped) with the loss of the global batch: sums gradients over
+ * their groups, takes the global norm, decides (the same on every rank: proceeds only if norm and global loss are
+ * finite), clips, applies AdamW. The fourth skip in a row is 71. The moment correction counts applied updates. */
 GR_MUST gr_err gr_optimizer_step(
     gr_optimizer *o, int64_t step, double loss, float *weights, float *gradients, gr_update *out);
 
-/* For tests: the sums over groups alone. */
+/* The sums over groups alone: dense gradients over the world, expert gradients over the ranks with the same experts. */
 GR_MUST gr_err gr_gradients_reduce(const gr_params *p, gr_comm *comm, float *gradients);
+
+/* Norm of reduced gradients over all parameters of the model, each counted once; the same bits on every rank. scratch:
+ * two doubles of backend memory. */
+GR_MUST gr_err gr_gradients_norm(
+    const gr_params *p, gr_backend *b, gr_comm *comm, const float *gradients, double *scratch, double *norm);
 
 #endif
