@@ -120,12 +120,14 @@ GR_MUST gr_err gr_model_zero_gradients(gr_model *m);
 /* ---------------------------------------------------------------- whole tensors by name (safetensors)
  * `flat` is any host array in the params' layout: weights, gradients, moments. */
 
-/* Collective over the first expert-parallel group (others return at once): rank 0 of the world writes all tensors,
- * whole and by logical expert id, in name order. *hash (rank 0): XXH3-128 over names and bytes, layout-free. path NULL:
- * only the hash. */
+/* Collective over the first expert-parallel group (others return at once): rank 0 of the world writes all tensors as
+ * F32, whole, in the table's order with experts by logical id: the same bytes from any layout. Metadata: "format" "pt"
+ * and, if config_text is given, "grouter_config". *hash (rank 0): XXH3-128 over each tensor's name and bytes in that
+ * order. path NULL: only the hash. A storage error (74) is rank 0's alone, returned once nobody waits for it. */
 GR_MUST gr_err gr_params_save(
     const gr_params *p, gr_comm *comm, const float *flat, const char *path, const char *config_text, gr_hash128 *hash);
-/* Every rank reads what it owns. Missing, extra, wrongly shaped or typed tensors: 66 with a table of expected/found. */
+/* Every rank reads what it owns. Missing, extra, wrongly shaped or typed (not F32) tensors: 66 with a table of
+ * expected/found, before anything is copied. */
 GR_MUST gr_err gr_params_load(const gr_params *p, const char *path, float *flat);
 
 #endif

@@ -1,0 +1,330 @@
+/* Whole tensors by name: any array in the parameters' layout to and from one safetensors file.
+ *
+ * Order of the file, whatever the layout of the ranks: the table's order, experts by logical id: so a file of one rank
+ * and a file of eight are the same bytes. Experts reach the writing rank one table entry at a time; it holds the
+ * matrices of one entry (one projection of one layer), never a second copy of the model. */
+#include "grouter/data.h"
+#include "grouter/model.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define PROBLEMS_MAX 20
+
+/* One tensor of the file. */
+typedef struct whole {
+    const gr_param *param;
+    uint32_t expert; /* logical id; 0 for replicated tensors */
+    char name[GR_TENSOR_NAME_MAX];
+} whole;
+
+static uint32_t tensors_of(const gr_params *p, const gr_param *param) {
+    return param->owner == GR_WORLD ? 1 : p->map->E;
+}
+
+/* All tensors of the model in file order; the caller frees *list. */
+static gr_err wholes_make(const gr_params *p, whole **list, int *n) {
+    size_t count = 0;
+    for (int i = 0; i < p->n; i++)
+        count += tensors_of(p, &p->list[i]);
+    void *memory;
+    GR_TRY(gr_alloc(&memory, count, sizeof **list, "tensor names"));
+    *list = memory;
+    *n = 0;
+    for (int i = 0; i < p->n; i++)
+        for (uint32_t e = 0; e < tensors_of(p, &p->list[i]); e++) {
+            whole *w = &(*list)[(*n)++];
+            w->param = &p->list[i];
+            w->expert = e;
+            if (w->param->owner == GR_WORLD)
+                snprintf(w->name, sizeof w->name, "%s", w->param->name);
+            else
+                snprintf(w->name, sizeof w->name, w->param->name, (unsigned)e);
+        }
+    return GR_OK;
+}
+
+/* ---------------------------------------------------------------- gathering experts on rank 0 */
+
+typedef struct gather {
+    const gr_params *p;
+    gr_comm *comm;
+    const float *flat;
+    uint32_t *rows; /* [2][R_ep] counts sent and received */
+    float *send;    /* own matrices of one entry, packed */
+    float *recv;    /* on rank 0: the matrices of ranks 1.. in rank order */
+} gather;
+
+static void gather_close(gather *g) {
+    free(g->rows);
+    free(g->send);
+    free(g->recv);
+}
+
+static gr_err gather_open(gather *g, const gr_params *p, gr_comm *comm, const float *flat) {
+    *g = (gather){.p = p, .comm = comm, .flat = flat};
+    size_t largest = 0, n_rank = (size_t)comm->size[GR_EP];
+    for (int i = 0; i < p->n; i++)
+        if (p->list[i].owner == GR_EDP && (size_t)gr_param_size(&p->list[i]) > largest)
+            largest = (size_t)gr_param_size(&p->list[i]);
+    if (n_rank == 1 || largest == 0)
+        return GR_OK;
+    bool root = comm->rank[GR_EP] == 0;
+    size_t own = largest * p->map->E_local;
+    void *rows, *buffer;
+    GR_TRY(gr_alloc(&rows, 2 * n_rank, sizeof *g->rows, "row counts"));
+    g->rows = rows;
+    gr_err err =
+        gr_alloc(&buffer, root ? own * (n_rank - 1) : own, sizeof *g->send, "one projection's experts of one layer");
+    if (err) {
+        gather_close(g);
+        return err;
+    }
+    *(root ? &g->recv : &g->send) = buffer;
+    return GR_OK;
+}
+
+/* Sends this rank's matrices of the entry to rank 0, or receives everybody's. A row is a row of a matrix. */
+static gr_err gather_entry(gather *g, const gr_param *p) {
+    size_t n_rank = (size_t)g->comm->size[GR_EP], size = (size_t)gr_param_size(p);
+    if (n_rank == 1)
+        return GR_OK;
+    uint32_t *send_rows = g->rows, *recv_rows = g->rows + n_rank;
+    uint32_t n_row = (uint32_t)p->dim[0] * p->n_matrix;
+    if (g->recv)
+        for (size_t r = 1; r < n_rank; r++)
+            recv_rows[r] = n_row;
+    else
+        send_rows[0] = n_row;
+    for (uint32_t i = 0; g->send && i < p->n_matrix; i++)
+        memcpy(g->send + i * size, g->flat + p->offset + i * p->stride, size * sizeof *g->send);
+    gr_exchange x = {.group = GR_EP,
+        .dtype = GR_F32,
+        .width = (uint32_t)p->dim[1],
+        .send = g->send,
+        .send_rows = send_rows,
+        .recv = g->recv,
+        .recv_rows = recv_rows};
+    GR_TRY(g->comm->exchange_start(g->comm, &x));
+    return g->comm->exchange_wait(g->comm);
+}
+
+/* Where rank 0 finds a tensor once its entry has been gathered. */
+static const float *gathered(const gather *g, const whole *w) {
+    const gr_param *p = w->param;
+    if (p->owner == GR_WORLD)
+        return g->flat + p->offset;
+    const gr_expert_map *map = g->p->map;
+    uint32_t rank = map->rank_of[w->expert], slot = map->slot_of[w->expert];
+    if (rank == 0)
+        return g->flat + p->offset + slot * p->stride;
+    return g->recv + ((rank - 1) * map->E_local + slot) * (size_t)gr_param_size(p);
+}
+
+/* ---------------------------------------------------------------- saving */
+
+typedef struct sink {
+    gr_safetensors_writer *writer; /* NULL: only the hash */
+    gr_hasher *hasher;
+} sink;
+
+static void sink_close(sink *s) {
+    gr_safetensors_writer_close(s->writer);
+    gr_hasher_close(s->hasher);
+}
+
+static gr_err sink_open(sink *s, const char *path, const char *config_text, const whole *list, int n) {
+    *s = (sink){0};
+    GR_TRY(gr_hasher_open(&s->hasher));
+    if (!path)
+        return GR_OK;
+    void *memory;
+    GR_TRY(gr_alloc(&memory, (size_t)n, sizeof(gr_tensor), "tensor list"));
+    gr_tensor *tensors = memory;
+    for (int i = 0; i < n; i++) {
+        const gr_param *p = list[i].param;
+        tensors[i] = (gr_tensor){
+            .name = list[i].name, .dtype = GR_F32, .n_dim = p->n_dim, .dim = {p->dim[0], p->n_dim > 1 ? p->dim[1] : 0}};
+    }
+    gr_metadata metadata[2] = {{"format", "pt"}, {"grouter_config", config_text}};
+    gr_err err = gr_safetensors_writer_open(&s->writer, path, tensors, n, metadata, config_text ? 2 : 1);
+    free(tensors);
+    return err;
+}
+
+static gr_err sink_write(sink *s, const whole *w, const float *data) {
+    size_t n_byte = (size_t)gr_param_size(w->param) * sizeof *data;
+    gr_hasher_add(s->hasher, w->name, strlen(w->name));
+    gr_hasher_add(s->hasher, data, n_byte);
+    return s->writer ? gr_safetensors_writer_append(s->writer, data, n_byte) : GR_OK;
+}
+
+/* Rank 0's part. A failure of the file is kept until every other rank has been heard, so that none of them waits. */
+static gr_err tensors_write(gather *g, sink *s, gr_err err, const whole *list, int n) {
+    const gr_param *current = NULL;
+    for (int i = 0; i < n; i++) {
+        if (list[i].param != current && list[i].param->owner == GR_EDP)
+            GR_TRY(gather_entry(g, list[i].param));
+        current = list[i].param;
+        if (!err)
+            err = sink_write(s, &list[i], gathered(g, &list[i]));
+    }
+    if (!err && s->writer)
+        err = gr_safetensors_writer_commit(s->writer);
+    return err;
+}
+
+static gr_err root_save(gather *g, const char *path, const char *config_text, gr_hash128 *hash) {
+    whole *list;
+    int n;
+    GR_TRY(wholes_make(g->p, &list, &n));
+    sink s;
+    gr_err err = sink_open(&s, path, config_text, list, n);
+    err = tensors_write(g, &s, err, list, n);
+    if (!err)
+        *hash = gr_hasher_128(s.hasher);
+    sink_close(&s);
+    free(list);
+    return err;
+}
+
+gr_err gr_params_save(
+    const gr_params *p, gr_comm *comm, const float *flat, const char *path, const char *config_text, gr_hash128 *hash) {
+    if (comm->rank[GR_WORLD] >= comm->size[GR_EP])
+        return GR_OK;
+    gather g;
+    GR_TRY(gather_open(&g, p, comm, flat));
+    gr_err err = GR_OK;
+    if (comm->rank[GR_WORLD] == 0)
+        err = root_save(&g, path, config_text, hash);
+    else
+        for (int i = 0; !err && i < p->n; i++)
+            if (p->list[i].owner == GR_EDP)
+                err = gather_entry(&g, &p->list[i]);
+    gather_close(&g);
+    return err;
+}
+
+/* ---------------------------------------------------------------- loading */
+
+/* Lines of "expected X, got Y", at most PROBLEMS_MAX of them. */
+typedef struct problems {
+    FILE *out;
+    char *text;
+    size_t size;
+    int n;
+} problems;
+
+static void shape_print(FILE *out, gr_dtype dtype, int n_dim, const int64_t *dim) {
+    fprintf(out, "%s [", gr_dtype_name(dtype));
+    for (int i = 0; i < n_dim; i++)
+        fprintf(out, "%s%lld", i ? ", " : "", (long long)dim[i]);
+    fputc(']', out);
+}
+
+static void problem_add(problems *p, const char *name, const gr_param *expected, const gr_tensor *found) {
+    if (p->n++ >= PROBLEMS_MAX)
+        return;
+    fprintf(p->out, "\n  %.*s: expected ", GR_TENSOR_NAME_MAX, name);
+    if (expected)
+        shape_print(p->out, GR_F32, expected->n_dim, expected->dim);
+    else
+        fputs("no such tensor", p->out);
+    fputs(", got ", p->out);
+    if (found)
+        shape_print(p->out, found->dtype, found->n_dim, found->dim);
+    else
+        fputs("none", p->out);
+}
+
+static bool fits(const gr_param *p, const gr_tensor *t) {
+    bool same = t->dtype == GR_F32 && t->n_dim == p->n_dim;
+    for (int i = 0; same && i < p->n_dim; i++)
+        same = t->dim[i] == p->dim[i];
+    return same;
+}
+
+static int whole_compare(const void *a, const void *b) {
+    return strcmp(((const whole *)a)->name, ((const whole *)b)->name);
+}
+
+/* Every tensor of the file against the sorted list of the model's; found[i] becomes the file's tensor of list[i]. */
+static void tensors_match(
+    const gr_safetensors *file, const whole *list, int n, const gr_tensor **found, problems *wrong) {
+    for (int i = 0; i < gr_safetensors_count(file); i++) {
+        const gr_tensor *t = gr_safetensors_at(file, i);
+        whole key;
+        size_t length = strlen(t->name);
+        const whole *w = NULL;
+        if (length < sizeof key.name) {
+            memcpy(key.name, t->name, length + 1);
+            w = bsearch(&key, list, (size_t)n, sizeof *list, whole_compare);
+        }
+        if (w)
+            found[w - list] = t;
+        if (!w || !fits(w->param, t))
+            problem_add(wrong, t->name, w ? w->param : NULL, t);
+    }
+    for (int i = 0; i < n; i++)
+        if (!found[i])
+            problem_add(wrong, list[i].name, list[i].param, NULL);
+}
+
+static gr_err problems_report(problems *p, const char *path) {
+    fclose(p->out);
+    gr_err err = GR_OK;
+    if (p->n > 0)
+        err = gr_fail(GR_CHECKPOINT,
+            "%s: expected the weights of this config's model, got a file that differs in %d tensors%s; use the config "
+            "the file was trained with%s",
+            path, p->n, p->n > PROBLEMS_MAX ? " (the first 20 follow)" : "", p->text);
+    free(p->text);
+    return err;
+}
+
+static void owned_copy(const gr_params *p, const whole *w, const gr_tensor *t, float *flat) {
+    uint32_t slot = 0;
+    if (w->param->owner == GR_EDP) {
+        if (p->map->rank_of[w->expert] != p->ep_rank)
+            return;
+        slot = p->map->slot_of[w->expert];
+    }
+    memcpy(flat + w->param->offset + slot * w->param->stride, t->data, t->n_byte);
+}
+
+static gr_err file_load(
+    const gr_params *p, const gr_safetensors *file, const char *path, const whole *list, int n, float *flat) {
+    void *memory;
+    GR_TRY(gr_alloc(&memory, (size_t)n, sizeof(gr_tensor *), "tensor table"));
+    const gr_tensor **found = memory;
+    problems wrong = {0};
+    wrong.out = open_memstream(&wrong.text, &wrong.size);
+    if (!wrong.out) {
+        free(found);
+        return gr_fail(GR_RESOURCE, "%s: no memory to compare tensors", path);
+    }
+    tensors_match(file, list, n, found, &wrong);
+    gr_err err = problems_report(&wrong, path);
+    if (!err) {
+        memset(flat, 0, (size_t)p->n_element * sizeof *flat); /* the padding between groups */
+        for (int i = 0; i < n; i++)
+            owned_copy(p, &list[i], found[i], flat);
+    }
+    free(found);
+    return err;
+}
+
+gr_err gr_params_load(const gr_params *p, const char *path, float *flat) {
+    gr_safetensors *file;
+    GR_TRY(gr_safetensors_open(&file, path));
+    whole *list = NULL;
+    int n;
+    gr_err err = wholes_make(p, &list, &n);
+    if (!err) {
+        qsort(list, (size_t)n, sizeof *list, whole_compare);
+        err = file_load(p, file, path, list, n, flat);
+    }
+    free(list);
+    gr_safetensors_close(file);
+    return err;
+}
