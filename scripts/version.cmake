@@ -4,7 +4,8 @@ execute_process(COMMAND git -C ${SOURCE} describe --always --dirty --abbrev=12
 if(NOT hash)
   set(hash "unknown")
 endif()
-set(text "#define GR_VERSION \"${VERSION}\"\n#define GR_GIT_HASH \"${hash}\"\n#define GR_CUDA_FOUND \"${CUDA}\"\n")
+string(CONCAT text "#define GR_VERSION \"${VERSION}\"\n#define GR_GIT_HASH \"${hash}\"\n#define GR_CUDA_FOUND \"${CUDA}\"\n"
+  "#define GR_COMPILER \"${COMPILER}\"\n#define GR_BUILD \"${BUILD}\"\n")
 if(EXISTS ${OUT})
   file(READ ${OUT} old)
 endif()

@@ -242,6 +242,8 @@ static void test_set_overrides_values_by_the_key_s_type(void **state) {
     assert_string_equal(config.run.dir, "out/b=c");
     assert_int_equal(config.optimizer.schedule, GR_SCHEDULE_WSD);
     assert_int_equal(config.parallel.comm, GR_COMM_SELF);
+    assert_string_equal(gr_config_comm_name(&config), "self");
+    assert_string_equal(gr_config_backend_name(&config), "auto");
     assert_true(config.model.use_qk_norm);
     assert_int_equal(config.train.steps, 7);
     assert_true(config.run.seed == INT64_MAX);
@@ -355,7 +357,9 @@ static void test_rules_of_ranks_show_the_equation_with_numbers(void **state) {
     assert_error_contains(gr_config_check_ranks(&config, 8), "8 ranks",
         "train.global_batch_windows = 8 must be a multiple of train.micro_batch_windows * ranks = 2 * 8 = 16; "
         "the next are 16 and 32");
+    assert_int_equal(gr_config_expert_parallel(&config), 2);
     assert_set_accepted("parallel.expert_parallel_size=0");
+    assert_int_equal(gr_config_expert_parallel(&config), 1);
     assert_int_equal(gr_config_check_ranks(&config, 1), GR_OK);
 }
 

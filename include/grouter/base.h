@@ -198,6 +198,7 @@ typedef struct gr_hash128 {
 } gr_hash128;
 
 uint64_t gr_hash64(const void *data, size_t n_byte); /* XXH3-64, seed 0 */
+const char *gr_hash_library(void);                   /* "xxHash v0.8.1" */
 
 /* Streaming XXH3; `gr_hasher_open` never fails but for memory (69). */
 typedef struct gr_hasher gr_hasher;

@@ -48,4 +48,6 @@ bool gr_json_f64(const gr_json_node *node, double *out);
 /* `text` as the inside of a JSON string literal (no quotes), into out (at least 6 * strlen + 1 bytes); returns out. */
 const char *gr_json_escape(const char *text, char *out);
 
+const char *gr_json_library(void); /* "cJSON v1.7.15" */
+
 #endif

@@ -5,6 +5,9 @@
 
 #include "grouter/base.h"
 
+#define TEXT_(x) #x
+#define TEXT(x) TEXT_(x)
+
 struct gr_hasher {
     XXH3_state_t *state;
 };
@@ -50,4 +53,8 @@ void gr_hasher_close(gr_hasher *h) {
 const char *gr_hash128_text(gr_hash128 h, char text[33]) {
     snprintf(text, 33, "%016llx%016llx", (unsigned long long)h.hi, (unsigned long long)h.lo);
     return text;
+}
+
+const char *gr_hash_library(void) {
+    return "xxHash v" TEXT(XXH_VERSION_MAJOR) "." TEXT(XXH_VERSION_MINOR) "." TEXT(XXH_VERSION_RELEASE);
 }

@@ -20,6 +20,9 @@ enum {
 
 #define NO_KEY SIZE_MAX
 
+#define TEXT_(x) #x
+#define TEXT(x) TEXT_(x)
+
 /* Offsets into the text. */
 typedef struct record {
     size_t key, at; /* of the member's name (NO_KEY outside objects) and of the value */
@@ -547,4 +550,8 @@ const char *gr_json_escape(const char *text, char *out) {
     }
     *o = '\0';
     return out;
+}
+
+const char *gr_json_library(void) {
+    return "cJSON v" TEXT(CJSON_VERSION_MAJOR) "." TEXT(CJSON_VERSION_MINOR) "." TEXT(CJSON_VERSION_PATCH);
 }

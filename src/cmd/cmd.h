@@ -13,6 +13,9 @@ typedef struct gr_command {
 
 extern const gr_command gr_cmd_tokens, gr_cmd_train, gr_cmd_route, gr_cmd_eval, gr_cmd_inspect;
 
+/* What --version prints: version, compiler, build, backends, comms, libraries. */
+void gr_version_print(FILE *out);
+
 /* Options of one command: long names only. `value` NULL means a flag without value, counted in *n_seen. */
 typedef struct gr_option {
     const char *name;   /* "--out" */
@@ -21,8 +24,9 @@ typedef struct gr_option {
     int *n_seen;        /* may be NULL */
 } gr_option;
 
-/* Fills options; what is left over goes to positional[n_positional_max]. Accepts "--a v" and "--a=v". Unknown options
- * (with the nearest known one), missing values, repeats of single options and extra arguments: 2. */
+/* Fills options; what is left over goes to positional[n_positional_max]. Accepts "--a v" and "--a=v" (the only form for
+ * values that begin with "--"); after "--" everything is left over. Unknown options (with the nearest known one),
+ * missing values, repeats of single options and extra arguments: 2. */
 GR_MUST gr_err gr_options_parse(int argc, char **argv, const gr_option *options, int n_option, const char **positional,
     int n_positional_max, int *n_positional);
 

@@ -108,10 +108,14 @@ void gr_config_check(gr_config_errors *e, const gr_config *g, const char *source
         "eval.every_steps = %lld, but data.valid lists no files", (long long)g->eval.every_steps);
 }
 
+int gr_config_expert_parallel(const gr_config *c) {
+    return c->parallel.expert_parallel_size ? c->parallel.expert_parallel_size : 1;
+}
+
 gr_err gr_config_check_ranks(const gr_config *g, int n_rank) {
     gr_config_errors errors = {0};
     checker c = {.errors = &errors, .whole = {.source = "config"}};
-    int R_ep = g->parallel.expert_parallel_size ? g->parallel.expert_parallel_size : 1;
+    int R_ep = gr_config_expert_parallel(g);
     int64_t B = g->train.micro_batch_windows, unit = B * n_rank, global = g->train.global_batch_windows;
     int64_t lower = global / unit * unit;
     check_parallel(&c, g);

@@ -137,6 +137,14 @@ bool gr_key_is_member(const gr_key *list, const gr_key *key) {
     return strncmp(key->name, list->name, n) == 0 && strncmp(key->name + n, "[].", 3) == 0;
 }
 
+const char *gr_config_backend_name(const gr_config *c) {
+    return backends[c->parallel.backend];
+}
+
+const char *gr_config_comm_name(const gr_config *c) {
+    return comms[c->parallel.comm];
+}
+
 /* ---------------------------------------------------------------- values */
 
 static bool in_range(const gr_key *key, double v) {
