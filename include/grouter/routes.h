@@ -71,6 +71,12 @@ GR_MUST gr_err gr_routes_check_hash(const gr_routes *r);
 /* Histogram of window w: counts[E]. A hint: trusted only after gr_routes_read of that window. */
 void gr_routes_histogram(const gr_routes *r, uint64_t window, uint32_t *counts);
 
+/* load[E] := pairs per expert over the whole table, from the histograms (a hint as they are). */
+void gr_routes_load(const gr_routes *r, uint64_t *load);
+
+/* MaxVio (Wang et al. 2024): (max - mean) / mean of load[E]; over a whole table MaxVioGlobal. 0 if all are 0. */
+double gr_load_violation(const uint64_t *load, uint32_t E);
+
 /* The per-window row checks of gr_routes_read, shared with writers and routers: ids[T*K], gates[T*K]; counts[E] is
  * filled with the histogram. `where` heads the message ("file: window 3"). */
 GR_MUST gr_err gr_routes_check_rows(

@@ -376,6 +376,25 @@ void gr_routes_histogram(const gr_routes *r, uint64_t window, uint32_t *counts) 
         counts[e] = gr_load_u32(p + 4 * e);
 }
 
+void gr_routes_load(const gr_routes *r, uint64_t *load) {
+    memset(load, 0, r->info.E * sizeof *load);
+    for (uint64_t w = 0; w < r->info.n_window; w++) {
+        const uint8_t *p = r->map.p + gr_routes_histogram_at(&r->layout, w);
+        for (size_t e = 0; e < r->info.E; e++)
+            load[e] += gr_load_u32(p + 4 * e);
+    }
+}
+
+double gr_load_violation(const uint64_t *load, uint32_t E) {
+    uint64_t most = 0;
+    double total = 0;
+    for (uint32_t e = 0; e < E; e++) {
+        most = load[e] > most ? load[e] : most;
+        total += (double)load[e];
+    }
+    return total > 0 ? (double)most * E / total - 1.0 : 0.0;
+}
+
 static gr_err match_sizes(const gr_routes *r, const gr_tokens *t, uint32_t T, uint32_t E, uint32_t K) {
     const gr_routes_info *i = &r->info;
     if (i->n_token != gr_tokens_count(t))

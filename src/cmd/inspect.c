@@ -1,0 +1,193 @@
+/* inspect: what is in a file, verified. The kind is recognised by content. */
+#include "cmd/inspect.h"
+#include "cmd/cmd.h"
+#include "grouter/data.h"
+#include "grouter/json.h"
+#include "grouter/router.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+/* ---------------------------------------------------------------- router files */
+
+gr_err gr_inspect_router(const char *path, bool json) {
+    gr_router *router = NULL;
+    GR_TRY(gr_router_open(&router, path));
+    const gr_router_info *i = gr_router_get(router);
+    char hash[33];
+    gr_report r;
+    gr_report_begin(&r, json);
+    gr_report_text(&r, "kind", NULL, "router");
+    gr_report_text(&r, "file", "router", path);
+    gr_report_text(&r, "method", "method", i->method == GR_ROUTER_HASH ? "hash" : "random");
+    if (i->method == GR_ROUTER_HASH)
+        gr_report_count(&r, "vocab", "vocabulary V", i->V);
+    else
+        gr_report_count(&r, "seed", "seed", i->seed);
+    gr_report_count(&r, "experts", "experts E", i->E);
+    gr_report_count(&r, "experts_per_token", "experts per token K", i->K);
+    gr_report_number(&r, "scale", "scale", (double)i->scale);
+    gr_report_text(&r, "router_hash", "router hash", gr_hash128_text(i->hash, hash));
+    gr_report_end(&r);
+    gr_router_close(router);
+    return GR_OK;
+}
+
+/* ---------------------------------------------------------------- safetensors */
+
+static void print_tensors(gr_report *r, const gr_safetensors *s) {
+    if (r->json)
+        gr_report_key(r, "list");
+    for (int i = 0; i < gr_safetensors_count(s); i++) {
+        const gr_tensor *t = gr_safetensors_at(s, i);
+        if (r->json) {
+            printf("%s\n    {\"name\": ", i ? "," : "[");
+            gr_report_literal(t->name);
+            printf(", \"dtype\": \"%s\", \"shape\": [", gr_dtype_name(t->dtype));
+        } else {
+            printf("  %s %s [", t->name, gr_dtype_name(t->dtype));
+        }
+        for (int d = 0; d < t->n_dim; d++)
+            printf("%s%" PRId64, d ? ", " : "", t->dim[d]);
+        printf(r->json ? "], \"bytes\": %zu}" : "] %zu bytes\n", t->n_byte);
+    }
+    if (r->json)
+        printf(gr_safetensors_count(s) ? "]" : "[]");
+}
+
+/* The reader has checked the header; it is parsed here once more only to list the metadata's keys. */
+static gr_err print_metadata(gr_report *r, const char *path) {
+    gr_map map = {0};
+    gr_json *header = NULL;
+    GR_TRY(gr_map_open(&map, path, GR_CHECKPOINT));
+    const size_t n = (size_t)gr_load_u64(map.p);
+    gr_err err = gr_json_parse(&header, (const char *)map.p + 8, n, path, n, 16, GR_CHECKPOINT);
+    if (!err) {
+        const gr_json_node *metadata = gr_json_get(gr_json_root(header), "__metadata__");
+        if (r->json)
+            gr_report_key(r, "metadata");
+        if (r->json)
+            printf("{");
+        for (const gr_json_node *m = metadata ? metadata->child : NULL; m; m = m->next) {
+            if (r->json) {
+                printf("%s", m == metadata->child ? "" : ", ");
+                gr_report_literal(m->key);
+                printf(": ");
+                gr_report_literal(m->string);
+            } else {
+                printf("metadata %s: %s\n", m->key, m->string);
+            }
+        }
+        if (r->json)
+            printf("}");
+    }
+    gr_json_close(header);
+    gr_map_close(&map);
+    return err;
+}
+
+gr_err gr_inspect_safetensors(const char *path, bool json) {
+    gr_safetensors *s = NULL;
+    GR_TRY(gr_safetensors_open(&s, path));
+    uint64_t n_byte = 0;
+    for (int i = 0; i < gr_safetensors_count(s); i++)
+        n_byte += gr_safetensors_at(s, i)->n_byte;
+    gr_report r;
+    gr_report_begin(&r, json);
+    gr_report_text(&r, "kind", NULL, "safetensors");
+    gr_report_text(&r, "file", "safetensors", path);
+    gr_report_count(&r, "tensors", "tensors", (uint64_t)gr_safetensors_count(s));
+    gr_report_count(&r, "bytes", "bytes of tensors", n_byte);
+    gr_err err = print_metadata(&r, path);
+    if (!err) {
+        print_tensors(&r, s);
+        gr_report_end(&r);
+    }
+    gr_safetensors_close(s);
+    return err;
+}
+
+/* ---------------------------------------------------------------- the command */
+
+typedef enum kind { KIND_UNKNOWN, KIND_ROUTES, KIND_ROUTER, KIND_TOKENS, KIND_SAFETENSORS } kind;
+
+static bool ends_with(const char *text, const char *end) {
+    size_t n = strlen(text), n_end = strlen(end);
+    return n >= n_end && strcmp(text + n - n_end, end) == 0;
+}
+
+static bool starts_with(gr_map map, const char *magic) {
+    size_t n = strlen(magic);
+    return map.n >= n && memcmp(map.p, magic, n) == 0;
+}
+
+static kind recognise_bytes(const char *path, gr_map map) {
+    if (starts_with(map, "GRROUTES"))
+        return KIND_ROUTES;
+    if (starts_with(map, "GRROUTER"))
+        return KIND_ROUTER;
+    if (starts_with(map, "MMIDIDX") || ends_with(path, ".bin")) /* a .bin has no mark of its own */
+        return KIND_TOKENS;
+    if (map.n > 8 && gr_load_u64(map.p) <= map.n - 8 && map.p[8] == '{')
+        return KIND_SAFETENSORS;
+    return KIND_UNKNOWN;
+}
+
+static gr_err recognise(const char *path, kind *out) {
+    char index[4096];
+    int n = snprintf(index, sizeof index, "%s.idx", path);
+    *out = KIND_TOKENS;
+    if (!gr_path_exists(path) && n > 0 && (size_t)n < sizeof index && gr_path_exists(index))
+        return GR_OK;
+    gr_map map = {0};
+    GR_TRY(gr_map_open(&map, path, GR_DATA));
+    *out = recognise_bytes(path, map);
+    gr_map_close(&map);
+    if (*out == KIND_UNKNOWN)
+        return gr_fail(GR_DATA,
+            "%s: expected a route table, router, token file (.idx, .bin or their prefix) or safetensors, got none of "
+            "them; an early part of the file may be damaged",
+            path);
+    return GR_OK;
+}
+
+static gr_err run(int argc, char **argv) {
+    const char *tokens = NULL, *path = NULL;
+    int n_json = 0, n_path = 0;
+    const gr_option options[] = {
+        {.name = "--tokens", .value = &tokens, .max = 1}, {.name = "--json", .max = 0, .n_seen = &n_json}};
+    GR_TRY(gr_options_parse(argc, argv, options, 2, &path, 1, &n_path));
+    if (n_path == 0)
+        return gr_fail(GR_USAGE, "inspect: expected a file, got none; see --help");
+    kind found;
+    GR_TRY(recognise(path, &found));
+    if (tokens && found != KIND_ROUTES)
+        return gr_fail(GR_USAGE, "--tokens: expected only with a route table, got %s", path);
+    switch (found) {
+    case KIND_ROUTES:
+        return gr_inspect_routes(path, tokens, n_json > 0);
+    case KIND_ROUTER:
+        return gr_inspect_router(path, n_json > 0);
+    case KIND_TOKENS:
+        return gr_inspect_tokens(path, n_json > 0);
+    default:
+        return gr_inspect_safetensors(path, n_json > 0);
+    }
+}
+
+const gr_command gr_cmd_inspect = {
+    .name = "inspect",
+    .summary = "what is in a file, verified",
+    .help =
+        "usage: grouter-train inspect FILE [--tokens TOKENS] [--json]\n"
+        "\n"
+        "FILE is a route table, a router, a token file (.idx, .bin or their prefix) or safetensors; it is recognised\n"
+        "by content and read in full. Any damage is an error.\n"
+        "\n"
+        "  --tokens TOKENS  the token file of a route table: also proves that they are a pair\n"
+        "  --json           one JSON object on standard output\n"
+        "\n"
+        "example:\n"
+        "  grouter-train inspect data/train.routes --tokens data/train\n",
+    .run = run,
+};
