@@ -55,40 +55,26 @@ static void print_tensors(gr_report *r, const gr_safetensors *s) {
         printf(gr_safetensors_count(s) ? "]" : "[]");
 }
 
-/* The reader has checked the header; it is parsed here once more only to list the metadata's keys. */
-static gr_err print_metadata(gr_report *r, const char *path) {
-    gr_map map = {0};
-    gr_json *header = NULL;
-    GR_TRY(gr_map_open(&map, path, GR_CHECKPOINT));
-    const size_t n = (size_t)gr_load_u64(map.p);
-    gr_err err = gr_json_parse(&header, (const char *)map.p + 8, n, path, n, 16, GR_CHECKPOINT);
-    if (!err) {
-        const gr_json_node *metadata = gr_json_get(gr_json_root(header), "__metadata__");
-        if (r->json)
-            gr_report_key(r, "metadata");
-        if (r->json)
-            printf("{");
-        for (const gr_json_node *m = metadata ? metadata->child : NULL; m; m = m->next) {
-            if (r->json) {
-                printf("%s", m == metadata->child ? "" : ", ");
-                gr_report_literal(m->key);
-                printf(": ");
-                gr_report_literal(m->string);
-            } else {
-                printf("metadata %s: %s\n", m->key, m->string);
-            }
-        }
-        if (r->json)
-            printf("}");
+static void print_metadata(gr_report *r, const gr_json_node *metadata) {
+    if (r->json) {
+        gr_report_key(r, "metadata");
+        printf("{");
     }
-    gr_json_close(header);
-    gr_map_close(&map);
-    return err;
+    for (const gr_json_node *m = metadata ? metadata->child : NULL; m; m = m->next) {
+        if (r->json) {
+            printf("%s", m == metadata->child ? "" : ", ");
+            gr_report_literal(m->key);
+            printf(": ");
+            gr_report_literal(m->string);
+        } else {
+            printf("metadata %s: %s\n", m->key, m->string);
+        }
+    }
+    if (r->json)
+        printf("}");
 }
 
-gr_err gr_inspect_safetensors(const char *path, bool json) {
-    gr_safetensors *s = NULL;
-    GR_TRY(gr_safetensors_open(&s, path));
+static void print_safetensors(const char *path, const gr_safetensors *s, const gr_json *header, bool json) {
     uint64_t n_byte = 0;
     for (int i = 0; i < gr_safetensors_count(s); i++)
         n_byte += gr_safetensors_at(s, i)->n_byte;
@@ -98,11 +84,31 @@ gr_err gr_inspect_safetensors(const char *path, bool json) {
     gr_report_text(&r, "file", "safetensors", path);
     gr_report_count(&r, "tensors", "tensors", (uint64_t)gr_safetensors_count(s));
     gr_report_count(&r, "bytes", "bytes of tensors", n_byte);
-    gr_err err = print_metadata(&r, path);
-    if (!err) {
-        print_tensors(&r, s);
-        gr_report_end(&r);
-    }
+    print_metadata(&r, gr_json_get(gr_json_root(header), "__metadata__"));
+    print_tensors(&r, s);
+    gr_report_end(&r);
+}
+
+/* The reader checks everything; its header is parsed here once more only to list the metadata's keys. */
+static gr_err open_header(gr_map map, const char *path, gr_json **out) {
+    enum { DEPTH_MAX = 16 };
+    const size_t n = (size_t)gr_load_u64(map.p);
+    return gr_json_parse(out, (const char *)map.p + 8, n, path, n, DEPTH_MAX, GR_CHECKPOINT);
+}
+
+gr_err gr_inspect_safetensors(const char *path, bool json) {
+    gr_safetensors *s = NULL;
+    gr_map map = {0};
+    gr_json *header = NULL;
+    gr_err err = gr_safetensors_open(&s, path);
+    if (!err)
+        err = gr_map_open(&map, path, GR_CHECKPOINT);
+    if (!err)
+        err = open_header(map, path, &header);
+    if (!err)
+        print_safetensors(path, s, header, json);
+    gr_json_close(header);
+    gr_map_close(&map);
     gr_safetensors_close(s);
     return err;
 }
@@ -182,7 +188,7 @@ const gr_command gr_cmd_inspect = {
         "usage: grouter-train inspect FILE [--tokens TOKENS] [--json]\n"
         "\n"
         "FILE is a route table, a router, a token file (.idx, .bin or their prefix) or safetensors; it is recognised\n"
-        "by content and read in full. Any damage is an error.\n"
+        "by content, read and checked as far as its format allows. Any damage is an error.\n"
         "\n"
         "  --tokens TOKENS  the token file of a route table: also proves that they are a pair\n"
         "  --json           one JSON object on standard output\n"
