@@ -1,0 +1,140 @@
+#!/bin/bash
+# Who may include whom: each part sees only the parts below it, and a third-party header belongs to one file. Each file's
+# own #include lines are checked, in sources and in public headers alike.
+set -euo pipefail
+
+# What each part may include besides itself and base.
+allowed() {
+    case $1 in
+    base | config | data | backend) echo ;;
+    place | plan) echo data ;;
+    comm) echo backend ;;
+    moe) echo data plan backend comm ;;
+    model) echo data plan backend comm moe config ;;
+    optim) echo config model backend comm ;;
+    router) echo data optim config model backend comm plan moe ;;
+    bench) echo data place plan comm backend moe model optim router config eval ;;
+    train | eval) echo data place plan comm backend moe model optim router config train eval bench ;;
+    cmd) echo data place plan comm backend moe model optim router config train eval bench ;;
+    *) return 1 ;;
+    esac
+}
+
+# The only file that may include a third-party header. System headers are not listed here but in `is_system`.
+owner() {
+    case $1 in
+    cjson/*) echo src/base/json.c ;;
+    xxhash.h) echo src/base/checksum.c ;;
+    omp.h) echo src/base/version.c ;;
+    dnnl*) echo src/backend/cpu_gemm.c ;;
+    mpi.h) echo src/comm/mpi.c ;;
+    nccl.h) echo src/comm/nccl.c ;;
+    cuda* | cublas*) echo 'src/backend/cuda_*.c src/comm/nccl.c' ;;
+    lapacke.h) echo 'src/router/*.c' ;;
+    *) echo none ;;
+    esac
+}
+
+is_system() {
+    case $1 in
+    assert.h | ctype.h | dirent.h | errno.h | fcntl.h | float.h | immintrin.h | inttypes.h | libgen.h | limits.h | \
+        locale.h | math.h | sched.h | signal.h | stdarg.h | stdbool.h | stddef.h | stdint.h | stdio.h | stdlib.h | \
+        string.h | sys/*.h | time.h | unistd.h) return 0 ;;
+    *) return 1 ;;
+    esac
+}
+
+# The part that a file (from the repository root) belongs to.
+part_of_file() {
+    case $1 in
+    src/main.c) echo cmd ;;
+    src/moe/plan*) echo plan ;;
+    src/*/*) local folder=${1#src/}; echo "${folder%%/*}" ;;
+    include/grouter/*) part_of_public "${1##*/}" ;;
+    *) echo unknown ;;
+    esac
+}
+
+part_of_public() {
+    case $1 in
+    json.h) echo base ;;
+    routes.h) echo data ;;
+    *) echo "${1%.h}" ;;
+    esac
+}
+
+# The part of the header that `file` includes as "header".
+part_of_header() {
+    local file=$1 header=$2
+    case $header in
+    version.h) echo base ;; # generated
+    grouter/*) part_of_public "${header#grouter/}" ;;
+    */*) part_of_file "src/$header" ;;
+    *) part_of_file "$(dirname "$file")/$header" ;;
+    esac
+}
+
+may_use_third_party() { # file header
+    local pattern
+    for pattern in $(set -f; owner "$2"); do
+        # shellcheck disable=SC2053  # the owner is a pattern
+        [[ $1 == $pattern ]] && return 0
+    done
+    return 1
+}
+
+check_line() { # file line-number text
+    local file=$1 line=$2 text=$3 header part target
+    if [[ $text =~ ^[[:space:]]*\#[[:space:]]*include[[:space:]]*\<([^\>]+)\> ]]; then
+        header=${BASH_REMATCH[1]}
+        is_system "$header" || may_use_third_party "$file" "$header" ||
+            echo "$file:$line: <$header> belongs to: $(set -f; owner "$header")"
+    elif [[ $text =~ ^[[:space:]]*\#[[:space:]]*include[[:space:]]*\"([^\"]+)\" ]]; then
+        header=${BASH_REMATCH[1]}
+        part=$(part_of_file "$file")
+        target=$(part_of_header "$file" "$header")
+        allowed "$part" >/dev/null || { echo "$file:$line: unknown part $part"; return; }
+        [[ " $part base $(allowed "$part") " == *" $target "* ]] ||
+            echo "$file:$line: part '$part' may not include \"$header\" of part '$target'"
+    else
+        echo "$file:$line: cannot read this include: $text"
+    fi
+}
+
+# Prints one line per violation below the folder $1.
+violations() {
+    local file line text
+    (cd "$1" && grep -rnE '^[[:space:]]*#[[:space:]]*include' --include='*.[ch]' src include || true) |
+        while IFS=: read -r file line text; do
+            check_line "$file" "$line" "$text"
+        done
+}
+
+# ---- the check sees violations: each of these lines is one
+work=$2
+rm -rf "$work"
+mkdir -p "$work"/src/{data,moe,model,comm,backend,cmd} "$work"/include/grouter
+trap 'rm -rf "$work"' EXIT
+echo '#include <mpi.h>' >"$work/src/model/bad.c"
+echo '#include "grouter/config.h"' >"$work/src/data/bad.c"
+echo '#include "grouter/comm.h"' >"$work/src/moe/plan_bad.c"
+echo '#include "cmd/cmd.h"' >"$work/src/comm/bad.h"
+echo ' # include <unheard/of.h>' >"$work/src/backend/bad.c"
+echo '#include "grouter/model.h"' >"$work/include/grouter/moe.h"
+echo '#include HEADER' >"$work/src/cmd/bad.c"
+printf '#include <stdio.h>\n#include "grouter/plan.h"\n#include "cpu.h"\n' >"$work/src/backend/worse.c"
+echo '#include <mpi.h>' >"$work/src/comm/mpi.c" # legal
+n_seen=$(violations "$work" | wc -l)
+if [ "$n_seen" -ne 8 ]; then
+    echo "expected the check to find 8 violations in its own example, got $n_seen:"
+    violations "$work"
+    exit 1
+fi
+
+# ---- the tree
+found=$(violations "$SOURCE_DIR")
+if [ -n "$found" ]; then
+    echo "$found"
+    exit 1
+fi
+echo "include rules hold"
