@@ -6,8 +6,10 @@
 
 #include <fcntl.h>
 #include <math.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "grouter/json.h"
@@ -243,6 +245,43 @@ static void evaluations_and_skips_are_shown_at_once(void **state) {
     free(screen);
 }
 
+static void on_a_terminal_the_steps_between_rewrite_one_line_of_its_width(void **state) {
+    (void)state;
+    int screen = posix_openpt(O_RDWR | O_NOCTTY);
+    if (screen < 0 || grantpt(screen) || unlockpt(screen))
+        skip();
+    int terminal = open(ptsname(screen), O_RDWR | O_NOCTTY), kept = dup(STDERR_FILENO);
+    struct winsize size = {.ws_row = 5, .ws_col = 24};
+    assert_int_equal(ioctl(terminal, TIOCSWINSZ, &size), 0);
+    dup2(terminal, STDERR_FILENO);
+    gr_metrics_options o = options();
+    gr_metrics *m = metrics_open(&o);
+    for (int64_t i = 1; i <= 4; i++) {
+        gr_step_record r = record(i);
+        gr_metrics_step(m, &r);
+    }
+    gr_metrics_close(m);
+    dup2(kept, STDERR_FILENO);
+    char shown[1024] = {0};
+    size_t n_shown = 0;
+    while (count(shown, "\n") < 2) { /* what was written arrives in pieces */
+        struct pollfd more = {.fd = screen, .events = POLLIN};
+        assert_int_equal(poll(&more, 1, 10000), 1);
+        ssize_t n = read(screen, shown + n_shown, sizeof shown - 1 - n_shown);
+        assert_true(n > 0);
+        n_shown += (size_t)n;
+    }
+    const char *between = strchr(shown, '\n') + 1;           /* after the first step's line */
+    const char *expected = "\r\033[Kstep 2/10 | loss 4.213 " /* 23 columns */
+                           "\r\033[Kstep 3/10 | loss 4.213 "
+                           "\r\033[Kstep 4/10 | loss 4.213 | gnorm";
+    assert_memory_equal(between, expected, strlen(expected));
+    close(kept);
+    close(terminal);
+    close(screen);
+    unlink(log_path);
+}
+
 static void a_full_disk_warns_once_and_training_goes_on(void **state) {
     (void)state;
     gr_metrics_options o = options();
@@ -310,6 +349,7 @@ int main(void) {
         cmocka_unit_test(the_first_step_and_evaluations_do_not_slow_the_estimate),
         cmocka_unit_test(plain_lines_come_at_both_ends_and_on_the_beat),
         cmocka_unit_test(evaluations_and_skips_are_shown_at_once),
+        cmocka_unit_test(on_a_terminal_the_steps_between_rewrite_one_line_of_its_width),
         cmocka_unit_test(a_full_disk_warns_once_and_training_goes_on),
         cmocka_unit_test(a_log_that_cannot_be_opened_is_a_storage_error),
         cmocka_unit_test(ranks_without_a_path_are_silent),
