@@ -215,7 +215,7 @@ static void test_at_most_twenty_lines_are_reported(void **state) {
     for (int i = 0; i < 60; i++)
         sprintf(text + strlen(text), "\"zzz%d\":0,", i);
     sprintf(text + strlen(text), "\"zzz\":0}");
-    assert_error_contains(load(text, NULL, 0), "61 unknown keys", "\n... and ");
+    assert_error_contains(load(text, NULL, 0), "61 unknown and 14 missing keys", "\n... and 56 more errors");
     assert_int_equal(count_error_lines(), 20);
 }
 
@@ -231,6 +231,24 @@ static void test_absent_malformed_and_large_files_are_refused(void **state) {
     text[(1 << 20) + 1] = '\0';
     assert_error_contains(load(text, NULL, 0), "1 MiB and a byte", FILE_NAME);
     free(text);
+}
+
+/* Any damage gives a config or 64 with a reason. */
+static void test_damaged_configs_are_handled(void **state) {
+    (void)state;
+    static const char changes[] = {'"', '{', '}', ',', '9', '-', '\x01', '\xff'};
+    char text[sizeof minimal];
+    for (size_t i = 0; i + 1 < sizeof minimal; i++) {
+        memcpy(text, minimal, sizeof minimal);
+        for (size_t j = 0; j < sizeof changes; j++) {
+            text[i] = changes[j];
+            gr_err err = load(text, NULL, 0);
+            assert_true(err == GR_OK || (err == GR_CONFIG && strstr(gr_error_text(), FILE_NAME)));
+        }
+        text[i] = '\0';
+        gr_err err = load(text, NULL, 0);
+        assert_int_equal(err, i + 2 == sizeof minimal ? GR_OK : GR_CONFIG); /* the last byte is a newline */
+    }
 }
 
 static void test_set_overrides_values_by_the_key_s_type(void **state) {
@@ -410,6 +428,7 @@ int main(void) {
         cmocka_unit_test(test_all_errors_are_reported_at_once),
         cmocka_unit_test(test_at_most_twenty_lines_are_reported),
         cmocka_unit_test(test_absent_malformed_and_large_files_are_refused),
+        cmocka_unit_test(test_damaged_configs_are_handled),
         cmocka_unit_test(test_set_overrides_values_by_the_key_s_type),
         cmocka_unit_test(test_set_supplies_what_the_file_lacks),
         cmocka_unit_test(test_set_reaches_existing_and_next_data_files),

@@ -141,6 +141,7 @@ static void test_malformed_text_is_refused_with_its_place(void **state) {
         {"1000000000000000000000000000000000000000000000000000000000000000", "number of 64 characters"},
         {"\"abc", "t:1:1: string without a closing quote"},
         {"\"a\nb\"", "t:1:3: control character 0x0a in a string"},
+        {"\"a\x1f\"", "t:1:3: control character 0x1f"},
         {"\"\\x\"", "unknown escape"},
         {"\"\\", "unknown escape"},
         {"\"\\u12g4\"", "four hexadecimal digits"},

@@ -113,11 +113,11 @@ static void test_numbers_are_strict(void **state) {
 
 static void test_the_nearest_name_is_a_typing_error_away(void **state) {
     (void)state;
-    static const char *const names[] = {"tokens", "route", "train", "eval", "inspect"};
+    static const char *const names[] = {"tokens", "route", "train", "eval", "inspect", "token", "dir"};
     static const struct {
         const char *to, *nearest;
-    } cases[] = {{"trian", "train"}, {"routes", "route"}, {"tokes", "tokens"}, {"inpsect", "inspect"}, {"evl", "eval"},
-        {"train", "train"}, {"quux", NULL}, {"", NULL}, {"fine-tune", NULL}};
+    } cases[] = {{"dri", "dir"}, {"tokens", "tokens"}, {"trian", "train"}, {"routes", "route"}, {"tokes", "tokens"},
+        {"inpsect", "inspect"}, {"evl", "eval"}, {"train", "train"}, {"quux", NULL}, {"", NULL}, {"fine-tune", NULL}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         gr_nearest nearest = {.to = cases[i].to};
         for (size_t j = 0; j < sizeof names / sizeof *names; j++)

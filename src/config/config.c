@@ -11,12 +11,11 @@ typedef struct loader {
     gr_config *out;
     const char *path;
     gr_config_errors errors;
-    /* Elements of each GR_KEY_FILES key, which has the same index in `list`. */
-    int list[2]; /* index in gr_keys */
+    int list[2]; /* the GR_KEY_FILES keys, as indices in gr_keys */
     struct {
         gr_place place;
-        uint64_t given; /* bit k: gr_keys[k] was given, right or wrong */
-    } element[2][GR_DATA_FILES_MAX];
+        uint64_t given;              /* bit k: gr_keys[k] was given, right or wrong */
+    } element[2][GR_DATA_FILES_MAX]; /* of those two lists */
 } loader;
 
 _Static_assert(GR_N_KEY <= 64, "`given` has a bit for each key");
@@ -290,22 +289,21 @@ static void apply_set(loader *l, const char *text) {
         return;
     }
     int k = gr_key_find(a.pattern);
-    bool member = k >= 0 && strchr(a.pattern, '[');
-    if (k < 0 || member != (a.index >= 0)) {
+    if (k < 0) {
         complain_unknown(l, place, a.name, a.pattern);
         return;
     }
     gr_json *doc = parse_value(&gr_keys[k], a.value);
     if (!doc)
         gr_config_complain(&l->errors, place, "%s: expected a value in UTF-8", a.name);
-    else if (member)
+    else if (a.index >= 0)
         set_member(l, &a, k, gr_json_root(doc));
     else
         assign(l, k, from_set, gr_json_root(doc));
     gr_json_close(doc);
 }
 
-/* The number of equal bytes up to and including '=' decides: one key is set once. */
+/* True if an earlier assignment has the same key: equal up to and including '='. */
 static bool set_before(const char *const *set, int i) {
     size_t n = strcspn(set[i], "=") + 1;
     for (int j = 0; j < i; j++)
