@@ -1,0 +1,25 @@
+/* expert_map.c: where experts live. */
+#include "grouter/plan.h"
+
+#include <stdlib.h>
+
+gr_err gr_expert_map_open(gr_expert_map *m, uint32_t E, uint32_t n_rank) {
+    GR_ASSERT(n_rank > 0 && E > 0 && E % n_rank == 0, "%u experts on %u ranks", E, n_rank);
+    *m = (gr_expert_map){.E = E, .n_rank = n_rank, .E_local = E / n_rank};
+    void *p;
+    GR_TRY(gr_alloc(&p, (size_t)3 * E, sizeof(uint16_t), "expert map"));
+    m->rank_of = p;
+    m->slot_of = m->rank_of + E;
+    m->expert_at = m->slot_of + E;
+    for (uint32_t e = 0; e < E; e++) {
+        m->rank_of[e] = (uint16_t)(e / m->E_local);
+        m->slot_of[e] = (uint16_t)(e % m->E_local);
+        m->expert_at[e] = (uint16_t)e;
+    }
+    return GR_OK;
+}
+
+void gr_expert_map_close(gr_expert_map *m) {
+    free(m->rank_of); /* the other arrays follow it in the same memory */
+    *m = (gr_expert_map){0};
+}
