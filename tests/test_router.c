@@ -24,10 +24,10 @@ static gr_router *fit(const uint64_t *frequency, uint32_t V, uint32_t E, uint32_
 
 static void test_hash_of_a_small_example_worked_by_hand(void **state) {
     (void)state;
-    /* Order 2 (9), 0 (5), 3 (5), 1 (1, unseen), 4 (1). Loads of the 4 experts before each:
-     * 2: 0 0 0 0 -> 0,1 | 0: 9 9 0 0 -> 2,3 | 3: 9 9 5 5 -> 2,3 | 1: 9 9 10 10 -> 0,1 | 4: 10 10 10 10 -> 0,1 */
-    const uint64_t frequency[5] = {5, 0, 9, 5, 1};
-    const uint16_t expected[5][2] = {{2, 3}, {0, 1}, {0, 1}, {2, 3}, {0, 1}};
+    /* Order 2 (9), 0 (5), 3 (3), 1 (unseen: as 1, before 4 by its id), 4 (1). Loads of the 4 experts before each:
+     * 2: 0 0 0 0 -> 0,1 | 0: 9 9 0 0 -> 2,3 | 3: 9 9 5 5 -> 2,3 | 1: 9 9 8 8 -> 2,3 | 4: 9 9 9 9 -> 0,1 */
+    const uint64_t frequency[5] = {5, 0, 9, 3, 1};
+    const uint16_t expected[5][2] = {{2, 3}, {2, 3}, {0, 1}, {2, 3}, {0, 1}};
     gr_router *r = fit(frequency, 5, 4, 2);
     const uint32_t tokens[6] = {0, 1, 2, 3, 4, 99}; /* the label is not routed */
     uint16_t ids[5][2];

@@ -45,7 +45,9 @@ static void print_tensors(gr_report *r, const gr_safetensors *s) {
             gr_report_literal(t->name);
             printf(", \"dtype\": \"%s\", \"shape\": [", gr_dtype_name(t->dtype));
         } else {
-            printf("  %s %s [", t->name, gr_dtype_name(t->dtype));
+            printf("  ");
+            gr_report_plain(t->name);
+            printf(" %s [", gr_dtype_name(t->dtype));
         }
         for (int d = 0; d < t->n_dim; d++)
             printf("%s%" PRId64, d ? ", " : "", t->dim[d]);
@@ -67,7 +69,11 @@ static void print_metadata(gr_report *r, const gr_json_node *metadata) {
             printf(": ");
             gr_report_literal(m->string);
         } else {
-            printf("metadata %s: %s\n", m->key, m->string);
+            printf("metadata ");
+            gr_report_plain(m->key);
+            printf(": ");
+            gr_report_plain(m->string);
+            putchar('\n');
         }
     }
     if (r->json)

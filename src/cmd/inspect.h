@@ -20,6 +20,8 @@ void gr_report_key(gr_report *r, const char *key);
 void gr_report_end(gr_report *r);
 /* Text as a JSON string literal with its quotes. */
 void gr_report_literal(const char *text);
+/* Text of a file for people: control characters are escaped, since it may have been made to fool a terminal. */
+void gr_report_plain(const char *text);
 
 /* Verifies and prints one file; nothing is printed on stdout before it is verified. */
 GR_MUST gr_err gr_inspect_routes(const char *path, const char *tokens, bool json); /* tokens may be NULL */

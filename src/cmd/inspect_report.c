@@ -20,6 +20,15 @@ void gr_report_literal(const char *text) {
     free(escaped);
 }
 
+void gr_report_plain(const char *text) {
+    for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
+        if (*p < 0x20 || *p == 0x7f)
+            printf("\\x%02x", *p);
+        else
+            putchar(*p);
+    }
+}
+
 void gr_report_key(gr_report *r, const char *key) {
     printf("%s\n  \"%s\": ", r->n_figure++ ? "," : "", key);
 }
@@ -29,7 +38,9 @@ void gr_report_text(gr_report *r, const char *key, const char *label, const char
         gr_report_key(r, key);
         gr_report_literal(value);
     } else if (label) {
-        printf("%s: %s\n", label, value);
+        printf("%s: ", label);
+        gr_report_plain(value);
+        putchar('\n');
     }
 }
 
