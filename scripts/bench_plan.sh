@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Median time of building one rank's plan, on one core. Usage: scripts/bench_plan.sh [build folder, default build]
+# Median and fastest time of building one rank's plan, on one core. Usage: scripts/bench_plan.sh [build folder, default build]
 set -euo pipefail
 build=${1:-build}
 ninja -C "$build" bench_plan >&2
