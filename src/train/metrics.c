@@ -107,7 +107,7 @@ static void speed_update(gr_metrics *m, const gr_step_record *r) {
         m->n_timed++;
         m->timed_ms += r->step_ms;
     }
-    m->started = true;
+    m->started = r->step > 0; /* step 0 only evaluates: step 1 is still the first */
 }
 
 /* Mean seconds per step; NaN while warming up. */
@@ -189,6 +189,10 @@ static void value_add(text *t, const char *name, int decimals, double value) {
 
 static void line_text(const gr_metrics *m, const gr_step_record *r, text *t) {
     text_add(t, "step %lld/%lld", (long long)r->step, (long long)m->o.steps);
+    if (r->step == 0) { /* before training there is only the evaluation */
+        value_add(t, "valid", 3, r->loss_valid);
+        return;
+    }
     value_add(t, "loss", 3, r->loss);
     if (evaluated(r))
         value_add(t, "valid", 3, r->loss_valid);

@@ -236,7 +236,20 @@ static gr_err train_step(trainer *t, int64_t step) {
 
 /* Record of step 0: only the validation loss of the initial weights. */
 static gr_err evaluate_first(trainer *t) {
-    t->record = (gr_step_record){.loss = NAN, .lr = NAN, .grad_norm = NAN, .loss_valid = NAN, .bytes_nats_valid = NAN};
+    const double none = NAN; /* not measured */
+    t->record = (gr_step_record){.loss = none,
+        .lr = none,
+        .grad_norm = none,
+        .loss_valid = none,
+        .bytes_nats_valid = none,
+        .step_ms = none,
+        .prepare_ms = none,
+        .forward_ms = none,
+        .backward_ms = none,
+        .exchange_ms = none,
+        .reduce_ms = none,
+        .optimizer_ms = none,
+        .max_vio = none};
     t->first = t->last = (gr_eval_loss){.nats_per_token = NAN, .nats_per_byte = NAN};
     if (!t->valid)
         return GR_OK;
