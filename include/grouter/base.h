@@ -52,7 +52,8 @@ GR_MUST gr_err gr_fail_silently(gr_err code);
 /* The last error's text, "" if none. Valid until the next gr_fail. */
 const char *gr_error_text(void);
 
-/* One line "grouter-train: error[E<code>] <text>" per line of the last error; control characters are escaped. */
+/* One line "grouter-train: error[E<code>] <text>" per line of the last error, once: later calls for it are silent.
+ * Control characters are escaped. */
 void gr_error_print(FILE *out, gr_err code);
 
 /* For broken invariants of our own only, never for input: prints place and values, ends the process with 70. */

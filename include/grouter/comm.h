@@ -57,6 +57,9 @@ GR_MUST gr_err gr_comm_group(gr_comm *c, int R_ep);
  * for the others; the process must then _exit with the code (main does). Accepts NULL. */
 void gr_comm_close(gr_comm *c, gr_err status);
 
+/* How many ranks the launcher says it started; 0 without a launcher. */
+int gr_comm_launched(void);
+
 /* All ranks pass their own status; all return the first failing rank's code (only that rank has the text to print), and
  * the error counts as agreed for gr_comm_close. */
 GR_MUST gr_err gr_comm_agree(gr_comm *c, gr_err mine);

@@ -53,6 +53,7 @@ void gr_error_print(FILE *out, gr_err code) {
         text += n + (text[n] == '\n');
     }
     fflush(out);
+    last_error.silent = true;
 }
 
 void gr_assert_fail(const char *file, int line, const char *cond, const char *fmt, ...) {

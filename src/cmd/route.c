@@ -292,10 +292,6 @@ static gr_err run(int argc, char **argv) {
     gr_comm *comm = NULL;
     GR_TRY(gr_comm_open(&comm, "auto"));
     gr_err err = run_on(comm, argc, argv);
-    if (err) { /* said while all ranks still wait for each other: mpirun ends us once the first of them has left */
-        gr_error_print(stderr, err);
-        err = gr_fail_silently(err);
-    }
     gr_comm_close(comm, err);
     return err;
 }

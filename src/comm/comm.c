@@ -15,10 +15,9 @@ static int env_count(const char *name) {
     return *end == '\0' && n <= INT_MAX ? (int)n : 0;
 }
 
-/* How many ranks the launcher says it started; 0 without a launcher. mpirun's own variables come first: under it the
- * resource manager's describe its daemons. SLURM_NTASKS is not asked, since a plain batch shell has it too;
- * SLURM_STEP_NUM_TASKS belongs to processes that srun started. */
-static int launcher_ranks(void) {
+/* mpirun's own variables come first: under it the resource manager's describe its daemons. SLURM_NTASKS is not asked,
+ * since a plain batch shell has it too; SLURM_STEP_NUM_TASKS belongs to processes that srun started. */
+int gr_comm_launched(void) {
     static const char *const variable[] = {
         "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"};
     for (size_t i = 0; i < sizeof variable / sizeof variable[0]; i++) {
@@ -31,7 +30,7 @@ static int launcher_ranks(void) {
 
 gr_err gr_comm_open(gr_comm **out, const char *name) {
     *out = NULL;
-    int n_announced = launcher_ranks();
+    int n_announced = gr_comm_launched();
     bool automatic = strcmp(name, "auto") == 0;
     if (strcmp(name, "self") == 0 || (automatic && n_announced <= 1))
         return gr_comm_self_open(out);
@@ -72,8 +71,11 @@ gr_err gr_comm_agree(gr_comm *c, gr_err mine) {
 }
 
 void gr_comm_close(gr_comm *c, gr_err status) {
-    if (c)
-        c->close(c, status == GR_OK || status == c->agreed);
+    if (!c)
+        return;
+    if (status) /* while all ranks still wait for each other: mpirun ends the rest once the first of them has left */
+        gr_error_print(stderr, status);
+    c->close(c, status == GR_OK || status == c->agreed);
 }
 
 const char *gr_comm_names(void) {

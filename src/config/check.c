@@ -69,12 +69,11 @@ static void check_experts(checker *c, const gr_model_config *m) {
 static void check_optimizer(checker *c, const gr_config *g) {
     rule(c, g->optimizer.lr_min <= g->optimizer.lr, "optimizer.lr_min optimizer.lr",
         "optimizer.lr_min = %g must be at most optimizer.lr = %g", g->optimizer.lr_min, g->optimizer.lr);
-    bool all = g->optimizer.decay_steps == 0;
-    int64_t decay = all ? g->train.steps : g->optimizer.decay_steps;
-    rule(c, g->optimizer.warmup_steps <= decay,
-        all ? "optimizer.warmup_steps train.steps" : "optimizer.warmup_steps optimizer.decay_steps",
-        "optimizer.warmup_steps = %lld must be at most %s = %lld", (long long)g->optimizer.warmup_steps,
-        all ? "train.steps" : "optimizer.decay_steps", (long long)decay);
+    /* decay_steps 0 follows train.steps: a trial run of a few steps may then end within its warm-up. */
+    rule(c, g->optimizer.decay_steps == 0 || g->optimizer.warmup_steps <= g->optimizer.decay_steps,
+        "optimizer.warmup_steps optimizer.decay_steps",
+        "optimizer.warmup_steps = %lld must be at most optimizer.decay_steps = %lld",
+        (long long)g->optimizer.warmup_steps, (long long)g->optimizer.decay_steps);
 }
 
 static void check_batch(checker *c, const gr_config *g) {

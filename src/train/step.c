@@ -282,7 +282,7 @@ gr_err gr_train_run(const gr_config *config, gr_comm *comm, gr_run_folder folder
     if (!e)
         e = train(&t);
     if (!e)
-        e = save_weights(&t, result);
+        e = gr_comm_agree(comm, save_weights(&t, result));
     result->loss_valid_first = t.first.nats_per_token;
     result->loss_valid = t.last.nats_per_token;
     result->nats_per_byte_valid_first = t.first.nats_per_byte;
