@@ -1,0 +1,93 @@
+#!/bin/bash
+# The main job end to end on synthetic tokens: loss falls, evaluation agrees, a run repeats bit for bit, and every layout of
+# ranks reaches the same loss.
+set -euo pipefail
+binary=$1
+work=$2
+rm -rf "$work"
+mkdir -p "$work"
+cd "$work"
+export OMP_NUM_THREADS=1 ASAN_OPTIONS=detect_leaks=0
+mpi() {
+    local n=$1
+    shift
+    mpirun --allow-run-as-root --oversubscribe --bind-to none --mca btl self,vader -n "$n" "$binary" "$@"
+}
+die() {
+    echo "FAILED: $*"
+    exit 1
+}
+value() { # FILE KEY STEP: a number from metrics.jsonl
+    grep -E "\"step\": ?$3," "$1/metrics.jsonl" | grep -oE "\"$2\": ?[-+0-9.eE]+" | sed 's/.*: *//'
+}
+
+"$binary" tokens --synthetic 60000 --vocab 257 --seed 1 --out t 2>/dev/null
+"$binary" tokens --synthetic 5000 --vocab 257 --seed 2 --out v 2>/dev/null
+"$binary" route --method hash --fit t --vocab 257 --experts 8 --top-k 2 --out h.router 2>/dev/null
+"$binary" route --router h.router --tokens t --seq-len 32 --out t.routes 2>/dev/null
+mpi 3 route --router h.router --tokens v --seq-len 32 --out v.routes 2>/dev/null
+"$binary" route --router h.router --tokens v --seq-len 32 --out v1.routes 2>/dev/null
+cmp v.routes v1.routes || die "three ranks write the route table of one"
+cat >c.json <<'JSON'
+{
+  "run": {"dir": "run"},
+  "model": {"vocab_size": 257, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "head_dim": 8, "moe_intermediate_size": 16, "num_experts": 8, "num_experts_per_tok": 2,
+            "shared_expert_intermediate_size": 16, "use_qk_norm": true},
+  "data": {"train": [{"tokens": "t", "routes": "t.routes"}], "valid": [{"tokens": "v", "routes": "v.routes"}], "seq_len": 32},
+  "optimizer": {"lr": 3e-3, "warmup_steps": 5},
+  "train": {"steps": 40, "micro_batch_windows": 2, "global_batch_windows": 16},
+  "eval": {"every_steps": 20, "windows": 37}
+}
+JSON
+
+train() { # RANKS EP DIR
+    mpi "$1" train c.json --set run.dir="$3" --set parallel.expert_parallel_size="$2" >"$3.out" 2>"$3.err" ||
+        { cat "$3.err"; die "training on $1 ranks, expert-parallel $2"; }
+}
+train 1 1 r1
+train 4 2 r42
+train 4 2 again
+train 2 2 r22
+train 4 4 r44
+train 4 1 r41
+
+[ "$(tail -1 r42.out)" = "$(tail -1 again.out)" ] || die "the same layout twice gives the same bits"
+tail -1 r1.out | grep -Eq '^parameter hash [0-9a-f]{32}$' || die "last line is the parameter hash: $(tail -1 r1.out)"
+
+first=$(value r1 loss_valid 0)
+last=$(value r1 loss_valid 40)
+awk "BEGIN{exit !($last < $first - 0.2)}" || die "validation loss falls: $first -> $last"
+for r in r42 r22 r44 r41; do
+    for step in 1 20 40; do
+        a=$(value r1 loss $step) b=$(value $r loss $step)
+        awk "BEGIN{d=($a)-($b); if (d<0) d=-d; exit !(d <= 1e-4*($a))}" || die "$r: loss of step $step is $b, alone $a"
+    done
+done
+[ "$(wc -l <r1/metrics.jsonl)" -eq 41 ] || die "one metrics line per step and one before training"
+
+# Evaluation of the saved weights gives the last validation loss, on another layout too.
+for n in 1 2; do
+    loss=$(mpi $n eval c.json --set run.dir=r42 --set parallel.expert_parallel_size=$n | awk '$1 == "loss" {print $2}')
+    awk "BEGIN{d=$loss-$(value r42 loss_valid 40); if (d<0) d=-d; exit !(d < 1e-4)}" || die "eval on $n ranks gives $loss"
+done
+
+# An existing run folder is refused, --fresh renames it aside.
+code=0
+mpi 2 train c.json --set run.dir=r1 >again.out 2>again.err || code=$?
+[ $code -eq 64 ] || die "an existing run folder is refused with 64, got $code"
+[ "$(grep -c 'error\[E64\]' again.err)" -eq 1 ] || die "one rank reports: $(cat again.err)"
+mpi 2 train c.json --set run.dir=r1 --set train.steps=1 --fresh >again.out 2>again.err || die "--fresh starts over"
+[ -e r1.old-1/model.safetensors ] && [ -e r1/model.safetensors ] || die "--fresh renames the old run aside"
+
+# One rank's comm under a launcher of two would be two runs in one folder.
+code=0
+mpi 2 train c.json --set run.dir=r0 --set parallel.comm=self >again.out 2>again.err || code=$?
+[ $code -eq 64 ] && [ "$(grep -c 'parallel.comm' again.err)" -eq 1 ] || die "self on 2 ranks: code $code, $(cat again.err)"
+
+# Wrong rank count: one message, the same code on all ranks.
+code=0
+mpi 3 train c.json --set run.dir=r3 >again.out 2>again.err || code=$?
+[ $code -eq 64 ] && grep -q 'global_batch_windows' again.err || die "16 windows on 3 ranks: code $code, $(cat again.err)"
+[ ! -e r3 ] || die "a refused run leaves a folder"
+echo "loss $first -> $last; all layouts agree"

@@ -1,0 +1,264 @@
+#include "model_case.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "grouter/optim.h"
+
+#define MUST(expr)                                                                                                     \
+    do {                                                                                                               \
+        if (expr) {                                                                                                    \
+            fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, #expr, gr_error_text());                            \
+            exit(1);                                                                                                   \
+        }                                                                                                              \
+    } while (0)
+
+/* The windows of all ranks, rank-major, so that rank r's are [r*N, (r+1)*N). */
+typedef struct windows {
+    int64_t n;
+    uint32_t *token;
+    int32_t *target;
+    uint16_t *ids;
+    float *gates;
+} windows;
+
+static void *take(size_t n, size_t size) {
+    void *p;
+    MUST(gr_alloc(&p, n, size, "test"));
+    return p;
+}
+
+static int ascending(const void *a, const void *b) {
+    return (int)*(const uint16_t *)a - (int)*(const uint16_t *)b;
+}
+
+/* K distinct ascending experts of token i. */
+static void draw_experts(const model_case_options *o, uint64_t i, uint16_t *ids) {
+    int E = o->config->num_experts, K = o->config->num_experts_per_tok, n = 0;
+    if (o->only_expert >= 0)
+        ids[n++] = (uint16_t)o->only_expert;
+    for (uint64_t draw = 0; n < K; draw++) {
+        uint16_t e = (uint16_t)gr_random_below(21, i, draw, (uint32_t)E);
+        bool seen = false;
+        for (int k = 0; k < n; k++)
+            seen |= ids[k] == e;
+        if (!seen)
+            ids[n++] = e;
+    }
+    qsort(ids, (size_t)K, sizeof *ids, ascending);
+}
+
+static windows windows_make(const model_case_options *o, int n_part, int step) {
+    uint64_t base = (uint64_t)step << 32;
+    windows w = {.n = (int64_t)n_part * o->n_window * o->T};
+    size_t K = (size_t)o->config->num_experts_per_tok, n = (size_t)w.n;
+    w.token = take(n, sizeof *w.token);
+    w.target = take(n, sizeof *w.target);
+    w.ids = take(n * K, sizeof *w.ids);
+    w.gates = take(n * K, sizeof *w.gates);
+    for (size_t i = 0; i < n; i++) {
+        w.token[i] = gr_random_below(22, 0, base + i, (uint32_t)o->config->vocab_size);
+        w.target[i] = i % 11 == 5 ? -1 : (int32_t)gr_random_below(22, 1, base + i, (uint32_t)o->config->vocab_size);
+        draw_experts(o, base + i, w.ids + i * K);
+        for (size_t k = 0; k < K; k++)
+            w.gates[i * K + k] = 0.2f + (float)gr_random_below(22, 2 + k, base + i, 64) / 64;
+        if (o->unused_slots && i % 5 == 1)
+            w.gates[i * K + i % K] = 0;
+    }
+    return w;
+}
+
+static void windows_free(windows *w) {
+    free(w->token);
+    free(w->target);
+    free(w->ids);
+    free(w->gates);
+}
+
+/* What a rank needs to run micro-batches of windows. */
+typedef struct runner {
+    gr_backend *backend;
+    gr_comm *comm;
+    const model_case_options *o;
+    gr_expert_map map;
+    gr_plan_limits limits;
+    gr_plan plan;
+    gr_plan_builder *builder;
+    void *memory;
+    float *pair_gate;
+    gr_model *model;
+} runner;
+
+static void runner_open(runner *r, gr_backend *backend, gr_comm *comm, const model_case_options *o) {
+    uint64_t N = (uint64_t)o->n_window * (uint64_t)o->T, K = (uint64_t)o->config->num_experts_per_tok;
+    uint64_t R = (uint64_t)comm->size[GR_EP];
+    *r = (runner){.backend = backend, .comm = comm, .o = o};
+    MUST(gr_expert_map_open(&r->map, (uint32_t)o->config->num_experts, (uint32_t)R));
+    r->limits = (gr_plan_limits){.N = (uint32_t)N,
+        .K = (uint32_t)K,
+        .n_rank = (uint32_t)R,
+        .E_local = r->map.E_local,
+        .send_max = N * (R - 1),
+        .recv_max = N * (R - 1),
+        .pair_max = N * K * R};
+    gr_arena arena = {0};
+    gr_plan_layout(&arena, &r->limits, &r->map, &r->plan, &r->builder);
+    r->memory = aligned_alloc(GR_ALIGN, arena.peak);
+    arena = (gr_arena){.base = r->memory, .size = arena.peak};
+    gr_plan_layout(&arena, &r->limits, &r->map, &r->plan, &r->builder);
+    r->pair_gate = take(r->limits.pair_max, sizeof *r->pair_gate);
+    MUST(gr_model_open(&r->model, &(gr_model_options){.config = o->config,
+                                      .backend = backend,
+                                      .comm = comm,
+                                      .map = &r->map,
+                                      .limits = &r->limits,
+                                      .T = o->T,
+                                      .train = true}));
+    gr_params_init(gr_model_params(r->model), 3, gr_model_weights(r->model));
+}
+
+static void runner_close(runner *r) {
+    gr_model_close(r->model);
+    gr_expert_map_close(&r->map);
+    free(r->pair_gate);
+    free(r->memory);
+}
+
+/* Accumulates the gradients of part `micro * R + rank` of the windows. */
+static void runner_step(runner *r, const windows *w, int micro, double *loss) {
+    size_t N = r->limits.N, K = r->limits.K, R = (size_t)r->comm->size[GR_WORLD];
+    size_t own = (size_t)micro * R + (size_t)r->comm->rank[GR_WORLD], first = own - (size_t)r->comm->rank[GR_EP];
+    const uint16_t *ids = w->ids + first * N * K;
+    const float *gates = w->gates + first * N * K;
+    MUST(gr_plan_build(&r->plan, r->builder, &r->limits, &r->map, (uint32_t)r->comm->rank[GR_EP], ids, gates));
+    gr_plan_gates(&r->plan, gates, r->pair_gate);
+    gr_batch batch = {
+        .token = w->token + own * N, .target = w->target + own * N, .plan = &r->plan, .pair_gate = r->pair_gate};
+    gr_phases phases = {0};
+    MUST(gr_model_step(r->model, &batch, 1.0f / (float)w->n, loss, &phases));
+}
+
+static float *copy_of(const float *from, int64_t n) {
+    float *to = take((size_t)n, sizeof *to);
+    memcpy(to, from, (size_t)n * sizeof *to);
+    return to;
+}
+
+static void state_from(runner *r, model_case_state *out) {
+    *out = (model_case_state){0};
+    int64_t n = gr_model_params(r->model)->n_element;
+    out->weights = copy_of(gr_model_weights(r->model), n);
+    out->gradients = copy_of(gr_model_gradients(r->model), n);
+    MUST(gr_expert_map_open(&out->map, r->map.E, r->map.n_rank));
+    MUST(gr_params_open(&out->params, r->o->config, &out->map, (uint32_t)r->comm->rank[GR_EP]));
+}
+
+void model_case_state_close(model_case_state *s) {
+    gr_params_close(&s->params);
+    gr_expert_map_close(&s->map);
+    free(s->gradients);
+    free(s->weights);
+}
+
+void model_case_train(
+    gr_backend *backend, gr_comm *comm, const model_case_options *o, int n_part, int steps, model_case_state *out) {
+    runner r;
+    runner_open(&r, backend, comm, o);
+    gr_optimizer *optimizer;
+    MUST(gr_optimizer_open(&optimizer,
+        &(gr_optimizer_options){.backend = backend,
+            .comm = comm,
+            .params = gr_model_params(r.model),
+            .beta1 = 0.9,
+            .beta2 = 0.999,
+            .eps = 1e-8,
+            .weight_decay = 0.1,
+            .clip = 0.5,
+            .lr = {
+                .schedule = GR_SCHEDULE_COSINE, .lr = 1e-3, .lr_min = 1e-4, .warmup_steps = 4, .decay_steps = steps}}));
+    for (int step = 0; step < steps; step++) {
+        windows w = windows_make(o, n_part, step);
+        double loss = 0;
+        MUST(gr_model_zero_gradients(r.model));
+        for (int micro = 0; micro < n_part / comm->size[GR_WORLD]; micro++)
+            runner_step(&r, &w, micro, &loss);
+        MUST(comm->sum(comm, GR_WORLD, GR_F64, &loss, 1));
+        gr_update update;
+        MUST(gr_optimizer_step(
+            optimizer, step, loss / (double)w.n, gr_model_weights(r.model), gr_model_gradients(r.model), &update));
+        windows_free(&w);
+    }
+    state_from(&r, out);
+    gr_optimizer_close(optimizer);
+    runner_close(&r);
+}
+
+static void compare(const gr_params *params, const float *ours, const double *theirs, model_case_result *r) {
+    for (int i = 0; i < params->n; i++) {
+        const gr_param *p = &params->list[i];
+        double difference = 0, norm = 0;
+        for (uint32_t e = 0; e < p->n_matrix; e++)
+            for (int64_t j = 0; j < gr_param_size(p); j++) {
+                int64_t k = p->offset + (int64_t)e * p->stride + j;
+                difference += (ours[k] - theirs[k]) * (ours[k] - theirs[k]);
+                norm += theirs[k] * theirs[k];
+            }
+        double error = norm > 0 ? sqrt(difference / norm) : sqrt(difference);
+        if (!(error <= r->gradient_error)) {
+            r->gradient_error = error;
+            snprintf(r->worst, sizeof r->worst, "%s", p->name);
+        }
+    }
+}
+
+double model_case_difference(const model_case_options *o, const model_case_state *part, const float *part_flat,
+    const float *whole_flat, char *worst) {
+    ref_model ref;
+    ref_model_open(&ref, o->config);
+    double *whole = ref_alloc(ref.params.n_element), *share = ref_alloc(part->params.n_element);
+    for (int64_t i = 0; i < ref.params.n_element; i++)
+        whole[i] = whole_flat[i];
+    ref_model_share(&ref, whole, &part->params, share);
+    model_case_result r = {0};
+    compare(&part->params, part_flat, share, &r);
+    snprintf(worst, sizeof r.worst, "%s", r.worst);
+    free(share);
+    free(whole);
+    ref_model_close(&ref);
+    return r.gradient_error;
+}
+
+model_case_result model_case_run(gr_backend *backend, gr_comm *comm, const model_case_options *o) {
+    model_case_result r = {0};
+    windows w = windows_make(o, comm->size[GR_WORLD], 0);
+    double loss = 0;
+    runner run;
+    runner_open(&run, backend, comm, o);
+    MUST(gr_model_zero_gradients(run.model));
+    runner_step(&run, &w, 0, &loss);
+    MUST(gr_gradients_reduce(gr_model_params(run.model), comm, gr_model_gradients(run.model)));
+    MUST(comm->sum(comm, GR_WORLD, GR_F64, &loss, 1));
+    model_case_state ours;
+    state_from(&run, &ours);
+
+    ref_model ref;
+    ref_model_open(&ref, o->config);
+    double *weights = ref_alloc(ref.params.n_element), *gradient = ref_alloc(ref.params.n_element);
+    ref_model_init(&ref, 3, weights);
+    ref_batch batch = {
+        .n_window = w.n / o->T, .T = o->T, .token = w.token, .target = w.target, .ids = w.ids, .gates = w.gates};
+    double expected = ref_model_loss(&ref, weights, &batch, 1.0 / (double)w.n, gradient);
+    double *share = ref_alloc(ours.params.n_element);
+    ref_model_share(&ref, gradient, &ours.params, share);
+    r.loss_error = fabs(loss - expected) / fabs(expected);
+    compare(&ours.params, ours.gradients, share, &r);
+
+    free(share), free(gradient), free(weights);
+    ref_model_close(&ref);
+    model_case_state_close(&ours);
+    runner_close(&run);
+    windows_free(&w);
+    return r;
+}

@@ -1,0 +1,43 @@
+/* model_case.h: one micro-batch on every rank of a comm, computed by the real model and by the reference. Used with one
+ * rank (test_model.c) and with several (mpi_4_model.c). */
+#ifndef GROUTER_MODEL_CASE_H
+#define GROUTER_MODEL_CASE_H
+
+#include "grouter/model.h"
+#include "ref_model.h"
+
+typedef struct model_case_options {
+    const gr_model_config *config;
+    int n_window, T;   /* per rank */
+    bool unused_slots; /* some gates are exactly 0 */
+    int only_expert;   /* >= 0: slot 0 of every token names it (a hostile table) */
+} model_case_options;
+
+typedef struct model_case_result {
+    double loss_error;     /* |ours - reference| / |reference| of the summed loss */
+    double gradient_error; /* largest ||ours - reference|| / ||reference|| of any tensor on this rank */
+    char worst[160];       /* its name */
+} model_case_result;
+
+/* The same training run in another layout: n_window windows on each of n_part parts of the global batch; a comm of R
+ * ranks takes n_part/R micro-batches per step. */
+typedef struct model_case_state {
+    float *weights, *gradients; /* this rank's, flat; gradients reduced, of the last step */
+    gr_params params;
+    gr_expert_map map;
+} model_case_state;
+
+/* Trains `steps` steps (AdamW, clipping on) from seed 3 on random windows. The caller closes the state. */
+void model_case_train(
+    gr_backend *backend, gr_comm *comm, const model_case_options *o, int n_part, int steps, model_case_state *out);
+void model_case_state_close(model_case_state *s);
+
+/* Largest ||a - b|| / ||b|| of any tensor that `part` holds; `whole` holds all experts. worst[160] gets its name. */
+double model_case_difference(const model_case_options *o, const model_case_state *part, const float *part_flat,
+    const float *whole_flat, char *worst);
+
+/* Runs forward and backward over all ranks of comm (groups formed), reduces gradients, compares with the reference that
+ * sees all windows at once. Ends the process on failure to open anything. */
+model_case_result model_case_run(gr_backend *backend, gr_comm *comm, const model_case_options *o);
+
+#endif
