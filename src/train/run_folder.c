@@ -104,9 +104,10 @@ static gr_err write_member(gr_out *o, const char *key, const char *value) {
     char *escaped = malloc(6 * strlen(value) + 1);
     if (!escaped)
         return gr_fail(GR_RESOURCE, "environment.json: no memory");
+    gr_json_escape(value, escaped);
     gr_err e = gr_out_printf(o, "  \"%s\": \"", key);
     if (!e)
-        e = gr_out_write(o, gr_json_escape(value, escaped), strlen(escaped));
+        e = gr_out_write(o, escaped, strlen(escaped));
     if (!e)
         e = gr_out_printf(o, "\",\n");
     free(escaped);
