@@ -1,0 +1,90 @@
+/* A training step allocates nothing of its own once the first one is over (libraries allocate inside themselves). The
+ * program is linked with --wrap, so every allocation call in our objects comes through here. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+
+#include "model_case.h"
+
+static int n_call;
+
+void *__real_malloc(size_t n);
+void *__real_calloc(size_t n, size_t size);
+void *__real_realloc(void *p, size_t n);
+void *__real_aligned_alloc(size_t align, size_t n);
+void *__wrap_malloc(size_t n);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_realloc(void *p, size_t n);
+void *__wrap_aligned_alloc(size_t align, size_t n);
+
+void *__wrap_malloc(size_t n) {
+    n_call++;
+    return __real_malloc(n);
+}
+
+void *__wrap_calloc(size_t n, size_t size) {
+    n_call++;
+    return __real_calloc(n, size);
+}
+
+void *__wrap_realloc(void *p, size_t n) {
+    n_call++;
+    return __real_realloc(p, n);
+}
+
+void *__wrap_aligned_alloc(size_t align, size_t n) {
+    n_call++;
+    return __real_aligned_alloc(align, n);
+}
+
+static const gr_model_config config = {
+    .vocab_size = 61,
+    .hidden_size = 24,
+    .num_hidden_layers = 3,
+    .num_attention_heads = 4,
+    .num_key_value_heads = 2,
+    .head_dim = 6,
+    .intermediate_size = 20,
+    .moe_intermediate_size = 10,
+    .num_experts = 8,
+    .num_experts_per_tok = 3,
+    .shared_expert_intermediate_size = 6,
+    .first_k_dense_replace = 1,
+    .rms_norm_eps = 1e-5,
+    .rope_theta = 1000,
+    .initializer_range = 0.2,
+    .use_qk_norm = true,
+};
+
+/* Allocation calls of a whole run of so many steps. */
+static int calls_of(int steps) {
+    gr_backend *backend;
+    gr_comm *comm;
+    assert_int_equal(gr_backend_open(&backend, "cpu"), GR_OK);
+    assert_int_equal(gr_comm_open(&comm, "self"), GR_OK);
+    assert_int_equal(gr_comm_group(comm, 1), GR_OK);
+    const model_case_options o = {.config = &config, .n_window = 2, .T = 40, .unused_slots = true, .only_expert = -1};
+    model_case_state state;
+    n_call = 0;
+    model_case_train(backend, comm, &o, 2, steps, &state);
+    int n = n_call;
+    model_case_state_close(&state);
+    gr_comm_close(comm, GR_OK);
+    gr_backend_close(backend);
+    return n;
+}
+
+static void steps_after_the_first_allocate_nothing(void **state) {
+    (void)state;
+    enum { PER_STEP = 4 }; /* the test's own: tokens, targets, ids and gates of the step's windows */
+    int one = calls_of(1), six = calls_of(6);
+    assert_true(one > PER_STEP);
+    assert_int_equal(six - one, 5 * PER_STEP);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(steps_after_the_first_allocate_nothing)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
