@@ -120,10 +120,10 @@ GR_MUST gr_err gr_model_zero_gradients(gr_model *m);
 /* ---------------------------------------------------------------- whole tensors by name (safetensors)
  * `flat` is any host array in the params' layout: weights, gradients, moments. */
 
-/* Collective over the first expert-parallel group (others return at once): rank 0 of the world writes all tensors as
- * F32, whole, in the table's order with experts by logical id: the same bytes from any layout. Metadata: "format" "pt"
- * and, if config_text is given, "grouter_config". *hash (rank 0): XXH3-128 over each tensor's name and bytes in that
- * order. path NULL: only the hash. A storage error (74) is rank 0's alone, returned once nobody waits for it. */
+/* Collective over the world, errors (69, 74) are agreed by all ranks: rank 0 writes all tensors as F32, whole, in the
+ * table's order with experts by logical id: the same bytes from any layout. Only the first expert-parallel group sends.
+ * Metadata: "format" "pt" and, if config_text (used on rank 0) is given, "grouter_config". *hash (rank 0): XXH3-128
+ * over each tensor's name and bytes in that order. path NULL: only the hash. */
 GR_MUST gr_err gr_params_save(
     const gr_params *p, gr_comm *comm, const float *flat, const char *path, const char *config_text, gr_hash128 *hash);
 /* Every rank reads what it owns. Missing, extra, wrongly shaped or typed (not F32) tensors: 66 with a table of

@@ -61,8 +61,10 @@ static void gather_close(gather *g) {
     free(g->recv);
 }
 
-static gr_err gather_open(gather *g, const gr_params *p, gr_comm *comm, const float *flat) {
-    *g = (gather){.p = p, .comm = comm, .flat = flat};
+/* After an error gather_close is still due. */
+static gr_err gather_open(gather *g) {
+    const gr_params *p = g->p;
+    const gr_comm *comm = g->comm;
     size_t largest = 0, n_rank = (size_t)comm->size[GR_EP];
     for (int i = 0; i < p->n; i++)
         if (p->list[i].owner == GR_EDP && (size_t)gr_param_size(&p->list[i]) > largest)
@@ -74,12 +76,8 @@ static gr_err gather_open(gather *g, const gr_params *p, gr_comm *comm, const fl
     void *rows, *buffer;
     GR_TRY(gr_alloc(&rows, 2 * n_rank, sizeof *g->rows, "row counts"));
     g->rows = rows;
-    gr_err err =
-        gr_alloc(&buffer, root ? own * (n_rank - 1) : own, sizeof *g->send, "one projection's experts of one layer");
-    if (err) {
-        gather_close(g);
-        return err;
-    }
+    GR_TRY(
+        gr_alloc(&buffer, root ? own * (n_rank - 1) : own, sizeof *g->send, "one projection's experts of one layer"));
     *(root ? &g->recv : &g->send) = buffer;
     return GR_OK;
 }
@@ -174,34 +172,44 @@ static gr_err tensors_write(gather *g, sink *s, gr_err err, const whole *list, i
     return err;
 }
 
-static gr_err root_save(gather *g, const char *path, const char *config_text, gr_hash128 *hash) {
-    whole *list;
-    int n;
-    GR_TRY(wholes_make(g->p, &list, &n));
+static gr_err root_save(
+    gather *g, const char *path, const char *config_text, const whole *list, int n, gr_hash128 *hash) {
     sink s;
     gr_err err = sink_open(&s, path, config_text, list, n);
     err = tensors_write(g, &s, err, list, n);
     if (!err)
         *hash = gr_hasher_128(s.hasher);
     sink_close(&s);
-    free(list);
     return err;
+}
+
+/* The other ranks' part. */
+static gr_err entries_send(gather *g) {
+    for (int i = 0; i < g->p->n; i++)
+        if (g->p->list[i].owner == GR_EDP)
+            GR_TRY(gather_entry(g, &g->p->list[i]));
+    return GR_OK;
 }
 
 gr_err gr_params_save(
     const gr_params *p, gr_comm *comm, const float *flat, const char *path, const char *config_text, gr_hash128 *hash) {
-    if (comm->rank[GR_WORLD] >= comm->size[GR_EP])
-        return GR_OK;
-    gather g;
-    GR_TRY(gather_open(&g, p, comm, flat));
-    gr_err err = GR_OK;
-    if (comm->rank[GR_WORLD] == 0)
-        err = root_save(&g, path, config_text, hash);
-    else
-        for (int i = 0; !err && i < p->n; i++)
-            if (p->list[i].owner == GR_EDP)
-                err = gather_entry(&g, &p->list[i]);
+    bool root = comm->rank[GR_WORLD] == 0, takes_part = comm->rank[GR_WORLD] < comm->size[GR_EP];
+    gather g = {.p = p, .comm = comm, .flat = flat};
+    whole *list = NULL;
+    int n = 0;
+    gr_err err = takes_part ? gather_open(&g) : GR_OK;
+    if (!err && root)
+        err = wholes_make(p, &list, &n);
+    err = gr_comm_agree(comm, err); /* before anybody waits for the rows of a rank without memory */
+    if (!err) {
+        if (root)
+            err = root_save(&g, path, config_text, list, n, hash);
+        else if (takes_part)
+            err = entries_send(&g);
+        err = gr_comm_agree(comm, err);
+    }
     gather_close(&g);
+    free(list);
     return err;
 }
 

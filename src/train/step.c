@@ -79,7 +79,7 @@ static gr_err open_local(trainer *t) {
 /* All ranks measure at the same time, as they will compute: memory bandwidth and turbo clocks are shared. */
 static gr_err measure_peak(trainer *t) {
     GR_TRY(t->comm->barrier(t->comm, GR_WORLD));
-    GR_TRY(t->backend->peak(t->backend, &t->peak_flops));
+    GR_TRY(gr_comm_agree(t->comm, t->backend->peak(t->backend, &t->peak_flops)));
     return t->comm->sum(t->comm, GR_WORLD, GR_F64, &t->peak_flops, 1);
 }
 
@@ -267,8 +267,9 @@ static gr_err train(trainer *t) {
 }
 
 static gr_err save_weights(trainer *t, gr_train_result *result) {
-    char path[GR_PATH_MAX + 32], *text;
-    GR_TRY(gr_config_text(t->config, &text));
+    char path[GR_PATH_MAX + 32], *text = NULL;
+    bool first = t->comm->rank[GR_WORLD] == 0;
+    GR_TRY(gr_comm_agree(t->comm, first ? gr_config_text(t->config, &text) : GR_OK));
     gr_err e = gr_params_save(gr_model_params(t->model), t->comm, gr_model_weights(t->model),
         gr_run_path(t->config, "model.safetensors", path), text, &result->parameter_hash);
     free(text);
@@ -282,7 +283,7 @@ gr_err gr_train_run(const gr_config *config, gr_comm *comm, gr_run_folder folder
     if (!e)
         e = train(&t);
     if (!e)
-        e = gr_comm_agree(comm, save_weights(&t, result));
+        e = save_weights(&t, result);
     result->loss_valid_first = t.first.nats_per_token;
     result->loss_valid = t.last.nats_per_token;
     result->nats_per_byte_valid_first = t.first.nats_per_byte;
