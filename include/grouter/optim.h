@@ -38,7 +38,8 @@ typedef struct gr_update {
 
 /* One update of `step` (0-based; it also counts when skipped) with the loss of the global batch: sums gradients over
  * their groups, takes the global norm, decides (the same on every rank: proceeds only if norm and global loss are
- * finite), clips, applies AdamW. The fourth skip in a row is 71. The moment correction counts applied updates. */
+ * finite), clips, applies AdamW. The fourth skip in a row is 71, agreed by all ranks. The moment correction counts
+ * applied updates. */
 GR_MUST gr_err gr_optimizer_step(
     gr_optimizer *o, int64_t step, double loss, float *weights, float *gradients, gr_update *out);
 

@@ -98,13 +98,15 @@ static gr_err update_apply(gr_optimizer *o, double lr, double norm, float *weigh
     return b->sync(b);
 }
 
+/* All ranks come here together with the same count, so they can agree that one of them reports. */
 static gr_err update_skip(gr_optimizer *o, int64_t step, double loss, double norm) {
     if (++o->n_skipped <= SKIPS_MAX)
         return GR_OK;
-    return gr_fail(GR_NONFINITE,
+    gr_err err = gr_fail(GR_NONFINITE,
         "step %lld: expected a finite loss and gradient norm, got loss %g, norm %g, as in the %d steps before; lower "
         "optimizer.lr, lengthen optimizer.warmup_steps or look at the data of these steps",
         (long long)step + 1, loss, norm, SKIPS_MAX);
+    return gr_comm_agree(o->o.comm, err);
 }
 
 gr_err gr_optimizer_step(gr_optimizer *o, int64_t step, double loss, float *weights, float *gradients, gr_update *out) {
