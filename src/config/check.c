@@ -77,14 +77,17 @@ static void check_optimizer(checker *c, const gr_config *g) {
 }
 
 static void check_batch(checker *c, const gr_config *g) {
-    int64_t B = g->train.micro_batch_windows, pairs = B * g->data.seq_len * g->model.num_experts_per_tok;
+    int R_ep = gr_config_expert_parallel(g);
+    int64_t B = g->train.micro_batch_windows, pairs = R_ep * B * g->data.seq_len * g->model.num_experts_per_tok;
     rule(c, divides(B, g->train.global_batch_windows), "train.global_batch_windows train.micro_batch_windows",
         "train.global_batch_windows = %d must be a multiple of train.micro_batch_windows = %d",
         g->train.global_batch_windows, g->train.micro_batch_windows);
-    rule(c, pairs <= INT32_MAX, "train.micro_batch_windows data.seq_len model.num_experts_per_tok",
-        "train.micro_batch_windows * data.seq_len * model.num_experts_per_tok = %d * %d * %d = %lld must be at most "
-        "%d; use smaller micro-batches",
-        g->train.micro_batch_windows, g->data.seq_len, g->model.num_experts_per_tok, (long long)pairs, INT32_MAX);
+    /* One rank may get all pairs of its group; plans number them in 32 bits. */
+    rule(c, pairs <= INT32_MAX,
+        "train.micro_batch_windows data.seq_len model.num_experts_per_tok parallel.expert_parallel_size",
+        "parallel.expert_parallel_size * train.micro_batch_windows * data.seq_len * model.num_experts_per_tok = "
+        "%d * %d * %d * %d = %lld must be at most %d; use smaller micro-batches",
+        R_ep, g->train.micro_batch_windows, g->data.seq_len, g->model.num_experts_per_tok, (long long)pairs, INT32_MAX);
 }
 
 static void check_parallel(checker *c, const gr_config *g) {
