@@ -108,6 +108,7 @@ static gr_err open_source(gr_feed *f, int i, const gr_data_file *file, const gr_
 static gr_err open_sources(gr_feed *f, const gr_feed *like) {
     const gr_data_file *files = f->kind == GR_FEED_TRAIN ? f->config->data.train : f->config->data.valid;
     f->n_source = f->kind == GR_FEED_TRAIN ? f->config->data.n_train : f->config->data.n_valid;
+    GR_TRY(gr_alloc((void **)&f->window_load, f->E, sizeof *f->window_load, "expert loads"));
     GR_TRY(gr_alloc((void **)&f->source, (size_t)f->n_source, sizeof *f->source, "data files"));
     GR_TRY(gr_alloc((void **)&f->stream_file, (size_t)f->n_source, sizeof *f->stream_file, "data files"));
     for (int i = 0; i < f->n_source; i++)
@@ -139,12 +140,15 @@ static gr_err open_touch_counts(gr_feed *f) {
 
 /* ---------------------------------------------------------------- limits */
 
+/* The histogram is a hint until the window is read and refused with it: a damaged one must not ask for more memory
+ * than a window can need. */
 static uint64_t pairs_on_rank(gr_feed *f, const place *p, uint32_t rank) {
+    uint64_t most = (uint64_t)f->T * f->K;
     gr_routes_histogram(f->source[p->source].routes, p->window, f->window_load);
     uint64_t n = 0;
     for (uint32_t s = 0; s < f->map->E_local; s++)
         n += f->window_load[f->map->expert_at[(size_t)rank * f->map->E_local + s]];
-    return n;
+    return n < most ? n : most;
 }
 
 static void micro_limits(gr_feed *f, uint64_t cursor, uint64_t micro) {
@@ -222,7 +226,6 @@ static gr_err open_feed(gr_feed *f, const gr_feed *like) {
     f->T = (uint32_t)f->config->data.seq_len;
     f->K = (uint32_t)f->config->model.num_experts_per_tok;
     f->E = (uint32_t)f->config->model.num_experts;
-    GR_TRY(gr_alloc((void **)&f->window_load, f->E, sizeof *f->window_load, "expert loads"));
     GR_TRY(gr_comm_agree(f->comm, open_sources(f, like)));
     GR_TRY(open_touch_counts(f));
     find_limits(f);
@@ -293,6 +296,37 @@ static void fill_own(const gr_feed *f, slot *s, uint32_t b, const place *p, gr_m
     out->n_target += p->ignored ? 0 : f->T;
 }
 
+/* Tokens of window j of the group with an expert on the rank. */
+static uint32_t tokens_on_rank(const gr_feed *f, uint32_t j, uint32_t rank) {
+    uint32_t n = 0;
+    for (uint32_t t = 0; t < f->T; t++) {
+        size_t row = ((size_t)j * f->T + t) * f->K;
+        bool touches = false;
+        for (size_t i = row; i < row + f->K; i++)
+            touches |= f->gates[i] > 0 && f->map->rank_of[f->ids[i]] == rank;
+        n += touches;
+    }
+    return n;
+}
+
+/* A plan above its limits: names the window with more tokens than were counted. */
+static gr_err fail_limits(gr_feed *f, uint64_t first) {
+    uint32_t R = f->map->n_rank;
+    for (uint32_t j = 0; R > 1 && j < R * f->B; j++) {
+        place p = place_of(f, first + j);
+        const source *src = &f->source[p.source];
+        for (uint32_t r = 0; r < R; r++) {
+            uint32_t counted = src->touch.count[p.window * R + r], n = tokens_on_rank(f, j, r);
+            if (n > counted)
+                return gr_fail(GR_DATA,
+                    "%s: window %llu: expected %u tokens with experts of expert-parallel rank %u, as counted in its "
+                    ".touch%u file, got %u; remove that file to have them counted again",
+                    gr_routes_path(src->routes), (unsigned long long)p.window, counted, r, R, n);
+        }
+    }
+    return GR_DATA; /* what the plan said */
+}
+
 gr_err gr_feed_prepare(gr_feed *f, uint64_t cursor, uint64_t micro, gr_micro *out) {
     slot *s = &f->slot[f->next_slot];
     f->next_slot ^= 1;
@@ -313,7 +347,8 @@ gr_err gr_feed_prepare(gr_feed *f, uint64_t cursor, uint64_t micro, gr_micro *ou
         if (j / f->B == rank)
             fill_own(f, s, j % f->B, &p, out);
     }
-    GR_TRY(gr_plan_build(&s->plan, s->builder, &f->limits, f->map, rank, f->ids, f->gates));
+    if (gr_plan_build(&s->plan, s->builder, &f->limits, f->map, rank, f->ids, f->gates))
+        return fail_limits(f, first);
     gr_plan_gates(&s->plan, f->gates, s->pair_gate);
     return GR_OK;
 }
