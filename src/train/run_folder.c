@@ -80,12 +80,14 @@ static void cpu_name(char *name, size_t n) {
     snprintf(name, n, "unknown");
     FILE *in = fopen("/proc/cpuinfo", "r");
     char line[512];
-    while (in && fgets(line, sizeof line, in))
-        if (strncmp(line, "model name", 10) == 0 && strchr(line, ':')) {
-            snprintf(name, n, "%s", strchr(line, ':') + 2);
-            name[strcspn(name, "\n")] = 0;
-            break;
-        }
+    while (in && fgets(line, sizeof line, in)) {
+        const char *colon = strchr(line, ':');
+        if (strncmp(line, "model name", 10) != 0 || !colon)
+            continue;
+        snprintf(name, n, "%s", colon + 1 + strspn(colon + 1, " "));
+        name[strcspn(name, "\n")] = 0;
+        break;
+    }
     if (in)
         fclose(in);
 }
