@@ -163,5 +163,21 @@ if [ $status -ne 65 ] || ! grep -Eq 'b.routes.*window [0-9]+' ../err || grep -Eq
 fi
 rm -rf run
 
+# Weight decay 10 at rate 10 multiplies weights by -99 a step: they leave fp32 after about 20 steps.
+timeout 60 "$binary" train good.json --set optimizer.lr=10 --set optimizer.weight_decay=10 --set optimizer.schedule=constant \
+    --set train.steps=60 --set eval.windows=1 >../out 2>../err
+status=$?
+cases=$((cases + 1))
+if [ $status -ne 71 ] || ! grep -Eq 'error\[E71\] step [0-9]+: .*optimizer.lr' ../err ||
+    grep -Eq 'Sanitizer|runtime error' ../err || [ -e run/model.safetensors ] ||
+    [ "$(tail -3 run/metrics.jsonl | grep -c '"skipped":true')" -ne 3 ] ||
+    [ "$(tail -4 run/metrics.jsonl | grep -c '"skipped":true')" -ne 3 ]; then
+    fail=$((fail + 1))
+    echo "FAILED: a loss that is not finite: code $status"
+    sed 's/^/    /' ../err | head
+    tail -5 run/metrics.jsonl
+fi
+rm -rf run
+
 echo "$((cases - fail)) of $cases bad inputs are refused as documented"
 [ $fail -eq 0 ]
