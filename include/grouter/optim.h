@@ -32,14 +32,14 @@ void gr_optimizer_close(gr_optimizer *o);
 
 typedef struct gr_update {
     double lr, grad_norm; /* norm before clipping; may be non-finite */
-    bool skipped;         /* non-finite loss or norm: weights and moments untouched */
+    bool skipped;         /* weights and moments untouched */
     double reduce_ms, optimizer_ms;
 } gr_update;
 
 /* One update of `step` (0-based; it also counts when skipped) with the loss of the global batch: sums gradients over
- * their groups, takes the global norm, decides (the same on every rank: proceeds only if norm and global loss are
- * finite), clips, applies AdamW. The fourth skip in a row is 71, agreed by all ranks. The moment correction counts
- * applied updates. */
+ * their groups, takes the global norm, clips, decides (the same on every rank: proceeds only if the global loss is
+ * finite and the clipped norm's square fits fp32, as second moments must), applies AdamW. The fourth skip in a row is
+ * 71, agreed by all ranks. The moment correction counts applied updates. */
 GR_MUST gr_err gr_optimizer_step(
     gr_optimizer *o, int64_t step, double loss, float *weights, float *gradients, gr_update *out);
 

@@ -1,6 +1,7 @@
 /* One update: reduce, norm, decide, clip, AdamW (Loshchilov & Hutter 2019). */
 #include "grouter/optim.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -74,10 +75,9 @@ void gr_optimizer_close(gr_optimizer *o) {
     free(o);
 }
 
-static gr_err update_apply(gr_optimizer *o, double lr, double norm, float *weights, const float *gradients) {
+static gr_err update_apply(gr_optimizer *o, double lr, double scale, float *weights, const float *gradients) {
     const gr_optimizer_options *c = &o->o;
     gr_backend *b = c->backend;
-    double scale = c->clip > 0 && norm > c->clip ? c->clip / norm : 1;
     o->n_applied++;
     for (int i = 0; i < o->n_span; i++) {
         const span *s = &o->spans[i];
@@ -118,12 +118,15 @@ gr_err gr_optimizer_step(gr_optimizer *o, int64_t step, double loss, float *weig
     GR_TRY(gr_gradients_norm(c->params, c->backend, c->comm, gradients, o->squares, &out->grad_norm));
     double reduced_s = gr_time_s();
     out->reduce_ms = 1e3 * (reduced_s - start_s);
-    bool proceed = isfinite(out->grad_norm) && isfinite(loss); /* NaN fails both */
+    double scale = c->clip > 0 && out->grad_norm > c->clip ? c->clip / out->grad_norm : 1;
+    double applied = scale * out->grad_norm;
+    /* NaN fails both. A second moment that left fp32 would hold its weight still for ever. */
+    bool proceed = applied * applied <= (double)FLT_MAX && isfinite(loss);
     out->skipped = !proceed;
     if (!proceed)
         return update_skip(o, step, loss, out->grad_norm);
     o->n_skipped = 0;
-    gr_err err = update_apply(o, out->lr, out->grad_norm, weights, gradients);
+    gr_err err = update_apply(o, out->lr, scale, weights, gradients);
     out->optimizer_ms = 1e3 * (gr_time_s() - reduced_s);
     return err;
 }
