@@ -350,6 +350,10 @@ static void test_rules_of_training_show_the_equation_with_numbers(void **state) 
         "train.micro_batch_windows=16384", "train.global_batch_windows=16384", "data.seq_len=131072"};
     assert_error_contains(
         load(minimal, large, 3), "pairs", "16384 * 131072 * 2 = 4294967296 must be at most 2147483647");
+    const char *const group[] = {"train.micro_batch_windows=1024", "train.global_batch_windows=4096",
+        "data.seq_len=262144", "parallel.expert_parallel_size=4"};
+    assert_error_contains(
+        load(minimal, group, 4), "group", "4 * 1024 * 262144 * 2 = 2147483648 must be at most 2147483647");
 }
 
 static void test_a_wrong_value_breaks_no_rule_as_well(void **state) {
