@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -143,12 +144,73 @@ static void file_appears_only_when_committed(void **state) {
     unlink(path);
 }
 
+static void only_regular_files_are_replaced(void **state) {
+    (void)state;
+    const char *fifo = "test_base.fifo", *folder = "test_base.folder";
+    gr_out *o;
+    unlink(fifo);
+    rmdir(folder);
+    assert_int_equal(mkfifo(fifo, 0600), 0);
+    assert_int_equal(gr_out_open(&o, fifo), GR_STORAGE);
+    assert_null(o);
+    assert_non_null(strstr(gr_error_text(), "test_base.fifo: expected a new name or a regular file"));
+    assert_int_equal(mkdir(folder, 0700), 0);
+    assert_int_equal(gr_out_open(&o, folder), GR_STORAGE);
+    assert_non_null(strstr(gr_error_text(), "got a folder"));
+    unlink(fifo);
+    rmdir(folder);
+}
+
+static void paths_are_the_same_file_by_any_name(void **state) {
+    (void)state;
+    const char *a = "test_base.same", *b = "test_base.link";
+    gr_out *o;
+    unlink(b);
+    assert_int_equal(gr_out_open(&o, a), GR_OK);
+    assert_int_equal(gr_out_commit(o), GR_OK);
+    gr_out_close(o);
+    assert_false(gr_path_same(a, b));
+    assert_int_equal(symlink(a, b), 0);
+    assert_true(gr_path_same(a, b));
+    assert_false(gr_path_same(a, "."));
+    unlink(b);
+    unlink(a);
+}
+
+static void an_error_is_one_line_whatever_its_arguments(void **state) {
+    (void)state;
+    assert_int_equal(gr_fail(GR_DATA, "%s: bad", "a\nb"), GR_DATA);
+    assert_string_equal(gr_error_text(), "a b: bad");
+    const char *lines[] = {"one", "t\nwo"};
+    assert_int_equal(gr_fail_lines(GR_CONFIG, lines, 2), GR_CONFIG);
+    assert_string_equal(gr_error_text(), "one\nt wo");
+}
+
+static void only_strict_utf8_is_valid(void **state) {
+    (void)state;
+    static const struct {
+        const char *text;
+        size_t n_valid;
+    } cases[] = {
+        {"", 0}, {"plain text, longer than a word", 30}, {"\xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80", 11},
+        {"ab\xc3", 2},           /* cut short */
+        {"\xc0\xaf", 0},         /* overlong */
+        {"\xe0\x80\x80", 0},     /* overlong */
+        {"a\xed\xa0\x80", 1},    /* surrogate */
+        {"\xf4\x90\x80\x80", 0}, /* above U+10FFFF */
+        {"\xf0\x9f\x98(", 0},    /* broken at its end */
+        {"12345678\x80", 8},     /* after a word of ASCII */
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        assert_int_equal(gr_utf8_valid((const uint8_t *)cases[i].text, strlen(cases[i].text)), cases[i].n_valid);
+}
+
 static void unreadable_paths_carry_the_callers_code(void **state) {
     (void)state;
     gr_map m;
     assert_int_equal(gr_map_open(&m, "/nonexistent/file", GR_CHECKPOINT), GR_CHECKPOINT);
     assert_non_null(strstr(gr_error_text(), "/nonexistent/file"));
-    assert_int_equal(gr_map_open(&m, "/tmp", GR_DATA), GR_DATA);
+    assert_int_equal(gr_map_open(&m, ".", GR_DATA), GR_DATA);
     gr_out *o;
     assert_int_equal(gr_out_open(&o, "/nonexistent/file"), GR_STORAGE);
 }
@@ -177,6 +239,10 @@ int main(void) {
         cmocka_unit_test(arena_places_what_it_measured),
         cmocka_unit_test(arena_notes_sizes_that_overflow),
         cmocka_unit_test(file_appears_only_when_committed),
+        cmocka_unit_test(only_regular_files_are_replaced),
+        cmocka_unit_test(paths_are_the_same_file_by_any_name),
+        cmocka_unit_test(an_error_is_one_line_whatever_its_arguments),
+        cmocka_unit_test(only_strict_utf8_is_valid),
         cmocka_unit_test(unreadable_paths_carry_the_callers_code),
         cmocka_unit_test(spans_never_read_past_their_end),
     };

@@ -41,13 +41,19 @@ typedef enum gr_err {
     } while (0)
 
 /* Records the error text of this process and returns `code`. The text names what (file, key or place), then
- * "expected X, got Y", then what to do. Several lines ('\n') mean several errors of the same code. */
+ * "expected X, got Y", then what to do. It is one line: a newline in an argument becomes a space. */
 #define gr_fail(code, ...) gr_fail_at((code), __FILE__, __LINE__, __VA_ARGS__)
 GR_MUST gr_err gr_fail_at(gr_err code, const char *file, int line, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 
+/* Records several errors of the same code, one a line, newlines within one as above. */
+GR_MUST gr_err gr_fail_lines(gr_err code, const char *const *line, int n);
+
 /* Marks `code` as an error that another rank has printed already: gr_error_print stays silent. */
 GR_MUST gr_err gr_fail_silently(gr_err code);
+
+/* Text for people of at most n bytes, control characters escaped: names in it may have been made to fool a terminal. */
+void gr_print_plain(FILE *out, const char *text, size_t n);
 
 /* The last error's text, "" if none. Valid until the next gr_fail. */
 const char *gr_error_text(void);
@@ -136,6 +142,15 @@ const char *gr_dtype_name(gr_dtype dtype); /* safetensors spelling: "F32", "BF16
 /* bf16 rounding to nearest even; NaN stays NaN. */
 uint16_t gr_bf16_from_f32(float x);
 float gr_f32_from_bf16(uint16_t x);
+
+/* ---------------------------------------------------------------- UTF-8 (RFC 3629) */
+
+/* Bytes of the sequence at the beginning of p[n], n >= 1; 0 if it is cut short, overlong, a surrogate or above
+ * U+10FFFF.
+ */
+size_t gr_utf8_length(const uint8_t *p, size_t n);
+/* Length of the valid UTF-8 at the beginning of p[n]: n if all of it is. */
+size_t gr_utf8_valid(const uint8_t *p, size_t n);
 
 /* ---------------------------------------------------------------- sizes: false on overflow, *r untouched */
 
@@ -248,7 +263,8 @@ void gr_map_close(gr_map *m); /* accepts a zeroed map */
 GR_MUST gr_err gr_file_read(const char *path, size_t max, gr_err code, char **text, size_t *n);
 
 /* New file `path`, written under a temporary name beside it: nothing appears (and nothing stays) unless commit
- * succeeds, which fsyncs the file, renames it over `path` and fsyncs the folder. Storage errors are 74. */
+ * succeeds, which fsyncs the file, renames it over `path` and fsyncs the folder. Storage errors are 74, and so is a
+ * `path` that is a folder or device. */
 typedef struct gr_out gr_out;
 GR_MUST gr_err gr_out_open(gr_out **out, const char *path);
 GR_MUST gr_err gr_out_write(gr_out *o, const void *data, size_t n_byte); /* appended, buffered */
@@ -266,5 +282,6 @@ GR_MUST gr_err gr_out_sync(gr_out *o);
 /* mkdir -p; 74 naming the path. */
 GR_MUST gr_err gr_folder_make(const char *path);
 bool gr_path_exists(const char *path);
+bool gr_path_same(const char *a, const char *b); /* both exist and are one file, links followed */
 
 #endif

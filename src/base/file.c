@@ -137,6 +137,12 @@ static gr_err open_out(gr_out **out, const char *path, const char *temporary, in
 }
 
 gr_err gr_out_open(gr_out **out, const char *path) {
+    *out = NULL;
+    struct stat st; /* renaming over a device or FIFO would destroy it, over a folder fails after all the work */
+    if (lstat(path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISLNK(st.st_mode))
+        return gr_fail(GR_STORAGE,
+            "%s: expected a new name or a regular file to replace, got %s; write to another name", path,
+            S_ISDIR(st.st_mode) ? "a folder" : "a device, FIFO or socket");
     size_t n = strlen(path) + 32;
     char *temporary = malloc(n);
     if (!temporary)
@@ -242,6 +248,11 @@ void gr_out_close(gr_out *o) {
 }
 
 /* ---------------------------------------------------------------- folders */
+
+bool gr_path_same(const char *a, const char *b) {
+    struct stat x, y;
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
 
 bool gr_path_exists(const char *path) {
     struct stat st;

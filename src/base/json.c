@@ -15,6 +15,7 @@
 #define TEXT(x) TEXT_(x)
 
 struct gr_json {
+    char *text; /* private: a mapped file may change between the two readings */
     cJSON *tree;
     gr_json_node *node; /* pre-order */
     char *number;       /* texts of the numbers */
@@ -174,15 +175,18 @@ gr_err gr_json_parse(
     GR_ASSERT(max_byte < INT_MAX, "%zu bytes, but lines and columns are int", max_byte);
     GR_ASSERT(
         max_depth >= 1 && max_depth <= GR_JSON_DEPTH_LIMIT, "depth %d, limit %d", max_depth, (int)GR_JSON_DEPTH_LIMIT);
-    gr_json_scan s = {.text = text, .source = source, .n = n, .code = code, .max_depth = max_depth};
     if (n > max_byte)
         return gr_fail(code, "%s:1:1: expected at most %zu bytes of JSON, got %zu", source, max_byte, n);
-    if (n >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0)
-        return gr_json_scan_fail(&s, 0, "byte order mark; save the text as UTF-8 without one");
-    void *doc = NULL;
-    gr_err err = gr_json_scan_text(&s);
-    if (!err)
-        err = gr_alloc(&doc, 1, sizeof(gr_json), "a JSON document");
+    void *memory;
+    GR_TRY(gr_alloc(&memory, 1, sizeof(gr_json), "a JSON document"));
+    gr_json *doc = memory;
+    gr_err err = gr_alloc(&memory, n, 1, "JSON text");
+    gr_json_scan s = {.text = memory, .source = source, .n = n, .code = code, .max_depth = max_depth};
+    if (!err) {
+        doc->text = memory;
+        memcpy(doc->text, text, n);
+        err = gr_json_scan_text(&s);
+    }
     if (!err)
         err = build_document(doc, &s);
     free(s.list);
@@ -204,6 +208,7 @@ void gr_json_close(gr_json *doc) {
     free(doc->number);
     free(doc->node);
     cJSON_Delete(doc->tree);
+    free(doc->text);
     free(doc);
 }
 

@@ -34,9 +34,6 @@ gr_err gr_json_scan_fail(const gr_json_scan *s, size_t at, const char *fmt, ...)
     va_start(args, fmt);
     vsnprintf(message, sizeof message, fmt, args);
     va_end(args);
-    for (char *c = message; *c; c++) /* of a quoted key; one error is one line */
-        if (*c == '\n')
-            *c = ' ';
     gr_json_place p = gr_json_place_of(s, at);
     return gr_fail(s->code, "%s:%d:%d: %s", s->source, p.line, p.column, message);
 }
@@ -69,21 +66,6 @@ static void skip_space(gr_json_scan *s) {
             return;
         s->at++;
     }
-}
-
-/* Bytes of the UTF-8 sequence here, 0 if it is not one (Unicode table 3-7: no overlong forms, no surrogates, nothing
- * above U+10FFFF). */
-static size_t utf8_length(const gr_json_scan *s) {
-    unsigned char lead = peek(s, 0), second = peek(s, 1);
-    unsigned char low = lead == 0xe0 ? 0xa0 : lead == 0xf0 ? 0x90 : 0x80;
-    unsigned char high = lead == 0xed ? 0x9f : lead == 0xf4 ? 0x8f : 0xbf;
-    if (lead < 0xc2 || lead > 0xf4 || second < low || second > high)
-        return 0;
-    size_t n = lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
-    for (size_t i = 2; i < n; i++)
-        if ((peek(s, i) & 0xc0) != 0x80)
-            return 0;
-    return n;
 }
 
 /* The value of the \uXXXX that starts here; false if none does. */
@@ -142,7 +124,7 @@ GR_MUST static gr_err scan_string(gr_json_scan *s) {
         } else if (c < 0x80) {
             s->at++;
         } else {
-            size_t n = utf8_length(s);
+            size_t n = gr_utf8_length((const uint8_t *)s->text + s->at, s->n - s->at);
             if (n == 0)
                 return gr_json_scan_fail(s, s->at, "invalid UTF-8: byte 0x%02x; save the text as UTF-8", c);
             s->at += n;
@@ -258,6 +240,8 @@ static void scan_closings(gr_json_scan *s) {
 
 gr_err gr_json_scan_text(gr_json_scan *s) {
     size_t key = GR_JSON_NO_KEY;
+    if (s->n >= 3 && memcmp(s->text, "\xef\xbb\xbf", 3) == 0)
+        return gr_json_scan_fail(s, 0, "byte order mark; save the text as UTF-8 without one");
     for (;;) {
         int before = s->depth;
         GR_TRY(scan_value(s, key));

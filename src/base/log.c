@@ -14,8 +14,10 @@ void gr_log_set(gr_log_level level) {
 }
 
 static void print_line(const char *head, const char *fmt, va_list args) {
+    char text[4096];
+    vsnprintf(text, sizeof text, fmt, args);
     fputs(head, stderr);
-    vfprintf(stderr, fmt, args);
+    gr_print_plain(stderr, text, strlen(text));
     fputc('\n', stderr);
 }
 

@@ -21,12 +21,7 @@ void gr_report_literal(const char *text) {
 }
 
 void gr_report_plain(const char *text) {
-    for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
-        if (*p < 0x20 || *p == 0x7f)
-            printf("\\x%02x", *p);
-        else
-            putchar(*p);
-    }
+    gr_print_plain(stdout, text, strlen(text));
 }
 
 void gr_report_key(gr_report *r, const char *key) {

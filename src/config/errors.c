@@ -9,9 +9,6 @@ void gr_config_complain_v(gr_config_errors *e, gr_place place, const char *fmt, 
                        : snprintf(line, GR_CONFIG_LINE_MAX, "%s: ", place.source);
     if (n < GR_CONFIG_LINE_MAX)
         vsnprintf(line + n, (size_t)(GR_CONFIG_LINE_MAX - n), fmt, args);
-    for (char *c = line; *c; c++) /* of a quoted value; one error is one line */
-        if (*c == '\n')
-            *c = ' ';
 }
 
 void gr_config_complain(gr_config_errors *e, gr_place place, const char *fmt, ...) {
@@ -24,12 +21,14 @@ void gr_config_complain(gr_config_errors *e, gr_place place, const char *fmt, ..
 gr_err gr_config_fail(const gr_config_errors *e) {
     if (e->n == 0)
         return GR_OK;
-    char text[GR_CONFIG_ERRORS_MAX * GR_CONFIG_LINE_MAX + GR_CONFIG_LINE_MAX];
-    size_t n = 0;
-    int shown = e->n <= GR_CONFIG_ERRORS_MAX ? e->n : GR_CONFIG_ERRORS_MAX - 1;
-    for (int i = 0; i < shown; i++)
-        n += (size_t)snprintf(text + n, sizeof text - n, "%s%s", i ? "\n" : "", e->line[i]);
-    if (shown < e->n)
-        snprintf(text + n, sizeof text - n, "\n... and %d more errors in this config", e->n - shown);
-    return gr_fail(GR_CONFIG, "%s", text);
+    const char *line[GR_CONFIG_ERRORS_MAX];
+    char more[64];
+    int n = e->n <= GR_CONFIG_ERRORS_MAX ? e->n : GR_CONFIG_ERRORS_MAX - 1;
+    for (int i = 0; i < n; i++)
+        line[i] = e->line[i];
+    if (n < e->n) {
+        snprintf(more, sizeof more, "... and %d more errors in this config", e->n - n);
+        line[n++] = more;
+    }
+    return gr_fail_lines(GR_CONFIG, line, n);
 }

@@ -45,7 +45,4 @@ typedef struct gr_text {
 GR_MUST gr_err gr_texts_read(const gr_texts *t, size_t document, gr_text *text);
 void gr_text_close(gr_text *text);
 
-/* Length of the valid UTF-8 at the beginning of p[n] (RFC 3629): n if all of it is. */
-size_t gr_utf8_valid(const uint8_t *p, size_t n);
-
 #endif

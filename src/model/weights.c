@@ -233,7 +233,7 @@ static void shape_print(FILE *out, gr_dtype dtype, int n_dim, const int64_t *dim
 static void problem_add(problems *p, const char *name, const gr_param *expected, const gr_tensor *found) {
     if (p->n++ >= PROBLEMS_MAX)
         return;
-    fprintf(p->out, "\n  %.*s: expected ", GR_TENSOR_NAME_MAX, name);
+    fprintf(p->out, "%s  %.*s: expected ", p->n > 1 ? "\n" : "", GR_TENSOR_NAME_MAX, name);
     if (expected)
         shape_print(p->out, GR_F32, expected->n_dim, expected->dim);
     else
@@ -281,11 +281,18 @@ static void tensors_match(
 static gr_err problems_report(problems *p, const char *path) {
     fclose(p->out);
     gr_err err = GR_OK;
-    if (p->n > 0)
-        err = gr_fail(GR_CHECKPOINT,
-            "%s: expected the weights of this config's model, got a file that differs in %d tensors%s; use the config "
-            "the file was trained with%s",
-            path, p->n, p->n > PROBLEMS_MAX ? " (the first 20 follow)" : "", p->text);
+    if (p->n > 0) {
+        char head[GR_PATH_MAX + 256], *rest = p->text;
+        const char *line[1 + PROBLEMS_MAX] = {head};
+        int n = 1;
+        snprintf(head, sizeof head,
+            "%.*s: expected the weights of this config's model, got a file that differs in %d tensors%s; use the "
+            "config the file was trained with",
+            GR_PATH_MAX, path, p->n, p->n > PROBLEMS_MAX ? " (the first 20 follow)" : "");
+        while (rest && n < 1 + PROBLEMS_MAX)
+            line[n++] = strsep(&rest, "\n");
+        err = gr_fail_lines(GR_CHECKPOINT, line, n);
+    }
     free(p->text);
     return err;
 }
