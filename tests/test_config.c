@@ -168,15 +168,14 @@ static void test_unknown_keys_suggest_what_was_meant(void **state) {
         {"\"lr\": 0.001", "\"lr\": 0.001, \"wramup_steps\": 1", "did you mean \"optimizer.warmup_steps\"?"},
         {"\"lr\": 0.001", "\"lr\": 0.001, \"seed\": 1", "unknown key \"optimizer.seed\": did you mean \"run.seed\"?"},
         {"\"lr\": 0.001", "\"lr\": 0.001, \"colour\": 1",
-            "unknown key \"optimizer.colour\": known there are lr, lr_min, schedule, warmup_steps"},
+            "unknown key \"optimizer.colour\": the keys there are lr, lr_min, schedule, warmup_steps"},
         {"\"lr\": 0.001", "\"lr\": 0.001, \"LR_MIN\": 1", "unknown key \"optimizer.LR_MIN\""},
         {"\"run\": {", "\"optimiser\": 3, \"run\": {", "2:16: unknown key \"optimiser\": did you mean \"optimizer\"?"},
-        {"\"run\": {", "\"zzzz\": {}, \"run\": {",
-            "unknown key \"zzzz\": known sections are run, model, routing, data"},
+        {"\"run\": {", "\"zzzz\": {}, \"run\": {", "unknown key \"zzzz\": the sections are run, model, routing, data"},
         {"\"run\": {", "\"seed\": 1, \"run\": {", "unknown key \"seed\": did you mean \"run.seed\"?"},
         {"\"tokens\": \"a\"", "\"tokens\": \"a\", \"wieght\": 1",
             "unknown key \"data.train[0].wieght\": did you mean \"data.train[].weight\"?"},
-        {"\"tokens\": \"a\"", "\"tokens\": \"a\", \"colour\": 1", "known there are tokens, routes, weight"},
+        {"\"tokens\": \"a\"", "\"tokens\": \"a\", \"colour\": 1", "the keys there are tokens, routes, weight"},
         {"\"seq_len\": 128", "\"seq_len\": 128, \"train[].tokens\": 1", "unknown key \"data.train[].tokens\""},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
@@ -306,13 +305,15 @@ static void test_wrong_assignments_are_refused(void **state) {
     assert_set_refused("run.dir=a\xff", "--set: run.dir: expected a value in UTF-8");
     assert_set_refused("optimizer.schedule=step", "--set: optimizer.schedule: expected \"cosine\"");
     assert_set_refused("optimzer.lr=1", "--set: unknown key \"optimzer.lr\": did you mean \"optimizer.lr\"?");
-    assert_set_refused("optimizer={}", "unknown key \"optimizer\"");
-    assert_set_refused("data.train[].weight=1", "expected key=value");
+    assert_edit_refused(
+        "\"run\": {", "\"optimizer.lr\": 1, \"run\": {", "expected it inside the object of its section");
+    assert_set_refused("optimizer={}", "optimizer: expected a key of this section, such as optimizer.lr, got");
+    assert_set_refused("data.train[].weight=1", "expected KEY=VALUE");
     assert_set_refused("data.train.weight=1", "did you mean \"data.train[].weight\"?");
     assert_set_refused("run[0].dir=1", "unknown key \"run[0].dir\"");
-    assert_set_refused("optimizer.lr", "--set: expected key=value, got \"optimizer.lr\"");
-    assert_set_refused("=1", "expected key=value");
-    assert_set_refused("", "expected key=value");
+    assert_set_refused("optimizer.lr", "got \"optimizer.lr\"");
+    assert_set_refused("=1", "expected KEY=VALUE");
+    assert_set_refused("", "expected KEY=VALUE");
     const char *const twice[] = {"optimizer.lr=1", "optimizer.lr_min=0", "optimizer.lr=2"};
     assert_error_contains(load(minimal, twice, 3), "twice", "--set: optimizer.lr: set twice");
 }

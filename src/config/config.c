@@ -72,10 +72,23 @@ static void list_keys(const char *prefix, size_t n_prefix, char text[LIST_MAX_BY
             append_word(text, gr_keys[i].name + n_prefix);
 }
 
+static const char *first_key(const char *section) {
+    size_t n = strlen(section);
+    int k = 0;
+    while (strncmp(gr_keys[k].name, section, n) != 0 || gr_keys[k].name[n] != '.')
+        k++;
+    return gr_keys[k].name;
+}
+
 /* Names the nearest key, else the same key in another section, else every key it could have been. `pattern` is `name`
  * with empty brackets, as in gr_keys. */
 static void complain_unknown(loader *l, gr_place place, const char *name, const char *pattern) {
     const char *dot = strrchr(pattern, '.'), *leaf = dot ? dot + 1 : pattern, *same = NULL;
+    if (gr_key_is_section(pattern)) { /* only --set gets here with one */
+        gr_config_complain(&l->errors, place, "%s: expected a key of this section, such as %s, got the section", name,
+            first_key(pattern));
+        return;
+    }
     gr_nearest nearest = {.to = pattern};
     for (int i = 0; i < GR_N_KEY; i++) {
         gr_nearest_offer(&nearest, gr_keys[i].name);
@@ -95,8 +108,8 @@ static void complain_unknown(loader *l, gr_place place, const char *name, const 
     bool section_known = keys[0];
     for (int i = 0; i < GR_N_SECTION && !section_known; i++)
         append_word(keys, gr_key_sections[i]);
-    gr_config_complain(&l->errors, place, "unknown key \"%.100s\": known %s %s", name,
-        section_known ? "there are" : "sections are", keys);
+    gr_config_complain(&l->errors, place, "unknown key \"%.100s\": the %s are %s", name,
+        section_known ? "keys there" : "sections", keys);
 }
 
 /* ---------------------------------------------------------------- values */
@@ -214,6 +227,9 @@ static void read_root(loader *l, const gr_json_node *root) {
     for (const gr_json_node *m = root->child; m; m = m->next)
         if (gr_key_is_section(m->key))
             read_section(l, m);
+        else if (gr_key_find(m->key) >= 0)
+            gr_config_complain(&l->errors, place_at(l->path, m),
+                "%s: expected it inside the object of its section, got it with a dot in its name", m->key);
         else
             complain_unknown(l, place_at(l->path, m), m->key, m->key);
 }
@@ -285,7 +301,8 @@ static void apply_set(loader *l, const char *text) {
     assignment a;
     gr_place place = {.source = from_set};
     if (!split_assignment(text, &a)) {
-        gr_config_complain(&l->errors, place, "expected key=value, got \"%.100s\"", text);
+        gr_config_complain(&l->errors, place,
+            "expected KEY=VALUE, for example optimizer.lr=3e-4 or data.train[0].tokens=PATH, got \"%.100s\"", text);
         return;
     }
     int k = gr_key_find(a.pattern);
