@@ -76,6 +76,17 @@ for r in r42 r22 r44 r41 wide threads; do
 done
 [ "$(wc -l <r1/metrics.jsonl)" -eq 41 ] || die "one metrics line per step and one before training"
 
+# What the layouts kept beside the table can be looked at.
+"$binary" inspect t.routes.touch2 2>/dev/null >touch.out || die "inspect of touch counts"
+grep -qx 'expert-parallel ranks: 2' touch.out && grep -qx 'windows: 1874' touch.out ||
+    die "touch counts of 1874 windows on 2 ranks: $(cat touch.out)"
+table_hash=$("$binary" inspect t.routes 2>/dev/null | sed -n 's/^table hash: //p')
+grep -qx "of the route table with hash: $table_hash" touch.out || die "touch counts of table $table_hash"
+printf 'x' | dd of=t.routes.touch2 bs=1 seek=40 conv=notrunc status=none
+code=0
+"$binary" inspect t.routes.touch2 2>touch.err >/dev/null || code=$?
+[ $code -eq 65 ] && grep -q 'checksum' touch.err || die "damaged touch counts: code $code, $(cat touch.err)"
+
 # Evaluation of the saved weights gives the last validation loss, on another layout too.
 for n in 1 2; do
     loss=$(mpi $n eval c.json --set run.dir=r42 --set parallel.expert_parallel_size=$n | awk '$1 == "loss" {print $2}')

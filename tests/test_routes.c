@@ -620,6 +620,18 @@ static void test_the_sidecar_is_used_when_whole_and_remade_when_not(void **state
     assert_int_equal(touch.count[0], 0);
     gr_touch_close(&touch);
 
+    uint64_t table_hash = 0; /* by itself it is readable too */
+    assert_int_equal(gr_touch_read(&touch, sidecar, &table_hash), 0);
+    assert_int_equal(touch.n_rank, 2);
+    assert_int_equal(touch.n_window, N_WINDOW);
+    assert_int_equal(table_hash, gr_routes_get(r)->table_hash);
+    gr_touch_close(&touch);
+    for (size_t cut = 0; cut < n; cut++) {
+        store(sidecar, good, cut);
+        assert_int_equal(gr_touch_read(&touch, sidecar, &table_hash), GR_DATA);
+        assert_null(touch.count);
+    }
+
     for (size_t byte = 0; byte < n; byte++) { /* anything else is counted again and replaced */
         memcpy(bytes, good, n);
         bytes[byte] ^= 1;

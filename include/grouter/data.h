@@ -17,6 +17,8 @@ typedef struct gr_tokens gr_tokens;
 GR_MUST gr_err gr_tokens_open(gr_tokens **out, const char *prefix);
 void gr_tokens_close(gr_tokens *t); /* accepts NULL */
 const char *gr_tokens_prefix(const gr_tokens *t);
+const char *gr_tokens_bin_path(const gr_tokens *t);
+const char *gr_tokens_idx_path(const gr_tokens *t);
 uint64_t gr_tokens_count(const gr_tokens *t);     /* tokens, all documents */
 uint64_t gr_tokens_documents(const gr_tokens *t); /* documents */
 gr_dtype gr_tokens_dtype(const gr_tokens *t);
@@ -101,11 +103,13 @@ int gr_safetensors_count(const gr_safetensors *s);
 const gr_tensor *gr_safetensors_at(const gr_safetensors *s, int i); /* in file order */
 const gr_tensor *gr_safetensors_find(const gr_safetensors *s, const char *name);
 const char *gr_safetensors_metadata(const gr_safetensors *s, const char *key); /* NULL if absent */
-
-typedef struct gr_safetensors_writer gr_safetensors_writer;
 typedef struct gr_metadata {
     const char *key, *value;
 } gr_metadata;
+/* Copies the first n_max entries of the metadata, their texts owned by the reader; returns how many there are. */
+int gr_safetensors_metadata_list(const gr_safetensors *s, gr_metadata *list, int n_max);
+
+typedef struct gr_safetensors_writer gr_safetensors_writer;
 /* Header from the list (dtype, shape, name); then the tensors' bytes are appended in list order, in any pieces; commit
  * refuses a wrong total (invariant). Atomic as gr_out. */
 GR_MUST gr_err gr_safetensors_writer_open(gr_safetensors_writer **out, const char *path, const gr_tensor *list, int n,

@@ -95,6 +95,9 @@ typedef struct gr_touch {
  * May run on one rank alone; with `save` false nothing is written. */
 GR_MUST gr_err gr_touch_open(
     gr_touch *out, gr_routes *r, const gr_tokens *t, uint32_t n_vocab, uint32_t n_rank, bool save);
+/* A sidecar by itself, whatever table it belongs to (*table_hash): magic, version, size and checksum are checked: 65.
+ */
+GR_MUST gr_err gr_touch_read(gr_touch *out, const char *path, uint64_t *table_hash);
 void gr_touch_close(gr_touch *touch);
 
 /* ---------------------------------------------------------------- writing: any number of ranks, one file */

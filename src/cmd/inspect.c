@@ -2,10 +2,10 @@
 #include "cmd/inspect.h"
 #include "cmd/cmd.h"
 #include "grouter/data.h"
-#include "grouter/json.h"
 #include "grouter/router.h"
 
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* ---------------------------------------------------------------- router files */
@@ -33,6 +33,40 @@ gr_err gr_inspect_router(const char *path, bool json) {
     return GR_OK;
 }
 
+/* ---------------------------------------------------------------- touch counts */
+
+static void print_touch(const char *path, const gr_touch *touch, uint64_t table_hash, bool json) {
+    uint64_t sum = 0;
+    uint32_t most = 0;
+    for (size_t i = 0; i < touch->n_window * touch->n_rank; i++) {
+        sum += touch->count[i];
+        most = touch->count[i] > most ? touch->count[i] : most;
+    }
+    char hash[17];
+    snprintf(hash, sizeof hash, "%016" PRIx64, table_hash);
+    gr_report r;
+    gr_report_begin(&r, json);
+    gr_report_text(&r, "kind", NULL, "touch counts");
+    gr_report_text(&r, "file", "touch counts", path);
+    gr_report_text(&r, "table_hash", "of the route table with hash", hash);
+    gr_report_count(&r, "ranks", "expert-parallel ranks", touch->n_rank);
+    gr_report_count(&r, "windows", "windows", touch->n_window);
+    gr_report_number(&r, "tokens_per_window_and_rank_mean", "tokens of a window that touch a rank, mean",
+        touch->n_window ? (double)sum / (double)touch->n_window / touch->n_rank : 0);
+    gr_report_count(&r, "tokens_per_window_and_rank_max", "tokens of a window that touch a rank, max", most);
+    gr_report_end(&r);
+}
+
+gr_err gr_inspect_touch(const char *path, bool json) {
+    gr_touch touch;
+    uint64_t table_hash = 0;
+    gr_err err = gr_touch_read(&touch, path, &table_hash);
+    if (!err)
+        print_touch(path, &touch, table_hash, json);
+    gr_touch_close(&touch);
+    return err;
+}
+
 /* ---------------------------------------------------------------- safetensors */
 
 static void print_tensors(gr_report *r, const gr_safetensors *s) {
@@ -57,22 +91,22 @@ static void print_tensors(gr_report *r, const gr_safetensors *s) {
         printf(gr_safetensors_count(s) ? "]" : "[]");
 }
 
-static void print_metadata(gr_report *r, const gr_json_node *metadata) {
+static void print_metadata(gr_report *r, const gr_metadata *list, int n) {
     if (r->json) {
         gr_report_key(r, "metadata");
         printf("{");
     }
-    for (const gr_json_node *m = metadata ? metadata->child : NULL; m; m = m->next) {
+    for (int i = 0; i < n; i++) {
         if (r->json) {
-            printf("%s", m == metadata->child ? "" : ", ");
-            gr_report_literal(m->key);
+            printf("%s", i ? ", " : "");
+            gr_report_literal(list[i].key);
             printf(": ");
-            gr_report_literal(m->string);
+            gr_report_literal(list[i].value);
         } else {
             printf("metadata ");
-            gr_report_plain(m->key);
+            gr_report_plain(list[i].key);
             printf(": ");
-            gr_report_plain(m->string);
+            gr_report_plain(list[i].value);
             putchar('\n');
         }
     }
@@ -80,7 +114,8 @@ static void print_metadata(gr_report *r, const gr_json_node *metadata) {
         printf("}");
 }
 
-static void print_safetensors(const char *path, const gr_safetensors *s, const gr_json *header, bool json) {
+static void print_safetensors(
+    const char *path, const gr_safetensors *s, const gr_metadata *metadata, int n_metadata, bool json) {
     uint64_t n_byte = 0;
     for (int i = 0; i < gr_safetensors_count(s); i++)
         n_byte += gr_safetensors_at(s, i)->n_byte;
@@ -90,38 +125,29 @@ static void print_safetensors(const char *path, const gr_safetensors *s, const g
     gr_report_text(&r, "file", "safetensors", path);
     gr_report_count(&r, "tensors", "tensors", (uint64_t)gr_safetensors_count(s));
     gr_report_count(&r, "bytes", "bytes of tensors", n_byte);
-    print_metadata(&r, gr_json_get(gr_json_root(header), "__metadata__"));
+    print_metadata(&r, metadata, n_metadata);
     print_tensors(&r, s);
     gr_report_end(&r);
 }
 
-/* The reader checks everything; its header is parsed here once more only to list the metadata's keys. */
-static gr_err open_header(gr_map map, const char *path, gr_json **out) {
-    enum { DEPTH_MAX = 16 };
-    const size_t n = (size_t)gr_load_u64(map.p);
-    return gr_json_parse(out, (const char *)map.p + 8, n, path, n, DEPTH_MAX, GR_CHECKPOINT);
-}
-
 gr_err gr_inspect_safetensors(const char *path, bool json) {
     gr_safetensors *s = NULL;
-    gr_map map = {0};
-    gr_json *header = NULL;
-    gr_err err = gr_safetensors_open(&s, path);
-    if (!err)
-        err = gr_map_open(&map, path, GR_CHECKPOINT);
-    if (!err)
-        err = open_header(map, path, &header);
-    if (!err)
-        print_safetensors(path, s, header, json);
-    gr_json_close(header);
-    gr_map_close(&map);
+    void *metadata = NULL;
+    GR_TRY(gr_safetensors_open(&s, path));
+    int n_metadata = gr_safetensors_metadata_list(s, NULL, 0);
+    gr_err err = gr_alloc(&metadata, (size_t)n_metadata, sizeof(gr_metadata), "list of metadata");
+    if (!err) {
+        gr_safetensors_metadata_list(s, metadata, n_metadata);
+        print_safetensors(path, s, metadata, n_metadata, json);
+    }
+    free(metadata);
     gr_safetensors_close(s);
     return err;
 }
 
 /* ---------------------------------------------------------------- the command */
 
-typedef enum kind { KIND_UNKNOWN, KIND_ROUTES, KIND_ROUTER, KIND_TOKENS, KIND_SAFETENSORS } kind;
+typedef enum kind { KIND_UNKNOWN, KIND_ROUTES, KIND_ROUTER, KIND_TOUCH, KIND_TOKENS, KIND_SAFETENSORS } kind;
 
 static bool ends_with(const char *text, const char *end) {
     size_t n = strlen(text), n_end = strlen(end);
@@ -138,6 +164,8 @@ static kind recognise_bytes(const char *path, gr_map map) {
         return KIND_ROUTES;
     if (starts_with(map, "GRROUTER"))
         return KIND_ROUTER;
+    if (starts_with(map, "GRTOUCH"))
+        return KIND_TOUCH;
     if (starts_with(map, "MMIDIDX") || ends_with(path, ".bin")) /* a .bin has no mark of its own */
         return KIND_TOKENS;
     if (map.n > 8 && gr_load_u64(map.p) <= map.n - 8 && map.p[8] == '{')
@@ -157,8 +185,8 @@ static gr_err recognise(const char *path, kind *out) {
     gr_map_close(&map);
     if (*out == KIND_UNKNOWN)
         return gr_fail(GR_DATA,
-            "%s: expected a route table, router, token file (.idx, .bin or their prefix) or safetensors, got none of "
-            "them; an early part of the file may be damaged",
+            "%s: expected a route table, its .touch counts, a router, a token file (.idx, .bin or their prefix) or "
+            "safetensors, got none of them; an early part of the file may be damaged",
             path);
     return GR_OK;
 }
@@ -180,6 +208,8 @@ static gr_err run(int argc, char **argv) {
         return gr_inspect_routes(path, tokens, n_json > 0);
     case KIND_ROUTER:
         return gr_inspect_router(path, n_json > 0);
+    case KIND_TOUCH:
+        return gr_inspect_touch(path, n_json > 0);
     case KIND_TOKENS:
         return gr_inspect_tokens(path, n_json > 0);
     default:
@@ -190,16 +220,16 @@ static gr_err run(int argc, char **argv) {
 const gr_command gr_cmd_inspect = {
     .name = "inspect",
     .summary = "what is in a file, verified",
-    .help =
-        "usage: grouter-train inspect FILE [--tokens TOKENS] [--json]\n"
-        "\n"
-        "FILE is a route table, a router, a token file (.idx, .bin or their prefix) or safetensors; it is recognised\n"
-        "by content, read and checked as far as its format allows. Any damage is an error.\n"
-        "\n"
-        "  --tokens TOKENS  the token file of a route table: also proves that they are a pair\n"
-        "  --json           one JSON object on standard output\n"
-        "\n"
-        "example:\n"
-        "  grouter-train inspect data/train.routes --tokens data/train\n",
+    .help = "usage: grouter-train inspect FILE [--tokens TOKENS] [--json]\n"
+            "\n"
+            "FILE is a route table, its .touch counts, a router, a token file (.idx, .bin or their prefix) or "
+            "safetensors;\n"
+            "it is recognised by content, read and checked as far as its format allows. Any damage is an error.\n"
+            "\n"
+            "  --tokens TOKENS  the token file of a route table: also proves that they are a pair\n"
+            "  --json           one JSON object on standard output\n"
+            "\n"
+            "example:\n"
+            "  grouter-train inspect data/train.routes --tokens data/train\n",
     .run = run,
 };

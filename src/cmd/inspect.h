@@ -26,6 +26,7 @@ void gr_report_plain(const char *text);
 /* Verifies and prints one file; nothing is printed on stdout before it is verified. */
 GR_MUST gr_err gr_inspect_routes(const char *path, const char *tokens, bool json); /* tokens may be NULL */
 GR_MUST gr_err gr_inspect_router(const char *path, bool json);
+GR_MUST gr_err gr_inspect_touch(const char *path, bool json);
 GR_MUST gr_err gr_inspect_tokens(const char *prefix, bool json);
 GR_MUST gr_err gr_inspect_safetensors(const char *path, bool json);
 

@@ -240,3 +240,10 @@ const char *gr_safetensors_metadata(const gr_safetensors *s, const char *key) {
     const gr_json_node *node = gr_json_get(s->metadata, key);
     return node ? node->string : NULL;
 }
+
+int gr_safetensors_metadata_list(const gr_safetensors *s, gr_metadata *list, int n_max) {
+    const gr_json_node *node = s->metadata ? s->metadata->child : NULL;
+    for (int i = 0; i < n_max && node; i++, node = node->next)
+        list[i] = (gr_metadata){.key = node->key, .value = node->string};
+    return s->metadata ? s->metadata->n_child : 0;
+}

@@ -198,6 +198,14 @@ const char *gr_tokens_prefix(const gr_tokens *t) {
     return t->prefix;
 }
 
+const char *gr_tokens_bin_path(const gr_tokens *t) {
+    return t->bin_path;
+}
+
+const char *gr_tokens_idx_path(const gr_tokens *t) {
+    return t->idx_path;
+}
+
 uint64_t gr_tokens_count(const gr_tokens *t) {
     return t->n_token;
 }

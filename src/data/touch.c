@@ -43,37 +43,65 @@ static void encode_header(const touch_file *f, uint8_t header[HEADER_BYTES]) {
     gr_store_u64(header + 24, f->info->table_hash);
 }
 
-/* Why the mapped sidecar cannot be used, NULL if it can. */
-static const char *find_fault(const touch_file *f, gr_map map) {
-    uint8_t header[HEADER_BYTES];
-    encode_header(f, header);
-    if (map.n != f->file_bytes)
-        return "its size differs";
-    if (memcmp(map.p, header, HEADER_BYTES) != 0)
-        return "it belongs to another table, rank count or version";
+/* Counts of a mapped sidecar whatever table it belongs to. */
+static gr_err decode(gr_touch *out, uint64_t *table_hash, gr_map map, const char *path) {
+    if (map.n < HEADER_BYTES + 8 || memcmp(map.p, MAGIC, 8) != 0)
+        return gr_fail(GR_DATA, "%s: expected touch counts (\"%s\" at byte 0, %d bytes or more), got %zu other bytes",
+            path, MAGIC, HEADER_BYTES + 8, map.n);
+    const uint32_t version = gr_load_u32(map.p + 8), n_rank = gr_load_u32(map.p + 12);
+    const uint64_t n_window = gr_load_u64(map.p + 16);
+    size_t n_count, count_bytes, file_bytes;
+    if (version != VERSION)
+        return gr_fail(GR_DATA, "%s: expected version %u at byte 8, got %" PRIu32, path, VERSION, version);
+    if (n_rank < 1 || !gr_mul_size(n_window, n_rank, &n_count) || !gr_mul_size(n_count, 4, &count_bytes) ||
+        !gr_add_size(count_bytes, HEADER_BYTES + 8, &file_bytes) || file_bytes != map.n)
+        return gr_fail(GR_DATA,
+            "%s: expected the bytes of %" PRIu64 " windows on %" PRIu32 " ranks, got %zu; the file is damaged", path,
+            n_window, n_rank, map.n);
     if (gr_hash64(map.p, map.n - 8) != gr_load_u64(map.p + map.n - 8))
-        return "its checksum does not match";
-    for (size_t i = 0; i < f->n_count; i++)
-        if (gr_load_u32(map.p + HEADER_BYTES + 4 * i) > f->info->T)
-            return "a count exceeds the tokens of a window";
-    return NULL;
+        return gr_fail(GR_DATA, "%s: its checksum does not match; the file is damaged", path);
+    GR_TRY(gr_alloc((void **)&out->count, n_count, sizeof *out->count, "touch counts"));
+    out->n_rank = n_rank;
+    out->n_window = n_window;
+    *table_hash = gr_load_u64(map.p + 24);
+    for (size_t i = 0; i < n_count; i++)
+        out->count[i] = gr_load_u32(map.p + HEADER_BYTES + 4 * i);
+    return GR_OK;
 }
 
+gr_err gr_touch_read(gr_touch *out, const char *path, uint64_t *table_hash) {
+    gr_map map = {0};
+    *out = (gr_touch){0};
+    GR_TRY(gr_map_open(&map, path, GR_DATA));
+    gr_err err = decode(out, table_hash, map, path);
+    gr_map_close(&map);
+    return err;
+}
+
+static gr_err check_fit(const touch_file *f, const gr_touch *touch, uint64_t table_hash) {
+    if (touch->n_rank != f->n_rank || touch->n_window != f->info->n_window || table_hash != f->info->table_hash)
+        return gr_fail(GR_DATA, "%s: it belongs to another table or rank count", f->path);
+    for (size_t i = 0; i < f->n_count; i++)
+        if (touch->count[i] > f->info->T)
+            return gr_fail(GR_DATA, "%s: a count exceeds the tokens of a window", f->path);
+    return GR_OK;
+}
+
+/* False if there is no sidecar that can be used. */
 static bool load(const touch_file *f, uint32_t *count) {
+    gr_touch touch;
+    uint64_t table_hash = 0;
     if (!gr_path_exists(f->path))
         return false;
-    gr_map map = {0};
-    if (gr_map_open(&map, f->path, GR_DATA)) {
+    gr_err err = gr_touch_read(&touch, f->path, &table_hash);
+    if (!err)
+        err = check_fit(f, &touch, table_hash);
+    if (err)
         gr_info("note: %s; counting again", gr_error_text());
-        return false;
-    }
-    const char *fault = find_fault(f, map);
-    if (fault)
-        gr_info("note: %s: %s; counting again", f->path, fault);
-    for (size_t i = 0; !fault && i < f->n_count; i++)
-        count[i] = gr_load_u32(map.p + HEADER_BYTES + 4 * i);
-    gr_map_close(&map);
-    return !fault;
+    else
+        memcpy(count, touch.count, f->n_count * sizeof *count);
+    gr_touch_close(&touch);
+    return !err;
 }
 
 static gr_err write_file(const touch_file *f, const uint32_t *count, uint8_t *bytes, gr_out *out) {
