@@ -88,6 +88,13 @@ expect 2 "--scale" "$program" route --method random --experts 8 --top-k 2 --seed
 expect 2 "expected a file" "$program" inspect
 expect 2 "only with a route table" "$program" inspect h.router --tokens text
 
+expect 2 "another file than the input h.router" "$program" route --router h.router --tokens text --seq-len 64 \
+    --out ./h.router
+expect 2 "another file than the input text.bin" "$program" route --router h.router --tokens text --seq-len 64 \
+    --out text.bin
+expect 2 "another file than the input text.idx" "$program" route --method hash --fit text --vocab 257 --experts 8 \
+    --top-k 2 --out text.idx
+
 # ---- data
 expect 65 "none.idx" "$program" route --method hash --fit none --vocab 257 --experts 8 --top-k 2 --out x.router
 expect 65 "text.bin" "$program" route --method hash --fit text --vocab 64 --experts 8 --top-k 2 --out x.router

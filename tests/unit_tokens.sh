@@ -111,6 +111,13 @@ refuse 65 'absent.txt' --out bad absent.txt
 refuse 65 'absent.txt' --out bad a.txt absent.txt
 refuse 65 'at least 2 documents' --out bad --valid 0.5 single.txt
 refuse 2 '--out' a.txt
+refuse 2 'got the folder' --out folder/ a.txt
+cp a.txt own.bin
+refuse 2 'own.bin' --out own own.bin
+cmp -s a.txt own.bin || fail "an input was written over"
+mkdir taken.idx
+refuse 74 'taken.idx' --out taken a.txt
+[ -e taken.bin ] && fail "half a pair was left"
 refuse 2 'input files' --out bad
 refuse 2 '--valid' --out bad --valid 1 a.txt
 refuse 2 '--valid' --out bad --valid 0 a.txt

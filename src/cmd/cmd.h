@@ -34,4 +34,7 @@ GR_MUST gr_err gr_options_parse(int argc, char **argv, const gr_option *options,
 GR_MUST gr_err gr_option_u64(const char *name, const char *text, uint64_t min, uint64_t max, uint64_t *out);
 GR_MUST gr_err gr_option_f64(const char *name, const char *text, double min, double max, double *out);
 
+/* An output may not be written over an input: 2 naming both. Paths that do not exist are no inputs yet. */
+GR_MUST gr_err gr_output_check(const char *output, const char *input);
+
 #endif

@@ -118,3 +118,10 @@ gr_err gr_option_f64(const char *name, const char *text, double min, double max,
     *out = v;
     return GR_OK;
 }
+
+gr_err gr_output_check(const char *output, const char *input) {
+    if (gr_path_same(output, input))
+        return gr_fail(
+            GR_USAGE, "--out: expected another file than the input %s, got %s; choose another name", input, output);
+    return GR_OK;
+}

@@ -83,11 +83,16 @@ static gr_err parse(int argc, char **argv, route_args *a) {
     return GR_OK;
 }
 
+/* Opens a token file that --out may not be written over. */
+static gr_err open_tokens(gr_tokens **t, const char *prefix, const char *out) {
+    GR_TRY(gr_tokens_open(t, prefix));
+    GR_TRY(gr_output_check(out, gr_tokens_bin_path(*t)));
+    return gr_output_check(out, gr_tokens_idx_path(*t));
+}
+
 /* ---------------------------------------------------------------- making a router */
 
-static gr_err count_file(const char *prefix, uint32_t V, uint32_t *ids, uint64_t *frequency) {
-    gr_tokens *t = NULL;
-    GR_TRY(gr_tokens_open(&t, prefix));
+static gr_err count_tokens(const gr_tokens *t, uint32_t V, uint32_t *ids, uint64_t *frequency) {
     const uint64_t n_token = gr_tokens_count(t);
     gr_progress progress;
     gr_progress_start(&progress, "counting tokens", "Mtokens", 1e6, n_token);
@@ -101,6 +106,14 @@ static gr_err count_file(const char *prefix, uint32_t V, uint32_t *ids, uint64_t
     }
     if (!err)
         gr_progress_finish(&progress, n_token);
+    return err;
+}
+
+static gr_err count_file(const route_args *a, const char *prefix, uint32_t *ids, uint64_t *frequency) {
+    gr_tokens *t = NULL;
+    gr_err err = open_tokens(&t, prefix, a->text[OUT]);
+    if (!err)
+        err = count_tokens(t, (uint32_t)a->vocab, ids, frequency);
     gr_tokens_close(t);
     return err;
 }
@@ -112,7 +125,7 @@ static gr_err fit_hash(const route_args *a, gr_router **out) {
     if (!err)
         err = gr_alloc((void **)&ids, CHUNK, sizeof *ids, "tokens being counted");
     for (int i = 0; i < a->n_fit && !err; i++)
-        err = count_file(a->fit[i], (uint32_t)a->vocab, ids, frequency);
+        err = count_file(a, a->fit[i], ids, frequency);
     if (!err)
         err = gr_router_fit_hash(
             out, frequency, (uint32_t)a->vocab, (uint32_t)a->experts, (uint32_t)a->top_k, (float)a->scale);
@@ -165,7 +178,8 @@ static void set_provenance(gr_routes_info *info, const route_args *a, const gr_r
 
 static gr_err job_open(table_job *j, const route_args *a) {
     GR_TRY(gr_router_open(&j->router, a->text[ROUTER]));
-    GR_TRY(gr_tokens_open(&j->tokens, a->text[TOKENS]));
+    GR_TRY(gr_output_check(a->text[OUT], a->text[ROUTER]));
+    GR_TRY(open_tokens(&j->tokens, a->text[TOKENS], a->text[OUT]));
     gr_routes_info *info = &j->info;
     gr_router_describe(j->router, info);
     info->T = (uint32_t)a->seq_len;

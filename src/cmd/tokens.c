@@ -67,6 +67,9 @@ static gr_err inputs_check(const request *r, bool has_vocab) {
     bool synthetic = r->n_synthetic != 0;
     if (!r->out || !r->out[0])
         return gr_fail(GR_USAGE, "tokens: expected --out PREFIX, got none; see grouter-train tokens --help");
+    if (r->out[strlen(r->out) - 1] == '/')
+        return gr_fail(
+            GR_USAGE, "--out: expected a prefix of file names, got the folder %s; write %stext, say", r->out, r->out);
     if (!synthetic && has_vocab)
         return gr_fail(
             GR_USAGE, "--vocab: expected only with --synthetic; text is always made with the byte vocabulary");
@@ -204,11 +207,28 @@ static gr_err document_write(source *s, uint64_t document, output *o) {
 
 /* ---------------------------------------------------------------- outputs: out[0] for training, out[1] held out */
 
+/* Neither file of the pair may be one of the inputs. */
+static gr_err inputs_spare(const request *r, const char *prefix) {
+    static const char *const suffix[] = {".bin", ".idx"};
+    for (int s = 0; s < 2; s++) {
+        char *path;
+        if (asprintf(&path, "%s%s", prefix, suffix[s]) < 0)
+            return gr_fail(GR_RESOURCE, "%s: no memory for its path", prefix);
+        gr_err err = GR_OK;
+        for (int i = 0; i < r->n_input && !err; i++)
+            err = gr_output_check(path, r->input[i]);
+        free(path);
+        GR_TRY(err);
+    }
+    return GR_OK;
+}
+
 static gr_err output_open(output *o, const request *r, const char *suffix) {
     if (asprintf(&o->prefix, "%s%s", r->out, suffix) < 0) {
         o->prefix = NULL; /* asprintf leaves it undefined */
         return gr_fail(GR_RESOURCE, "%s: no memory for its path", r->out);
     }
+    GR_TRY(inputs_spare(r, o->prefix));
     return gr_tokens_writer_open(&o->writer, o->prefix, r->n_vocab);
 }
 
