@@ -1,5 +1,6 @@
-# Writes version.h (only when it changes, so that builds stay incremental).
-execute_process(COMMAND git -C ${SOURCE} describe --always --dirty --abbrev=12
+# Writes version.h (only when it changes, so that builds stay incremental). The repository is named: a source archive
+# unpacked inside another repository is not of that one's commit.
+execute_process(COMMAND git --git-dir=${SOURCE}/.git --work-tree=${SOURCE} describe --always --dirty --abbrev=12
   OUTPUT_VARIABLE hash OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
 if(NOT hash)
   set(hash "unknown")
