@@ -92,10 +92,11 @@ static void cpu_name(char *name, size_t n) {
         fclose(in);
 }
 
-/* Variables that change how a run behaves. */
+/* Variables that change how a run behaves; not the launcher's own, which hold addresses and session keys. */
 static bool is_recorded(const char *variable) {
-    static const char *const heads[] = {"OMP_", "GOMP_", "DNNL_", "ONEDNN_", "OMPI_MCA_", "OMPI_COMM_WORLD_SIZE",
-        "SLURM_JOB", "SLURM_NNODES", "SLURM_NTASKS", "NCCL_", "CUDA_"};
+    static const char *const heads[] = {"OMP_", "GOMP_", "DNNL_", "ONEDNN_", "OMPI_MCA_btl", "OMPI_MCA_pml",
+        "OMPI_MCA_mtl", "OMPI_MCA_coll", "OMPI_MCA_odls", "OMPI_MCA_rmaps", "OMPI_MCA_hwloc", "OMPI_COMM_WORLD_SIZE",
+        "SLURM_JOB_ID", "SLURM_NNODES", "SLURM_NTASKS", "NCCL_", "CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING"};
     for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
         if (strncmp(variable, heads[i], strlen(heads[i])) == 0)
             return true;
