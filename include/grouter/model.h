@@ -58,7 +58,10 @@ const char *gr_param_name(const gr_params *params, const gr_param *p, uint32_t i
 const gr_param *gr_params_find(const gr_params *p, const char *name_format);
 
 /* The config has been checked. 69 if the sizes do not fit 64 bits. */
-GR_MUST gr_err gr_params_open(gr_params *out, const gr_model_config *c, const gr_expert_map *map, uint32_t ep_rank);
+/* n_dense is padded to a multiple of 16*dense_shards and the experts' part to one of 16*expert_shards, so that each
+ * splits into equal shards (1, 1: no sharding). */
+GR_MUST gr_err gr_params_open(gr_params *out, const gr_model_config *c, const gr_expert_map *map, uint32_t ep_rank,
+    int dense_shards, int expert_shards);
 void gr_params_close(gr_params *p);
 
 /* Initial weights: N(0, init_std^2) by Philox keyed by (seed, tensor name, element), norms 1: equal in every layout. */

@@ -17,18 +17,43 @@ typedef struct gr_lr {
 } gr_lr;
 double gr_lr_at(const gr_lr *s, int64_t step);
 
+/* ZeRO stage 1 shards what AdamW remembers: after reduce-scatter every element of the flat range has one owner, which
+ * keeps its moments and updates it; all-gather brings the weights back. Dense parameters are sharded over the world,
+ * experts over the ranks that hold the same experts; both ranges are padded to equal shards (gr_params_open). Off:
+ * every rank keeps the moments of all it holds. */
+typedef enum gr_zero { GR_ZERO_OFF, GR_ZERO_1 } gr_zero;
+
 typedef struct gr_optimizer gr_optimizer;
 
 typedef struct gr_optimizer_options {
     gr_backend *backend;
     gr_comm *comm;
     const gr_params *params;
+    gr_zero zero;
     gr_lr lr;
     double beta1, beta2, eps, weight_decay, clip; /* eps > 0; clip 0 = off */
 } gr_optimizer_options;
 
 GR_MUST gr_err gr_optimizer_open(gr_optimizer **out, const gr_optimizer_options *o); /* moments: zero */
 void gr_optimizer_close(gr_optimizer *o);
+
+/* A part [first, first+n) of the flat range and its moments (host-readable backend memory). */
+typedef struct gr_moments {
+    int64_t first, n;
+    float *m, *v;
+} gr_moments;
+
+/* What this rank must get back on resume: [0] of the dense part, [1] of the experts; either may be empty. */
+void gr_optimizer_held(gr_optimizer *o, gr_moments held[2]);
+/* What this rank saves: over all ranks each element of the model exactly once, whatever `zero` is. */
+void gr_optimizer_owned(gr_optimizer *o, gr_moments owned[2]);
+
+typedef struct gr_optimizer_counts {
+    int64_t n_applied; /* updates that were not skipped */
+    int64_t n_skipped; /* in a row */
+} gr_optimizer_counts;
+gr_optimizer_counts gr_optimizer_counts_get(const gr_optimizer *o);
+void gr_optimizer_counts_set(gr_optimizer *o, gr_optimizer_counts counts);
 
 typedef struct gr_update {
     double lr, grad_norm; /* norm before clipping; may be non-finite */
