@@ -66,7 +66,7 @@ static void every_element_belongs_to_at_most_one_parameter(void **state) {
     reversed r;
     gr_params p;
     reversed_fill(&r, 2);
-    assert_int_equal(gr_params_open(&p, &small, &r.map, 1), GR_OK);
+    assert_int_equal(gr_params_open(&p, &small, &r.map, 1, 1, 1), GR_OK);
     uint8_t *owner = calloc((size_t)p.n_element, 1);
     mark(&p, owner);
     int64_t padding = 0;
@@ -94,7 +94,7 @@ static void what_one_gemm_reads_is_contiguous_and_aligned(void **state) {
     reversed r;
     gr_params p;
     reversed_fill(&r, 1);
-    assert_int_equal(gr_params_open(&p, &small, &r.map, 0), GR_OK);
+    assert_int_equal(gr_params_open(&p, &small, &r.map, 0, 1, 1), GR_OK);
     const gr_param *q = find(&p, "model.layers.2.self_attn.q_proj.weight");
     const gr_param *k = find(&p, "model.layers.2.self_attn.k_proj.weight");
     const gr_param *v = find(&p, "model.layers.2.self_attn.v_proj.weight");
@@ -124,7 +124,7 @@ static void a_tied_head_has_no_tensor_of_its_own(void **state) {
     gr_model_config c = small;
     c.tie_word_embeddings = true;
     reversed_fill(&r, 1);
-    assert_int_equal(gr_params_open(&p, &c, &r.map, 0), GR_OK);
+    assert_int_equal(gr_params_open(&p, &c, &r.map, 0, 1, 1), GR_OK);
     assert_null(gr_params_find(&p, "lm_head.weight"));
     gr_params_close(&p);
 }
@@ -134,7 +134,7 @@ static void norms_do_not_decay_and_everything_else_does(void **state) {
     reversed r;
     gr_params p;
     reversed_fill(&r, 1);
-    assert_int_equal(gr_params_open(&p, &small, &r.map, 0), GR_OK);
+    assert_int_equal(gr_params_open(&p, &small, &r.map, 0, 1, 1), GR_OK);
     for (int i = 0; i < p.n; i++)
         assert_int_equal(p.list[i].decay, strstr(p.list[i].name, "norm") == NULL);
     gr_params_close(&p);
@@ -146,7 +146,7 @@ static void slots_are_named_by_their_logical_expert(void **state) {
     gr_params p;
     char name[128];
     reversed_fill(&r, 2);
-    assert_int_equal(gr_params_open(&p, &small, &r.map, 1), GR_OK);
+    assert_int_equal(gr_params_open(&p, &small, &r.map, 1, 1, 1), GR_OK);
     const gr_param *up = find(&p, "model.layers.2.mlp.experts.%u.up_proj.weight");
     assert_string_equal(gr_param_name(&p, up, 1, name), "model.layers.2.mlp.experts.2.up_proj.weight");
     gr_params_close(&p);
@@ -158,8 +158,8 @@ static void initial_weights_do_not_depend_on_the_layout(void **state) {
     gr_params whole, half;
     reversed_fill(&one, 1);
     reversed_fill(&two, 2);
-    assert_int_equal(gr_params_open(&whole, &small, &one.map, 0), GR_OK);
-    assert_int_equal(gr_params_open(&half, &small, &two.map, 1), GR_OK);
+    assert_int_equal(gr_params_open(&whole, &small, &one.map, 0, 1, 1), GR_OK);
+    assert_int_equal(gr_params_open(&half, &small, &two.map, 1, 1, 1), GR_OK);
     float *a = calloc((size_t)whole.n_element, sizeof *a), *b = calloc((size_t)half.n_element, sizeof *b);
     gr_params_init(&whole, 7, a);
     gr_params_init(&half, 7, b);
@@ -192,7 +192,7 @@ static void initial_weights_have_the_stated_deviation(void **state) {
     c.hidden_size = 256;
     c.moe_intermediate_size = 64;
     reversed_fill(&r, 1);
-    assert_int_equal(gr_params_open(&p, &c, &r.map, 0), GR_OK);
+    assert_int_equal(gr_params_open(&p, &c, &r.map, 0, 1, 1), GR_OK);
     float *w = malloc((size_t)p.n_element * sizeof *w);
     memset(w, 0xff, (size_t)p.n_element * sizeof *w);
     gr_params_init(&p, 1, w);
@@ -271,7 +271,7 @@ static void a_model_beyond_64_bits_is_refused(void **state) {
     c.hidden_size = INT32_MAX;
     c.vocab_size = INT32_MAX;
     reversed_fill(&r, 1);
-    assert_int_equal(gr_params_open(&p, &c, &r.map, 0), GR_RESOURCE);
+    assert_int_equal(gr_params_open(&p, &c, &r.map, 0, 1, 1), GR_RESOURCE);
     assert_non_null(strstr(gr_error_text(), "hidden_size"));
     assert_null(p.list);
 }

@@ -47,7 +47,7 @@ static inline void fixture_open(weights_fixture *f, uint32_t n_rank, uint32_t ra
         f->rank_of[e] = (uint16_t)(i / f->map.E_local);
         f->slot_of[e] = (uint16_t)(i % f->map.E_local);
     }
-    gr_err err = gr_params_open(&f->params, &fixture_config, &f->map, rank);
+    gr_err err = gr_params_open(&f->params, &fixture_config, &f->map, rank, 1, 1);
     GR_ASSERT(!err, "%s", gr_error_text());
     f->flat = malloc((size_t)f->params.n_element * sizeof *f->flat);
     GR_ASSERT(f->flat, "no memory");

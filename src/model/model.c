@@ -36,7 +36,8 @@ static layer_params find_layer(const gr_model *m, int l) {
 }
 
 static gr_err find_params(gr_model *m, const gr_model_options *o) {
-    GR_TRY(gr_params_open(&m->params, o->config, o->map, (uint32_t)o->comm->rank[GR_EP]));
+    GR_TRY(gr_params_open(
+        &m->params, o->config, o->map, (uint32_t)o->comm->rank[GR_EP], o->comm->size[GR_WORLD], o->comm->size[GR_EDP]));
     m->embed = offset_of(&m->params, -1, "model.embed_tokens.weight");
     m->final_norm = offset_of(&m->params, -1, "model.norm.weight");
     m->head = o->config->tie_word_embeddings ? m->embed : offset_of(&m->params, -1, "lm_head.weight");

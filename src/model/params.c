@@ -18,11 +18,16 @@ typedef struct table {
     gr_params *out;
     int64_t next; /* first free element */
     bool overflow;
+    int64_t dense_shards, expert_shards;
     float std, residual_std; /* of matrices; of those that add to the residual stream */
 } table;
 
+static int64_t aligned_to(int64_t n, int64_t unit) {
+    return (n + unit - 1) / unit * unit;
+}
+
 static int64_t aligned(int64_t n) {
-    return (n + GROUP_ALIGN - 1) / GROUP_ALIGN * GROUP_ALIGN;
+    return aligned_to(n, GROUP_ALIGN);
 }
 
 /* First element of a new group of n_matrix matrices [rows, columns]. */
@@ -142,19 +147,23 @@ static void table_fill(table *t, const gr_model_config *c) {
         gr_param *head = entry_add(t, GR_PARAM_HEAD, group_take(t, 1, V, D), V, D);
         snprintf(head->name, sizeof head->name, "lm_head.weight");
     }
+    t->next = aligned_to(t->next, GROUP_ALIGN * t->dense_shards);
     t->out->n_dense = t->next;
     for (int l = c->first_k_dense_replace; l < c->num_hidden_layers; l++)
         experts_add(t, c, l);
-    t->out->n_element = t->next;
+    t->out->n_element = t->out->n_dense + aligned_to(t->next - t->out->n_dense, GROUP_ALIGN * t->expert_shards);
 }
 
-gr_err gr_params_open(gr_params *out, const gr_model_config *c, const gr_expert_map *map, uint32_t ep_rank) {
+gr_err gr_params_open(gr_params *out, const gr_model_config *c, const gr_expert_map *map, uint32_t ep_rank,
+    int dense_shards, int expert_shards) {
     *out = (gr_params){.map = map, .ep_rank = ep_rank};
     size_t n_max = ENTRIES_OUTSIDE_MAX + ENTRIES_PER_LAYER_MAX * (size_t)c->num_hidden_layers;
     void *list;
     GR_TRY(gr_alloc(&list, n_max, sizeof *out->list, "parameter table"));
     out->list = list;
     table t = {.out = out,
+        .dense_shards = dense_shards,
+        .expert_shards = expert_shards,
         .std = (float)c->initializer_range,
         .residual_std = (float)(c->initializer_range / sqrt(2.0 * c->num_hidden_layers))};
     table_fill(&t, c);

@@ -152,7 +152,8 @@ static void state_from(runner *r, model_case_state *out) {
     out->weights = copy_of(gr_model_weights(r->model), n);
     out->gradients = copy_of(gr_model_gradients(r->model), n);
     MUST(gr_expert_map_open(&out->map, r->map.E, r->map.n_rank));
-    MUST(gr_params_open(&out->params, r->o->config, &out->map, (uint32_t)r->comm->rank[GR_EP]));
+    MUST(gr_params_open(&out->params, r->o->config, &out->map, (uint32_t)r->comm->rank[GR_EP], r->comm->size[GR_WORLD],
+        r->comm->size[GR_EDP]));
 }
 
 void model_case_state_close(model_case_state *s) {

@@ -26,7 +26,7 @@ void ref_model_open(ref_model *m, const gr_model_config *config) {
         .E = E, .n_rank = 1, .E_local = E, .rank_of = ids_alloc(E), .slot_of = ids_alloc(E), .expert_at = ids_alloc(E)};
     for (uint32_t e = 0; e < E; e++)
         m->map.slot_of[e] = m->map.expert_at[e] = (uint16_t)e;
-    gr_err err = gr_params_open(&m->params, &m->config, &m->map, 0);
+    gr_err err = gr_params_open(&m->params, &m->config, &m->map, 0, 1, 1);
     GR_ASSERT(!err, "%s", gr_error_text());
 }
 
