@@ -67,6 +67,10 @@ typedef struct gr_config {
         int64_t windows;     /* 0 = all */
     } eval;
     struct {
+        int64_t every_steps; /* 0 = only at the end and when asked to stop */
+        int64_t keep_last, keep_every;
+    } checkpoint;
+    struct {
         int64_t every_steps;
     } log;
 } gr_config;
@@ -84,6 +88,21 @@ GR_MUST gr_err gr_config_check_ranks(const gr_config *c, int n_rank);
 const char *gr_config_backend_name(const gr_config *c);
 const char *gr_config_comm_name(const gr_config *c);
 int gr_config_expert_parallel(const gr_config *c);
+
+/* What a changed key means when a run is resumed. */
+typedef enum gr_on_resume {
+    GR_RESUME_REFUSED, /* 64, unless overridden by name */
+    GR_RESUME_WARNED,
+    GR_RESUME_FREE,
+} gr_on_resume;
+
+/* Reads a config from text, as gr_config_load does from a file; `source` names it in errors. */
+GR_MUST gr_err gr_config_parse(gr_config *out, const char *text, const char *source);
+
+/* Calls visit for every key whose value differs, with both values as JSON, in the order of configs/README.md; array
+ * elements as "data.train[0].weight", a changed number of elements as "data.train". 69 without memory. */
+typedef void (*gr_config_visit)(const char *key, gr_on_resume rule, const char *before, const char *now, void *context);
+GR_MUST gr_err gr_config_compare(const gr_config *before, const gr_config *now, gr_config_visit visit, void *context);
 
 /* The resolved config as JSON text, every key present, loadable again; the caller frees *text. */
 GR_MUST gr_err gr_config_text(const gr_config *c, char **text);

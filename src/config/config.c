@@ -382,23 +382,30 @@ static void complete_elements(loader *l) {
 
 /* ---------------------------------------------------------------- interface */
 
-gr_err gr_config_load(gr_config *out, const char *path, const char *const *set, int n_set) {
+static gr_err load(gr_config *out, const char *source, const char *text, size_t n, const char *const *set, int n_set) {
     memset(out, 0, sizeof *out);
-    char *text;
-    size_t n;
     gr_json *doc;
-    GR_TRY(gr_file_read(path, CONFIG_BYTES_MAX, GR_CONFIG, &text, &n));
-    gr_err err = gr_json_parse(&doc, text, n, path, CONFIG_BYTES_MAX, CONFIG_DEPTH_MAX, GR_CONFIG);
-    free(text);
-    if (err)
-        return err;
-    loader l = {.out = out, .path = path, .list = {gr_key_find("data.train"), gr_key_find("data.valid")}};
+    GR_TRY(gr_json_parse(&doc, text, n, source, CONFIG_BYTES_MAX, CONFIG_DEPTH_MAX, GR_CONFIG));
+    loader l = {.out = out, .path = source, .list = {gr_key_find("data.train"), gr_key_find("data.valid")}};
     read_root(&l, gr_json_root(doc));
     apply_sets(&l, set, n_set);
     complete_keys(&l, gr_json_root(doc));
     complete_elements(&l);
-    gr_config_check(&l.errors, out, path);
-    err = gr_config_fail(&l.errors);
+    gr_config_check(&l.errors, out, source);
+    gr_err err = gr_config_fail(&l.errors);
     gr_json_close(doc);
     return err;
+}
+
+gr_err gr_config_load(gr_config *out, const char *path, const char *const *set, int n_set) {
+    char *text;
+    size_t n;
+    GR_TRY(gr_file_read(path, CONFIG_BYTES_MAX, GR_CONFIG, &text, &n));
+    gr_err err = load(out, path, text, n, set, n_set);
+    free(text);
+    return err;
+}
+
+gr_err gr_config_parse(gr_config *out, const char *text, const char *source) {
+    return load(out, source, text, strlen(text), NULL, 0);
 }

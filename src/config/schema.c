@@ -4,7 +4,7 @@
 #include "schema.h"
 
 const char *const gr_key_sections[GR_N_SECTION] = {
-    "run", "model", "routing", "data", "optimizer", "train", "parallel", "eval", "log"};
+    "run", "model", "routing", "data", "optimizer", "train", "parallel", "checkpoint", "eval", "log"};
 
 static const char *const sources[] = {"table", NULL};
 static const char *const schedules[] = {"cosine", "wsd", "linear", "constant", NULL};
@@ -24,9 +24,11 @@ static const char *const comms[] = {"auto", "self", "mpi", NULL};
 #define FILES(list, count, least)                                                                                      \
     .type = GR_KEY_FILES, AT(list), .count_offset = offsetof(gr_config, count), .min = (least), .max = GR_DATA_FILES_MAX
 #define NO_UNIT .unit = ""
+#define WARNED .on_resume = GR_RESUME_WARNED
+#define FREE .on_resume = GR_RESUME_FREE
 
 const gr_key gr_keys[GR_N_KEY] = {
-    {"run.dir", NO_UNIT, PATH, AT(run.dir), .meaning = "folder of this run: log, resolved config, weights"},
+    {"run.dir", NO_UNIT, FREE, PATH, AT(run.dir), .meaning = "folder of this run: log, resolved config, weights"},
     {"run.seed", NO_UNIT, INT64(0, INT64_MAX), AT(run.seed), .fallback = "1234",
         .meaning = "initial weights and order of windows follow from it"},
 
@@ -65,56 +67,63 @@ const gr_key gr_keys[GR_N_KEY] = {
         .meaning = "where routes come from: `table` = route tables made before training"},
 
     {"data.train", "files", FILES(data.train, data.n_train, 1), .meaning = "training token files with their routes"},
-    {"data.train[].tokens", NO_UNIT, PATH, AT_FILE(tokens), .meaning = "token file: path of the .bin/.idx pair"},
-    {"data.train[].routes", NO_UNIT, PATH, AT_FILE(routes), .meaning = "route table of that token file"},
-    {"data.train[].weight", NO_UNIT, NUMBER(GR_OPEN_LOW, 0, 1e9), AT_FILE(weight), .fallback = "1",
+    {"data.train[].tokens", NO_UNIT, FREE, PATH, AT_FILE(tokens), .meaning = "token file: path of the .bin/.idx pair"},
+    {"data.train[].routes", NO_UNIT, FREE, PATH, AT_FILE(routes), .meaning = "route table of that token file"},
+    {"data.train[].weight", NO_UNIT, WARNED, NUMBER(GR_OPEN_LOW, 0, 1e9), AT_FILE(weight), .fallback = "1",
         .meaning = "share of the stream, relative to the other files"},
-    {"data.valid", "files", FILES(data.valid, data.n_valid, 0), .fallback = "[]",
+    {"data.valid", "files", FREE, FILES(data.valid, data.n_valid, 0), .fallback = "[]",
         .meaning = "validation token files with their routes"},
-    {"data.valid[].tokens", NO_UNIT, PATH, AT_FILE(tokens), .meaning = "as data.train[].tokens"},
-    {"data.valid[].routes", NO_UNIT, PATH, AT_FILE(routes), .meaning = "as data.train[].routes"},
+    {"data.valid[].tokens", NO_UNIT, FREE, PATH, AT_FILE(tokens), .meaning = "as data.train[].tokens"},
+    {"data.valid[].routes", NO_UNIT, FREE, PATH, AT_FILE(routes), .meaning = "as data.train[].routes"},
     {"data.seq_len", "tokens", INT(1, 1048576), AT(data.seq_len),
         .meaning = "T: tokens of a window; the route tables must have the same"},
 
-    {"optimizer.lr", NO_UNIT, NUMBER(GR_OPEN_LOW, 0, 10), AT(optimizer.lr), .meaning = "peak learning rate"},
-    {"optimizer.lr_min", NO_UNIT, NUMBER(GR_CLOSED, 0, 10), AT(optimizer.lr_min), .fallback = "0",
+    {"optimizer.lr", NO_UNIT, WARNED, NUMBER(GR_OPEN_LOW, 0, 10), AT(optimizer.lr), .meaning = "peak learning rate"},
+    {"optimizer.lr_min", NO_UNIT, WARNED, NUMBER(GR_CLOSED, 0, 10), AT(optimizer.lr_min), .fallback = "0",
         .meaning = "learning rate at the end of the decay"},
-    {"optimizer.schedule", NO_UNIT, NAME(schedules), AT(optimizer.schedule), .fallback = "cosine",
+    {"optimizer.schedule", NO_UNIT, WARNED, NAME(schedules), AT(optimizer.schedule), .fallback = "cosine",
         .meaning = "course of the learning rate after warm-up"},
-    {"optimizer.warmup_steps", "steps", INT64(0, STEPS_MAX), AT(optimizer.warmup_steps), .fallback = "0",
+    {"optimizer.warmup_steps", "steps", WARNED, INT64(0, STEPS_MAX), AT(optimizer.warmup_steps), .fallback = "0",
         .meaning = "linear rise to optimizer.lr"},
-    {"optimizer.decay_steps", "steps", INT64(0, STEPS_MAX), AT(optimizer.decay_steps), .fallback = "0",
+    {"optimizer.decay_steps", "steps", WARNED, INT64(0, STEPS_MAX), AT(optimizer.decay_steps), .fallback = "0",
         .meaning = "step at which the decay ends, warm-up included; 0 = train.steps"},
-    {"optimizer.beta1", NO_UNIT, NUMBER(GR_OPEN_HIGH, 0, 1), AT(optimizer.beta1), .fallback = "0.9",
+    {"optimizer.beta1", NO_UNIT, WARNED, NUMBER(GR_OPEN_HIGH, 0, 1), AT(optimizer.beta1), .fallback = "0.9",
         .meaning = "AdamW: decay of the first moment"},
-    {"optimizer.beta2", NO_UNIT, NUMBER(GR_OPEN_HIGH, 0, 1), AT(optimizer.beta2), .fallback = "0.999",
+    {"optimizer.beta2", NO_UNIT, WARNED, NUMBER(GR_OPEN_HIGH, 0, 1), AT(optimizer.beta2), .fallback = "0.999",
         .meaning = "AdamW: decay of the second moment"},
-    {"optimizer.eps", NO_UNIT, NUMBER(GR_OPEN_LOW, 0, 0.1), AT(optimizer.eps), .fallback = "1e-8",
+    {"optimizer.eps", NO_UNIT, WARNED, NUMBER(GR_OPEN_LOW, 0, 0.1), AT(optimizer.eps), .fallback = "1e-8",
         .meaning = "AdamW: added to the root of the second moment"},
-    {"optimizer.weight_decay", NO_UNIT, NUMBER(GR_CLOSED, 0, 10), AT(optimizer.weight_decay), .fallback = "0.1",
+    {"optimizer.weight_decay", NO_UNIT, WARNED, NUMBER(GR_CLOSED, 0, 10), AT(optimizer.weight_decay), .fallback = "0.1",
         .meaning = "decoupled weight decay; not on norms"},
-    {"optimizer.clip", NO_UNIT, NUMBER(GR_CLOSED, 0, 1e6), AT(optimizer.clip), .fallback = "1",
+    {"optimizer.clip", NO_UNIT, WARNED, NUMBER(GR_CLOSED, 0, 1e6), AT(optimizer.clip), .fallback = "1",
         .meaning = "largest global gradient norm; 0 = no clipping"},
 
-    {"train.steps", "steps", INT64(1, STEPS_MAX), AT(train.steps), .meaning = "optimizer updates of the run"},
-    {"train.micro_batch_windows", "windows", INT(1, 65536), AT(train.micro_batch_windows),
+    {"train.steps", "steps", FREE, INT64(1, STEPS_MAX), AT(train.steps), .meaning = "optimizer updates of the run"},
+    {"train.micro_batch_windows", "windows", FREE, INT(1, 65536), AT(train.micro_batch_windows),
         .meaning = "B: windows of one rank in one forward-backward"},
     {"train.global_batch_windows", "windows", INT(1, 16777216), AT(train.global_batch_windows),
         .meaning = "windows of one step over all ranks; a multiple of B x ranks"},
 
-    {"parallel.backend", NO_UNIT, NAME(backends), AT(parallel.backend), .fallback = "auto",
+    {"parallel.backend", NO_UNIT, FREE, NAME(backends), AT(parallel.backend), .fallback = "auto",
         .meaning = "where arrays live and ops run"},
-    {"parallel.comm", NO_UNIT, NAME(comms), AT(parallel.comm), .fallback = "auto",
+    {"parallel.comm", NO_UNIT, FREE, NAME(comms), AT(parallel.comm), .fallback = "auto",
         .meaning = "how ranks talk: `auto` = `mpi` under a launcher of more than one rank, else `self`"},
-    {"parallel.expert_parallel_size", "ranks", INT(0, 4096), AT(parallel.expert_parallel_size), .fallback = "0",
+    {"parallel.expert_parallel_size", "ranks", FREE, INT(0, 4096), AT(parallel.expert_parallel_size), .fallback = "0",
         .meaning = "ranks that share one set of experts; divides ranks and E; 0 = smallest that fits (1)"},
 
-    {"eval.every_steps", "steps", INT64(0, STEPS_MAX), AT(eval.every_steps), .fallback = "0",
+    {"checkpoint.every_steps", "steps", FREE, INT64(0, STEPS_MAX), AT(checkpoint.every_steps), .fallback = "0",
+        .meaning = "a checkpoint every so many steps; 0 = only at the end and when asked to stop"},
+    {"checkpoint.keep_last", "checkpoints", FREE, INT64(2, 1000000), AT(checkpoint.keep_last), .fallback = "2",
+        .meaning = "newest checkpoints kept"},
+    {"checkpoint.keep_every", "steps", FREE, INT64(0, STEPS_MAX), AT(checkpoint.keep_every), .fallback = "0",
+        .meaning = "checkpoints of multiples of so many steps are kept for ever; 0 = none"},
+
+    {"eval.every_steps", "steps", FREE, INT64(0, STEPS_MAX), AT(eval.every_steps), .fallback = "0",
         .meaning = "validation loss every so many steps; 0 = only at the end"},
-    {"eval.windows", "windows", INT64(0, STEPS_MAX), AT(eval.windows), .fallback = "0",
+    {"eval.windows", "windows", FREE, INT64(0, STEPS_MAX), AT(eval.windows), .fallback = "0",
         .meaning = "validation windows of one evaluation; 0 = all"},
 
-    {"log.every_steps", "steps", INT64(1, STEPS_MAX), AT(log.every_steps), .fallback = "10",
+    {"log.every_steps", "steps", FREE, INT64(1, STEPS_MAX), AT(log.every_steps), .fallback = "10",
         .meaning = "a line for people every so many steps (metrics.jsonl has every step)"},
 };
 

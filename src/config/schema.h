@@ -32,9 +32,10 @@ typedef struct gr_key {
     double low, high;         /* numbers */
     gr_key_open open;
     gr_key_type type;
+    gr_on_resume on_resume;
 } gr_key;
 
-enum { GR_N_KEY = 47, GR_N_SECTION = 9, GR_EXPECTED_MAX = 256 };
+enum { GR_N_KEY = 50, GR_N_SECTION = 10, GR_EXPECTED_MAX = 256 };
 extern const gr_key gr_keys[GR_N_KEY]; /* by section, in printing order */
 extern const char *const gr_key_sections[GR_N_SECTION];
 
@@ -49,6 +50,8 @@ bool gr_key_is_member(const gr_key *list, const gr_key *key);
 bool gr_key_store(const gr_key *key, void *base, const gr_json_node *node);
 /* Stores the fallback. */
 void gr_key_store_fallback(const gr_key *key, void *base);
+/* Prints the value at `base` as JSON; not for GR_KEY_FILES. */
+void gr_key_print(FILE *out, const gr_key *key, const void *base);
 /* "an integer in [1, 4096]" into text[GR_EXPECTED_MAX]; returns text. */
 const char *gr_key_expected(const gr_key *key, char text[GR_EXPECTED_MAX]);
 

@@ -22,7 +22,7 @@ static void print_string(FILE *out, const char *text) {
     fprintf(out, "\"%s\"", gr_json_escape(text, escaped));
 }
 
-static void print_value(FILE *out, const gr_key *key, const void *base) {
+void gr_key_print(FILE *out, const gr_key *key, const void *base) {
     const char *at = (const char *)base + key->offset;
     switch (key->type) {
     case GR_KEY_INT:
@@ -57,7 +57,7 @@ static void print_files(FILE *out, const gr_key *list, const gr_config *c) {
         for (int k = 0; k < GR_N_KEY; k++)
             if (gr_key_is_member(list, &gr_keys[k])) {
                 fprintf(out, "%s\"%s\": ", separator, strrchr(gr_keys[k].name, '.') + 1);
-                print_value(out, &gr_keys[k], &files[i]);
+                gr_key_print(out, &gr_keys[k], &files[i]);
                 separator = ", ";
             }
         fputc('}', out);
@@ -87,7 +87,7 @@ static void print_config(FILE *out, const gr_config *c) {
         if (key->type == GR_KEY_FILES)
             print_files(out, key, c);
         else
-            print_value(out, key, c);
+            gr_key_print(out, key, c);
     }
     fputs("\n  }\n}\n", out);
 }
@@ -145,6 +145,8 @@ void gr_config_print_keys(FILE *out) {
         [GR_KEY_NAME] = "name",
         [GR_KEY_PATH] = "path",
         [GR_KEY_FILES] = "array"};
+    static const char *const on_resume[] = {
+        [GR_RESUME_REFUSED] = "refused", [GR_RESUME_WARNED] = "warned", [GR_RESUME_FREE] = "free"};
     for (int k = 0; k < GR_N_KEY; k++) {
         const gr_key *key = &gr_keys[k];
         fprintf(out, "| `%s` | %s | %s | ", key->name, types[key->type], key->unit);
@@ -156,6 +158,6 @@ void gr_config_print_keys(FILE *out) {
             fputs("required", out);
         fputs(" | ", out);
         print_range(out, key);
-        fprintf(out, " | %s |\n", key->meaning);
+        fprintf(out, " | %s | %s |\n", on_resume[key->on_resume], key->meaning);
     }
 }

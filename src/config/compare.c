@@ -1,0 +1,74 @@
+/* What changed between two configs. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "schema.h"
+
+typedef struct comparison {
+    gr_config_visit visit;
+    void *context;
+} comparison;
+
+/* The value as JSON; the caller frees it. NULL without memory. */
+static char *value_text(const gr_key *key, const void *base) {
+    char *text = NULL;
+    size_t n;
+    FILE *out = open_memstream(&text, &n);
+    if (!out)
+        return NULL;
+    gr_key_print(out, key, base);
+    return fclose(out) == 0 ? text : NULL;
+}
+
+static gr_err compare_values(
+    const comparison *c, const gr_key *key, const char *name, const void *before, const void *now) {
+    char *a = value_text(key, before), *b = value_text(key, now);
+    bool ok = a && b;
+    if (ok && strcmp(a, b) != 0)
+        c->visit(name, key->on_resume, a, b, c->context);
+    free(a);
+    free(b);
+    return ok ? GR_OK : gr_fail(GR_RESOURCE, "not enough memory to compare configs");
+}
+
+static int files_count(const gr_key *list, const gr_config *config) {
+    return *(const int *)((const char *)config + list->count_offset);
+}
+
+static const gr_data_file *files_of(const gr_key *list, const gr_config *config) {
+    return (const gr_data_file *)((const char *)config + list->offset);
+}
+
+static gr_err compare_files(const comparison *c, const gr_key *list, const gr_config *before, const gr_config *now) {
+    int n = files_count(list, before);
+    if (files_count(list, now) != n) {
+        char a[16], b[16];
+        snprintf(a, sizeof a, "%d files", n);
+        snprintf(b, sizeof b, "%d files", files_count(list, now));
+        c->visit(list->name, list->on_resume, a, b, c->context);
+        return GR_OK;
+    }
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < GR_N_KEY; k++) {
+            if (!gr_key_is_member(list, &gr_keys[k]))
+                continue;
+            char name[96];
+            snprintf(name, sizeof name, "%s[%d].%s", list->name, i, strrchr(gr_keys[k].name, '.') + 1);
+            GR_TRY(compare_values(c, &gr_keys[k], name, &files_of(list, before)[i], &files_of(list, now)[i]));
+        }
+    return GR_OK;
+}
+
+gr_err gr_config_compare(const gr_config *before, const gr_config *now, gr_config_visit visit, void *context) {
+    const comparison c = {.visit = visit, .context = context};
+    for (int k = 0; k < GR_N_KEY; k++) {
+        const gr_key *key = &gr_keys[k];
+        if (strchr(key->name, '['))
+            continue;
+        if (key->type == GR_KEY_FILES)
+            GR_TRY(compare_files(&c, key, before, now));
+        else
+            GR_TRY(compare_values(&c, key, key->name, before, now));
+    }
+    return GR_OK;
+}
