@@ -1,0 +1,118 @@
+/* The start of a run: everything that can be wrong is found here, agreed by all ranks, before anything is created. */
+#include <stdlib.h>
+
+#include "internal.h"
+/* ---------------------------------------------------------------- start: everything that can be wrong, agreed by all
+ */
+
+static gr_err open_feeds(gr_trainer *t) {
+    GR_TRY(gr_feed_open(&t->feed, GR_FEED_TRAIN, t->config, t->comm, &t->map, NULL));
+    if (t->config->data.n_valid)
+        GR_TRY(gr_feed_open(&t->valid, GR_FEED_VALID, t->config, t->comm, &t->map, t->feed));
+    return GR_OK;
+}
+
+static gr_err open_model(gr_trainer *t) {
+    gr_plan_limits limits = *gr_feed_limits(t->feed);
+    if (t->valid)
+        limits = gr_plan_limits_max(&limits, gr_feed_limits(t->valid));
+    gr_model_options o = {.config = &t->config->model,
+        .backend = t->backend,
+        .comm = t->comm,
+        .map = &t->map,
+        .limits = &limits,
+        .T = t->config->data.seq_len,
+        .train = true};
+    GR_TRY(gr_model_open(&t->model, &o));
+    gr_params_init(gr_model_params(t->model), t->config->run.seed, gr_model_weights(t->model));
+    return GR_OK;
+}
+
+static gr_err open_optimizer(gr_trainer *t) {
+    const gr_config *c = t->config;
+    gr_optimizer_options o = {.backend = t->backend,
+        .comm = t->comm,
+        .params = gr_model_params(t->model),
+        .lr = {.schedule = c->optimizer.schedule,
+            .lr = c->optimizer.lr,
+            .lr_min = c->optimizer.lr_min,
+            .warmup_steps = c->optimizer.warmup_steps,
+            .decay_steps = c->optimizer.decay_steps ? c->optimizer.decay_steps : c->train.steps},
+        .beta1 = c->optimizer.beta1,
+        .beta2 = c->optimizer.beta2,
+        .eps = c->optimizer.eps,
+        .weight_decay = c->optimizer.weight_decay,
+        .clip = c->optimizer.clip};
+    return gr_optimizer_open(&t->optimizer, &o);
+}
+
+static gr_err open_local(gr_trainer *t) {
+    GR_TRY(gr_alloc((void **)&t->load, (size_t)t->config->model.num_experts, sizeof *t->load, "expert loads"));
+    GR_TRY(open_model(t));
+    return open_optimizer(t);
+}
+
+/* All ranks measure at the same time, as they will compute: memory bandwidth and turbo clocks are shared. */
+static gr_err measure_peak(gr_trainer *t) {
+    GR_TRY(t->comm->barrier(t->comm, GR_WORLD));
+    GR_TRY(gr_comm_agree(t->comm, t->backend->peak(t->backend, &t->peak_flops)));
+    return t->comm->sum(t->comm, GR_WORLD, GR_F64, &t->peak_flops, 1);
+}
+
+static gr_err open_metrics(gr_trainer *t) {
+    gr_model_count count;
+    gr_model_count_config(&t->config->model, t->config->data.seq_len, &count);
+    char path[GR_PATH_MAX + 32];
+    gr_run_path(t->config, "metrics.jsonl", path);
+    gr_metrics_options o = {.path = t->comm->rank[GR_WORLD] == 0 ? path : NULL,
+        .steps = t->config->train.steps,
+        .log_every = t->config->log.every_steps,
+        .tokens_per_step = t->tokens_per_step,
+        .flops_per_token = count.flops_per_token,
+        .peak_flops = t->peak_flops};
+    return gr_metrics_open(&t->metrics, &o);
+}
+
+static void describe(const gr_trainer *t) {
+    const gr_config *c = t->config;
+    gr_model_count n;
+    gr_model_count_config(&c->model, c->data.seq_len, &n);
+    gr_info("backend %s, comm %s, %d ranks x %d threads, expert parallel %d, data parallel %d", t->backend->name,
+        t->comm->name, t->comm->size[GR_WORLD], gr_thread_count(), t->comm->size[GR_EP], t->comm->size[GR_EDP]);
+    gr_info("model: %lld parameters, %lld active per token, %lld in experts, %.4g FLOP per token",
+        (long long)(n.matrices + n.norms), (long long)n.active, (long long)n.experts, n.flops_per_token);
+    gr_info("data: %llu windows of %d tokens, %.0f tokens per step, %lld steps (%.2f epochs)",
+        (unsigned long long)gr_feed_windows(t->feed), c->data.seq_len, t->tokens_per_step, (long long)c->train.steps,
+        (double)c->train.steps * c->train.global_batch_windows / (double)gr_feed_windows(t->feed));
+    gr_info("best GEMM rate of all ranks together: %.1f GFLOP/s", t->peak_flops * 1e-9);
+}
+
+gr_err gr_trainer_open(gr_trainer *t, gr_run_folder folder) {
+    const gr_config *c = t->config;
+    bool first = t->comm->rank[GR_WORLD] == 0;
+    t->tokens_per_step = (double)c->train.global_batch_windows * c->data.seq_len;
+    GR_TRY(gr_comm_agree(t->comm, gr_config_check_ranks(c, t->comm->size[GR_WORLD])));
+    GR_TRY(gr_comm_agree(t->comm, first ? gr_run_folder_check(c, folder) : GR_OK));
+    int R_ep = gr_config_expert_parallel(c);
+    GR_TRY(gr_comm_agree(t->comm, gr_comm_group(t->comm, R_ep)));
+    GR_TRY(gr_comm_agree(t->comm, gr_expert_map_open(&t->map, (uint32_t)c->model.num_experts, (uint32_t)R_ep)));
+    GR_TRY(gr_comm_agree(t->comm, gr_backend_open(&t->backend, gr_config_backend_name(c))));
+    GR_TRY(open_feeds(t));
+    GR_TRY(gr_comm_agree(t->comm, open_local(t)));
+    GR_TRY(measure_peak(t));
+    GR_TRY(gr_comm_agree(t->comm, first ? gr_run_folder_make(c, folder, t->comm, t->backend) : GR_OK));
+    GR_TRY(gr_comm_agree(t->comm, open_metrics(t)));
+    describe(t);
+    return GR_OK;
+}
+
+void gr_trainer_close(gr_trainer *t) {
+    gr_metrics_close(t->metrics);
+    gr_optimizer_close(t->optimizer);
+    gr_model_close(t->model);
+    gr_feed_close(t->valid);
+    gr_feed_close(t->feed);
+    gr_backend_close(t->backend);
+    gr_expert_map_close(&t->map);
+    free(t->load);
+}
