@@ -58,21 +58,25 @@ void gr_optimizer_counts_set(gr_optimizer *o, gr_optimizer_counts counts);
 typedef struct gr_update {
     double lr, grad_norm; /* norm before clipping; may be non-finite */
     bool skipped;         /* weights and moments untouched */
-    double reduce_ms, optimizer_ms;
+    double reduce_ms;     /* sums over groups and the norm */
+    double optimizer_ms;  /* AdamW, with ZeRO-1 also the gathering of weights */
 } gr_update;
 
 /* One update of `step` (0-based; it also counts when skipped) with the loss of the global batch: sums gradients over
- * their groups, takes the global norm, clips, decides (the same on every rank: proceeds only if the global loss is
- * finite and the clipped norm's square fits fp32, as second moments must), applies AdamW. The fourth skip in a row is
- * 71, agreed by all ranks. The moment correction counts applied updates. */
+ * their groups (with ZeRO-1 those of other owners are undefined afterwards), takes the global norm, clips, decides (the
+ * same on every rank: proceeds only if the global loss is finite and the clipped norm's square fits fp32, as second
+ * moments must), applies AdamW. The fourth skip in a row is 71, agreed by all ranks. The moment correction counts
+ * applied updates. */
 GR_MUST gr_err gr_optimizer_step(
     gr_optimizer *o, int64_t step, double loss, float *weights, float *gradients, gr_update *out);
 
 /* The sums over groups alone: dense gradients over the world, expert gradients over the ranks with the same experts. */
 GR_MUST gr_err gr_gradients_reduce(const gr_params *p, gr_comm *comm, float *gradients);
+/* The same sums, only of the elements this rank owns; the others are undefined afterwards. */
+GR_MUST gr_err gr_gradients_scatter(const gr_params *p, gr_comm *comm, float *gradients);
 
-/* Norm of reduced gradients over all parameters of the model, each counted once; the same bits on every rank. scratch:
- * two doubles of backend memory. */
+/* Norm of reduced or scattered gradients over all parameters of the model: each rank adds what it owns, so each element
+ * counts once; the same bits on every rank. scratch: one double of backend memory. */
 GR_MUST gr_err gr_gradients_norm(
     const gr_params *p, gr_backend *b, gr_comm *comm, const float *gradients, double *scratch, double *norm);
 

@@ -1,52 +1,81 @@
 /* One update: reduce, norm, decide, clip, AdamW (Loshchilov & Hutter 2019). */
-#include "grouter/optim.h"
-
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
 
+#include "internal.h"
+
 #define SKIPS_MAX 3 /* in a row; the next one ends the run */
 
-/* Neighbours in the flat range that decay alike. Padding belongs to the run before it: its weight, gradient and moments
- * are 0, and AdamW with eps > 0 leaves 0 at 0. */
+/* Neighbours in the flat range that decay alike, as far as this rank updates them. Padding belongs to the run before
+ * it: its weight, gradient and moments are 0, and AdamW with eps > 0 leaves 0 at 0. */
 typedef struct span {
     int64_t first, n;
     bool decay;
+    float *m, *v; /* [n] */
 } span;
 
 struct gr_optimizer {
     gr_optimizer_options o;
-    float *m, *v;    /* [n_element] moments, backend memory */
-    double *squares; /* [2] scratch of the norm, backend memory */
+    float *m, *v;       /* first and second moments of held[0], then of held[1]; backend memory */
+    gr_moments held[2]; /* dense, experts */
+    double *squares;    /* [1] scratch of the norm, backend memory */
     span *spans;
     int n_span;
-    int64_t n_applied; /* updates that were not skipped */
-    int n_skipped;     /* in a row */
+    gr_optimizer_counts counts;
 };
+
+/* Adds what `held` has of the elements [first, end). */
+static void span_add(gr_optimizer *o, const gr_moments *held, int64_t first, int64_t end, bool decay) {
+    first = first > held->first ? first : held->first;
+    end = end < held->first + held->n ? end : held->first + held->n;
+    if (first >= end)
+        return;
+    span *last = o->n_span ? &o->spans[o->n_span - 1] : NULL;
+    float *m = held->m + (first - held->first), *v = held->v + (first - held->first);
+    if (last && last->decay == decay && last->first + last->n == first && last->m + last->n == m)
+        last->n += end - first;
+    else
+        o->spans[o->n_span++] = (span){.first = first, .n = end - first, .decay = decay, .m = m, .v = v};
+}
 
 static gr_err spans_make(gr_optimizer *o) {
     const gr_params *p = o->o.params;
     void *memory;
     GR_TRY(gr_alloc(&memory, (size_t)p->n, sizeof *o->spans, "optimizer spans"));
     o->spans = memory;
-    for (int i = 0; i < p->n; i++)
-        if (i == 0 || p->list[i].decay != p->list[i - 1].decay)
-            o->spans[o->n_span++] = (span){.first = p->list[i].offset, .decay = p->list[i].decay};
-    for (int i = 0; i < o->n_span; i++)
-        o->spans[i].n = (i + 1 < o->n_span ? o->spans[i + 1].first : p->n_element) - o->spans[i].first;
+    for (int i = 0; i < p->n; i++) {
+        const gr_param *at = &p->list[i];
+        int64_t end = i + 1 < p->n ? at[1].offset : p->n_element;
+        span_add(o, &o->held[at->owner == GR_EDP], at->offset, end, at->decay);
+    }
     return GR_OK;
+}
+
+/* The ranges whose moments this rank keeps. */
+static void held_ranges(const gr_optimizer_options *c, gr_share held[2]) {
+    if (c->zero == GR_ZERO_1) {
+        gr_share_owned(c->params, c->comm, held);
+        return;
+    }
+    held[0] = (gr_share){.first = 0, .n = c->params->n_dense};
+    held[1] = (gr_share){.first = c->params->n_dense, .n = c->params->n_element - c->params->n_dense};
 }
 
 static gr_err memory_open(gr_optimizer *o) {
     gr_backend *b = o->o.backend;
-    size_t n_byte = (size_t)o->o.params->n_element * sizeof(float);
+    gr_share held[2];
+    held_ranges(&o->o, held);
+    size_t n_byte = (size_t)(held[0].n + held[1].n) * sizeof(float);
     void *m, *v, *squares;
     GR_TRY(b->alloc(b, n_byte, "first moments of AdamW", &m));
     o->m = m;
     GR_TRY(b->alloc(b, n_byte, "second moments of AdamW", &v));
     o->v = v;
-    GR_TRY(b->alloc(b, 2 * sizeof *o->squares, "gradient norm", &squares));
+    GR_TRY(b->alloc(b, sizeof *o->squares, "gradient norm", &squares));
     o->squares = squares;
+    o->held[0] = (gr_moments){.first = held[0].first, .n = held[0].n, .m = o->m, .v = o->v};
+    o->held[1] = (gr_moments){.first = held[1].first, .n = held[1].n, .m = o->m + held[0].n, .v = o->v + held[0].n};
     return spans_make(o);
 }
 
@@ -75,14 +104,36 @@ void gr_optimizer_close(gr_optimizer *o) {
     free(o);
 }
 
-static gr_err update_apply(gr_optimizer *o, double lr, double scale, float *weights, const float *gradients) {
+void gr_optimizer_held(gr_optimizer *o, gr_moments held[2]) {
+    held[0] = o->held[0];
+    held[1] = o->held[1];
+}
+
+void gr_optimizer_owned(gr_optimizer *o, gr_moments owned[2]) {
+    gr_share share[2];
+    gr_share_owned(o->o.params, o->o.comm, share);
+    for (int i = 0; i < 2; i++) {
+        int64_t skip = share[i].first - o->held[i].first;
+        owned[i] =
+            (gr_moments){.first = share[i].first, .n = share[i].n, .m = o->held[i].m + skip, .v = o->held[i].v + skip};
+    }
+}
+
+gr_optimizer_counts gr_optimizer_counts_get(const gr_optimizer *o) {
+    return o->counts;
+}
+
+void gr_optimizer_counts_set(gr_optimizer *o, gr_optimizer_counts counts) {
+    o->counts = counts;
+}
+
+static gr_err update_spans(gr_optimizer *o, double lr, double scale, float *weights, const float *gradients) {
     const gr_optimizer_options *c = &o->o;
     gr_backend *b = c->backend;
-    o->n_applied++;
     for (int i = 0; i < o->n_span; i++) {
         const span *s = &o->spans[i];
         gr_adamw a = {.n = s->n,
-            .step = o->n_applied,
+            .step = o->counts.n_applied,
             .lr = (float)lr,
             .beta1 = (float)c->beta1,
             .beta2 = (float)c->beta2,
@@ -90,17 +141,28 @@ static gr_err update_apply(gr_optimizer *o, double lr, double scale, float *weig
             .weight_decay = s->decay ? (float)c->weight_decay : 0,
             .grad_scale = (float)scale,
             .p = weights + s->first,
-            .m = o->m + s->first,
-            .v = o->v + s->first,
+            .m = s->m,
+            .v = s->v,
             .g = gradients + s->first};
         GR_TRY(b->adamw(b, GR_LANE_COMPUTE, &a));
     }
     return b->sync(b);
 }
 
+static gr_err update_apply(gr_optimizer *o, double lr, double scale, float *weights, const float *gradients) {
+    gr_comm *comm = o->o.comm;
+    o->counts.n_applied++;
+    o->counts.n_skipped = 0;
+    GR_TRY(update_spans(o, lr, scale, weights, gradients));
+    if (o->o.zero == GR_ZERO_OFF)
+        return GR_OK;
+    GR_TRY(comm->all_gather(comm, GR_WORLD, GR_F32, weights, (size_t)o->held[0].n));
+    return comm->all_gather(comm, GR_EDP, GR_F32, weights + o->o.params->n_dense, (size_t)o->held[1].n);
+}
+
 /* All ranks come here together with the same count, so they can agree that one of them reports. */
 static gr_err update_skip(gr_optimizer *o, int64_t step, double loss, double norm) {
-    if (++o->n_skipped <= SKIPS_MAX)
+    if (++o->counts.n_skipped <= SKIPS_MAX)
         return GR_OK;
     gr_err err = gr_fail(GR_NONFINITE,
         "step %lld: expected a finite loss and gradient norm, got loss %g, norm %g, as in the %d steps before; lower "
@@ -114,7 +176,9 @@ gr_err gr_optimizer_step(gr_optimizer *o, int64_t step, double loss, float *weig
     *out = (gr_update){.lr = gr_lr_at(&c->lr, step)};
     GR_TRY(c->backend->sync(c->backend));
     double start_s = gr_time_s();
-    GR_TRY(gr_gradients_reduce(c->params, c->comm, gradients));
+    gr_err (*reduce)(const gr_params *, gr_comm *, float *) =
+        c->zero == GR_ZERO_1 ? gr_gradients_scatter : gr_gradients_reduce;
+    GR_TRY(reduce(c->params, c->comm, gradients));
     GR_TRY(gr_gradients_norm(c->params, c->backend, c->comm, gradients, o->squares, &out->grad_norm));
     double reduced_s = gr_time_s();
     out->reduce_ms = 1e3 * (reduced_s - start_s);
@@ -125,7 +189,6 @@ gr_err gr_optimizer_step(gr_optimizer *o, int64_t step, double loss, float *weig
     out->skipped = !proceed;
     if (!proceed)
         return update_skip(o, step, loss, out->grad_norm);
-    o->n_skipped = 0;
     gr_err err = update_apply(o, out->lr, scale, weights, gradients);
     out->optimizer_ms = 1e3 * (gr_time_s() - reduced_s);
     return err;

@@ -1,23 +1,44 @@
 /* Gradients across ranks. The dense part is replicated: summed over the world. Expert gradients already hold the tokens
  * of the whole expert-parallel group, so they are summed over the ranks that hold the same experts. */
-#include "grouter/optim.h"
-
 #include <math.h>
+
+#include "internal.h"
+
+static gr_share share_of(const gr_comm *comm, gr_group g, int64_t first, int64_t n) {
+    GR_ASSERT(n % comm->size[g] == 0, "%lld elements in %d equal shards; gr_params_open pads for the groups it is told",
+        (long long)n, comm->size[g]);
+    int64_t each = n / comm->size[g];
+    return (gr_share){.first = first + comm->rank[g] * each, .n = each};
+}
+
+void gr_share_owned(const gr_params *p, const gr_comm *comm, gr_share owned[2]) {
+    owned[0] = share_of(comm, GR_WORLD, 0, p->n_dense);
+    owned[1] = share_of(comm, GR_EDP, p->n_dense, p->n_element - p->n_dense);
+}
 
 gr_err gr_gradients_reduce(const gr_params *p, gr_comm *comm, float *gradients) {
     GR_TRY(comm->sum(comm, GR_WORLD, GR_F32, gradients, (size_t)p->n_dense));
     return comm->sum(comm, GR_EDP, GR_F32, gradients + p->n_dense, (size_t)(p->n_element - p->n_dense));
 }
 
+gr_err gr_gradients_scatter(const gr_params *p, gr_comm *comm, float *gradients) {
+    gr_share owned[2];
+    gr_share_owned(p, comm, owned);
+    GR_TRY(comm->reduce_scatter(comm, GR_WORLD, GR_F32, gradients, (size_t)owned[0].n));
+    return comm->reduce_scatter(comm, GR_EDP, GR_F32, gradients + p->n_dense, (size_t)owned[1].n);
+}
+
 gr_err gr_gradients_norm(
     const gr_params *p, gr_backend *b, gr_comm *comm, const float *gradients, double *scratch, double *norm) {
-    double squares[2]; /* dense, experts */
+    gr_share owned[2];
+    gr_share_owned(p, comm, owned);
+    double squares;
     GR_TRY(b->fill_zero(b, GR_LANE_COMPUTE, scratch, sizeof squares));
-    GR_TRY(b->sum_squares(b, GR_LANE_COMPUTE, gradients, p->n_dense, scratch));
-    GR_TRY(b->sum_squares(b, GR_LANE_COMPUTE, gradients + p->n_dense, p->n_element - p->n_dense, scratch + 1));
-    GR_TRY(b->download(b, GR_LANE_COMPUTE, squares, scratch, sizeof squares));
+    for (int i = 0; i < 2; i++)
+        GR_TRY(b->sum_squares(b, GR_LANE_COMPUTE, gradients + owned[i].first, owned[i].n, scratch));
+    GR_TRY(b->download(b, GR_LANE_COMPUTE, &squares, scratch, sizeof squares));
     GR_TRY(b->sync(b));
-    GR_TRY(comm->sum(comm, GR_EP, GR_F64, &squares[1], 1));
-    *norm = sqrt(squares[0] + squares[1]);
+    GR_TRY(comm->sum(comm, GR_WORLD, GR_F64, &squares, 1));
+    *norm = sqrt(squares);
     return GR_OK;
 }
