@@ -63,6 +63,33 @@ grep -qE '^unigram entropy: [0-9]+\.[0-9]{4} nats per token, [0-9]+\.[0-9]{4} na
     fail "no unigram entropy in: $(<report)"
 "$program" inspect text.idx | cmp - report || fail "text.idx and text differ"
 "$program" inspect text.bin | cmp - report || fail "text.bin and text differ"
+contains report "format: Megatron pair"
+# The same tokens as an llm.c shard: header of 256 x i32 (magic 20240520, version 1, count), then u16 as in the pair.
+count=$("$program" inspect text --json | sed -n 's/.*"tokens": \([0-9]*\).*/\1/p')
+{
+    printf '\x88\xd8\x34\x01\x01\0\0\0'
+    printf "\\x$(printf %02x $((count & 255)))\\x$(printf %02x $((count >> 8 & 255)))\\x$(printf %02x $((count >> 16)))\\0"
+    head -c 1012 /dev/zero
+    cat text.bin
+} >shard.bin
+"$program" inspect shard >report
+contains report "format: llm.c shard"
+contains report "documents: 1"
+"$program" inspect shard.bin | cmp - report || fail "shard.bin and shard differ"
+"$program" route --router h.router --tokens shard.bin --seq-len 64 --out shard.routes >report
+contains report "$(grep 'table hash' summary)"
+cat >shard.json <<'END'
+{"run": {"dir": "shard.run"},
+ "model": {"vocab_size": 257, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+           "moe_intermediate_size": 16, "num_experts": 8, "num_experts_per_tok": 2},
+ "data": {"train": [{"tokens": "shard.bin", "routes": "text.routes"}], "seq_len": 64},
+ "optimizer": {"lr": 1e-3},
+ "train": {"steps": 1, "micro_batch_windows": 2, "global_batch_windows": 2}}
+END
+"$program" train shard.json >report 2>&1 || fail "training on a shard failed: $(<report)"
+"$program" train shard.json --set 'data.train[0].tokens=text' --set run.dir=pair.run >pair.report 2>&1
+[[ $(grep 'parameter hash' report) == "$(grep 'parameter hash' pair.report)" ]] || fail "a shard trained to other weights"
+rm -r shard.run pair.run
 "$program" inspect other >report
 contains report "largest id: 299"
 grep -qE '^unigram entropy: [0-9.]+ nats per token$' report || fail "no unigram entropy in: $(<report)"

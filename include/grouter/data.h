@@ -4,7 +4,8 @@
 
 #include "grouter/base.h"
 
-/* ---------------------------------------------------------------- token files: Megatron .bin/.idx pairs */
+/* ---------------------------------------------------------------- token files: Megatron .bin/.idx pairs, llm.c shards
+ */
 
 /* Built-in byte-level vocabulary: ids 0..255 are bytes, 256 ends a document. */
 #define GR_BYTE_VOCAB 257
@@ -13,16 +14,19 @@
 typedef struct gr_tokens gr_tokens;
 
 /* Maps prefix.bin and prefix.idx read-only and checks every header field against the files' sizes (T4): 65 naming file,
- * field, expected, found. `prefix` may also end in .bin or .idx. Every integer dtype is read; floats are refused. */
+ * field, expected, found. `prefix` may also end in .bin or .idx. Every integer dtype is read; floats are refused.
+ * A prefix.bin without a prefix.idx is an llm.c shard (magic 20240520 with u16 tokens, or 20240801 with u32), checked
+ * alike; where both files are, they are a Megatron pair whatever the .bin begins with. A shard is one document. */
 GR_MUST gr_err gr_tokens_open(gr_tokens **out, const char *prefix);
 void gr_tokens_close(gr_tokens *t); /* accepts NULL */
 const char *gr_tokens_prefix(const gr_tokens *t);
 const char *gr_tokens_bin_path(const gr_tokens *t);
-const char *gr_tokens_idx_path(const gr_tokens *t);
-uint64_t gr_tokens_count(const gr_tokens *t);     /* tokens, all documents */
-uint64_t gr_tokens_documents(const gr_tokens *t); /* documents */
+const char *gr_tokens_idx_path(const gr_tokens *t); /* where it would be, for a shard */
+uint64_t gr_tokens_count(const gr_tokens *t);       /* tokens, all documents */
+uint64_t gr_tokens_documents(const gr_tokens *t);   /* documents */
 gr_dtype gr_tokens_dtype(const gr_tokens *t);
 const char *gr_tokens_dtype_text(const gr_tokens *t); /* "u16" ... as Megatron calls them */
+const char *gr_tokens_format(const gr_tokens *t);     /* "Megatron pair" or "llm.c shard" */
 
 /* Tokens [first, first+n) as u32; an id >= n_vocab (or negative) is 65 naming file, position and id. */
 GR_MUST gr_err gr_tokens_read(const gr_tokens *t, uint64_t first, size_t n, uint32_t n_vocab, uint32_t *ids);

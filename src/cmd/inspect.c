@@ -173,11 +173,15 @@ static kind recognise_bytes(const char *path, gr_map map) {
     return KIND_UNKNOWN;
 }
 
+static bool exists_with(const char *path, const char *end) {
+    char whole[4096];
+    int n = snprintf(whole, sizeof whole, "%s%s", path, end);
+    return n > 0 && (size_t)n < sizeof whole && gr_path_exists(whole);
+}
+
 static gr_err recognise(const char *path, kind *out) {
-    char index[4096];
-    int n = snprintf(index, sizeof index, "%s.idx", path);
     *out = KIND_TOKENS;
-    if (!gr_path_exists(path) && n > 0 && (size_t)n < sizeof index && gr_path_exists(index))
+    if (!gr_path_exists(path) && (exists_with(path, ".idx") || exists_with(path, ".bin")))
         return GR_OK;
     gr_map map = {0};
     GR_TRY(gr_map_open(&map, path, GR_DATA));

@@ -97,6 +97,7 @@ static void print_tokens(const gr_tokens *t, const unigram *u, bool json) {
     gr_report_begin(&r, json);
     gr_report_text(&r, "kind", NULL, "tokens");
     gr_report_text(&r, "file", "token file", gr_tokens_prefix(t));
+    gr_report_text(&r, "format", "format", gr_tokens_format(t));
     gr_report_count(&r, "documents", "documents", gr_tokens_documents(t));
     gr_report_count(&r, "tokens", "tokens", n_token);
     gr_report_text(&r, "dtype", "dtype", gr_tokens_dtype_text(t));

@@ -67,7 +67,8 @@ const gr_key gr_keys[GR_N_KEY] = {
         .meaning = "where routes come from: `table` = route tables made before training"},
 
     {"data.train", "files", FILES(data.train, data.n_train, 1), .meaning = "training token files with their routes"},
-    {"data.train[].tokens", NO_UNIT, FREE, PATH, AT_FILE(tokens), .meaning = "token file: path of the .bin/.idx pair"},
+    {"data.train[].tokens", NO_UNIT, FREE, PATH, AT_FILE(tokens),
+        .meaning = "token file: path of the .bin/.idx pair or llm.c .bin"},
     {"data.train[].routes", NO_UNIT, FREE, PATH, AT_FILE(routes), .meaning = "route table of that token file"},
     {"data.train[].weight", NO_UNIT, WARNED, NUMBER(GR_OPEN_LOW, 0, 1e9), AT_FILE(weight), .fallback = "1",
         .meaning = "share of the stream, relative to the other files"},

@@ -1,6 +1,7 @@
-/* tokens.c: reads Megatron .bin/.idx pairs. The .idx is little-endian and its arrays follow a header of 34 bytes
- * unaligned, so everything is loaded byte-wise. Layout: magic[9], u64 version, u8 dtype, u64 S, u64 D,
- * i32 length[S] in tokens, i64 offset[S] in bytes, i64 document[D], and for multimodal data i8 mode[S]. */
+/* tokens.c: reads Megatron .bin/.idx pairs and llm.c shards. The .idx is little-endian and its arrays follow a header
+ * of 34 bytes unaligned, so everything is loaded byte-wise. Layout: magic[9], u64 version, u8 dtype, u64 S, u64 D, i32
+ * length[S] in tokens, i64 offset[S] in bytes, i64 document[D], and for multimodal data i8 mode[S]. A shard is one
+ * little-endian file: i32 header[256] = {magic, version, tokens, not used...}, then the tokens. */
 #include "grouter/data.h"
 
 #include <inttypes.h>
@@ -8,13 +9,15 @@
 #include <string.h>
 
 #define HEADER_BYTE 34
+#define SHARD_HEADER_BYTE 1024
 #define REMAKE "the file is damaged, cut short or of another format; copy or make it again"
 
 struct gr_tokens {
     char *prefix, *bin_path, *idx_path;
-    gr_map bin, idx;
+    gr_map bin, idx;    /* of a shard, idx stays empty */
+    const uint8_t *ids; /* the first token, within bin */
     gr_dtype dtype;
-    const char *dtype_text;
+    const char *dtype_text, *format;
     uint64_t n_token, n_sequence, n_document;
 };
 
@@ -162,11 +165,86 @@ static gr_err paths_make(gr_tokens *t, const char *prefix) {
     return GR_OK;
 }
 
-static gr_err pair_open(gr_tokens *t, const char *prefix) {
-    GR_TRY(paths_make(t, prefix));
+static gr_err pair_open(gr_tokens *t) {
     GR_TRY(gr_map_open(&t->idx, t->idx_path, GR_DATA));
     GR_TRY(gr_map_open(&t->bin, t->bin_path, GR_DATA));
+    t->ids = t->bin.p;
+    t->format = "Megatron pair";
     return pair_check(t);
+}
+
+/* ---------------------------------------------------------------- llm.c shards */
+
+static const struct {
+    uint32_t magic, version;
+    gr_dtype dtype;
+    const char *text;
+} shards[] = {{20240520, 1, GR_U16, "u16"}, {20240801, 7, GR_U32, "u32"}};
+
+static gr_err shard_magic_fail(const gr_tokens *t, uint32_t magic) {
+    bool swapped = false;
+    for (size_t i = 0; i < sizeof shards / sizeof shards[0]; i++)
+        swapped = swapped || __builtin_bswap32(magic) == shards[i].magic;
+    if (swapped)
+        return gr_fail(GR_DATA,
+            "%s: magic: expected %" PRIu32 " or %" PRIu32 " in little-endian order, got %" PRIu32
+            " in big-endian order; make the shard again on a little-endian machine",
+            t->bin_path, shards[0].magic, shards[1].magic, __builtin_bswap32(magic));
+    return gr_fail(GR_DATA,
+        "%s: magic: without a %s beside it, expected %" PRIu32 " or %" PRIu32 " (an llm.c shard), got %" PRIu32
+        "; copy the .idx too if this is half of a Megatron pair",
+        t->bin_path, t->idx_path, shards[0].magic, shards[1].magic, magic);
+}
+
+/* The kind of shard follows from its magic; t->n_token is what the header promises. */
+static gr_err shard_header_check(gr_tokens *t) {
+    gr_span s = {t->bin.p, t->bin.n};
+    const uint8_t *header;
+    if (!gr_take_bytes(&s, SHARD_HEADER_BYTE, &header))
+        return gr_fail(GR_DATA,
+            "%s: size: without a %s beside it, expected an llm.c shard with a header of %d bytes, got a file of %zu "
+            "bytes; " REMAKE,
+            t->bin_path, t->idx_path, SHARD_HEADER_BYTE, t->bin.n);
+    uint32_t magic = gr_load_u32(header), version = gr_load_u32(header + 4), n_token = gr_load_u32(header + 8);
+    size_t kind = 0;
+    while (kind < sizeof shards / sizeof shards[0] && shards[kind].magic != magic)
+        kind++;
+    if (kind == sizeof shards / sizeof shards[0])
+        return shard_magic_fail(t, magic);
+    if (version != shards[kind].version)
+        return gr_fail(GR_DATA, "%s: version: expected %" PRIu32 " with magic %" PRIu32 ", got %" PRIu32 "; " REMAKE,
+            t->bin_path, shards[kind].version, magic, version);
+    if (n_token == 0 || n_token > INT32_MAX)
+        return gr_fail(GR_DATA, "%s: token count: expected 1 to %d, got %" PRId32 "; " REMAKE, t->bin_path, INT32_MAX,
+            (int32_t)n_token);
+    t->dtype = shards[kind].dtype;
+    t->dtype_text = shards[kind].text;
+    t->n_token = n_token;
+    return GR_OK;
+}
+
+static gr_err shard_open(gr_tokens *t) {
+    GR_TRY(gr_map_open(&t->bin, t->bin_path, GR_DATA));
+    GR_TRY(shard_header_check(t));
+    size_t elem_size = gr_dtype_size(t->dtype), n_byte = SHARD_HEADER_BYTE + (size_t)t->n_token * elem_size;
+    if (t->bin.n != n_byte)
+        return gr_fail(GR_DATA,
+            "%s: size: expected %zu bytes (%d of header, %" PRIu64 " tokens of %zu), got %zu; " REMAKE, t->bin_path,
+            n_byte, SHARD_HEADER_BYTE, t->n_token, elem_size, t->bin.n);
+    t->ids = t->bin.p + SHARD_HEADER_BYTE;
+    t->format = "llm.c shard";
+    t->n_document = 1;
+    return GR_OK;
+}
+
+/* ---------------------------------------------------------------- either */
+
+/* A .bin alone can only be a shard; a name that ends in .idx asks for a pair. */
+static gr_err files_open(gr_tokens *t, const char *prefix) {
+    GR_TRY(paths_make(t, prefix));
+    if (strcmp(prefix, t->idx_path) != 0 && !gr_path_exists(t->idx_path) && gr_path_exists(t->bin_path))
+        return shard_open(t);
+    return pair_open(t);
 }
 
 gr_err gr_tokens_open(gr_tokens **out, const char *prefix) {
@@ -174,7 +252,7 @@ gr_err gr_tokens_open(gr_tokens **out, const char *prefix) {
     *out = NULL;
     GR_TRY(gr_alloc(&memory, 1, sizeof(gr_tokens), "token file"));
     gr_tokens *t = memory;
-    gr_err err = pair_open(t, prefix);
+    gr_err err = files_open(t, prefix);
     if (err) {
         gr_tokens_close(t);
         return err;
@@ -222,20 +300,26 @@ const char *gr_tokens_dtype_text(const gr_tokens *t) {
     return t->dtype_text;
 }
 
-static inline int64_t element_load(const uint8_t *bin, uint64_t i, gr_dtype dtype) {
+const char *gr_tokens_format(const gr_tokens *t) {
+    return t->format;
+}
+
+static inline int64_t element_load(const uint8_t *ids, uint64_t i, gr_dtype dtype) {
     switch (dtype) {
     case GR_U8:
-        return bin[i];
+        return ids[i];
     case GR_I8:
-        return (int8_t)bin[i];
+        return (int8_t)ids[i];
     case GR_U16:
-        return gr_load_u16(bin + 2 * i);
+        return gr_load_u16(ids + 2 * i);
     case GR_I16:
-        return (int16_t)gr_load_u16(bin + 2 * i);
+        return (int16_t)gr_load_u16(ids + 2 * i);
     case GR_I32:
-        return (int32_t)gr_load_u32(bin + 4 * i);
+        return (int32_t)gr_load_u32(ids + 4 * i);
+    case GR_U32:
+        return gr_load_u32(ids + 4 * i);
     default: /* dtype_find lets only one more through */
-        return (int64_t)gr_load_u64(bin + 8 * i);
+        return (int64_t)gr_load_u64(ids + 8 * i);
     }
 }
 
@@ -243,7 +327,7 @@ gr_err gr_tokens_read(const gr_tokens *t, uint64_t first, size_t n, uint32_t n_v
     GR_ASSERT(
         first <= t->n_token && n <= t->n_token - first, "tokens %" PRIu64 " + %zu of %" PRIu64, first, n, t->n_token);
     for (size_t i = 0; i < n; i++) {
-        int64_t id = element_load(t->bin.p, first + i, t->dtype);
+        int64_t id = element_load(t->ids, first + i, t->dtype);
         if ((uint64_t)id >= n_vocab) /* a negative id is huge here */
             return gr_fail(GR_DATA,
                 "%s: token %" PRIu64 ": expected an id from 0 to %" PRIu32 " (the vocabulary's last), got %" PRId64
