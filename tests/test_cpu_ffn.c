@@ -218,6 +218,22 @@ static void saturated_units_stay_finite(void **state) {
     check_ffn(&c, offset);
 }
 
+static void forward_without_a_result_makes_the_same_h(void **state) {
+    (void)state;
+    static const uint32_t offset[] = {0, 30, 30, 41};
+    ffn_case c = open_ffn(3, offset, 20, 12);
+    assert_int_equal(backend->ffn_forward(backend, GR_LANE_COMPUTE, &c.a), 0);
+    float *h = check_copy(41 * 2 * 12, c.h), *y = check_copy(41 * 20, c.y);
+    memset(c.h, 0, (size_t)(41 * 2 * 12) * sizeof *c.h);
+    c.a.y = NULL;
+    c.a.dx = c.dx;
+    assert_int_equal(backend->ffn_forward(backend, GR_LANE_COMPUTE, &c.a), 0);
+    assert_memory_equal(h, c.h, (size_t)(41 * 2 * 12) * sizeof *h);
+    assert_memory_equal(y, c.y, (size_t)(41 * 20) * sizeof *y);
+    free(h), free(y);
+    close_ffn(&c);
+}
+
 static void results_do_not_depend_on_the_schedule(void **state) {
     (void)state;
     static const uint32_t offset[] = {0, 30, 31, 31, 90, 91, 120};
@@ -246,6 +262,7 @@ int main(void) {
         cmocka_unit_test(no_pairs_leave_the_gradients),
         cmocka_unit_test(gate_gradients_are_not_needed),
         cmocka_unit_test(saturated_units_stay_finite),
+        cmocka_unit_test(forward_without_a_result_makes_the_same_h),
         cmocka_unit_test(results_do_not_depend_on_the_schedule),
     };
     return cmocka_run_group_tests(tests, open_backend, close_backend);

@@ -68,7 +68,7 @@ typedef struct gr_ffn {
     const void *w2;                /* act [n_expert, D, F] */
     void *h;                       /* act [n_pair, 2F]: saved by forward; backward overwrites it with dh */
     void *a;                       /* act [n_pair, F] scratch */
-    void *y;                       /* act [n_pair, D]: forward's result */
+    void *y;                       /* act [n_pair, D]: forward's result; NULL: forward only makes h, using dx as room */
     /* backward only */
     const void *dy;    /* act [rows, D] */
     void *da;          /* act [n_pair, F] scratch */

@@ -36,6 +36,8 @@ typedef struct gr_expert_weights {
 
 /* Experts forward: x [N+M, D] -> pair_out; h act [n_pair, 2F] is saved for backward. */
 GR_MUST gr_err gr_moe_experts_forward(gr_moe *m, const gr_expert_weights *w, const void *x, void *h);
+/* Only h of the forward above, bit for bit: recomputation before backward. Overwrites pair_out. */
+GR_MUST gr_err gr_moe_experts_recompute(gr_moe *m, const gr_expert_weights *w, const void *x, void *h);
 /* Experts backward: dy [N+M, D] (dispatched), x, h -> gradients, pair_out = dx per pair. Overwrites h. */
 GR_MUST gr_err gr_moe_experts_backward(gr_moe *m, const gr_expert_weights *w, const void *x, const void *dy, void *h);
 

@@ -2,7 +2,7 @@
  *
  * Many experts: each is one task on one thread, its matrices staying in that thread's cache. Few experts (a dense or
  * shared one): every matrix product and loop is spread over all threads. An expert's rows are gathered into memory that
- * its pairs own anyway and that is written later: y in forward, dx in backward. */
+ * its pairs own anyway and that is written later: y in forward, dx in backward and in a forward that only makes h. */
 #include "cpu.h"
 
 #include <string.h>
@@ -99,8 +99,10 @@ static float swiglu_row_backward(int64_t F, float gate, const gr_act *da, gr_act
 
 static int expert_forward(const expert *x) {
     const int64_t n = x->n, D = x->a->D, F = x->a->F;
-    const gr_act *in = packed_rows(x, x->a->x, x->x, x->y);
+    const gr_act *in = packed_rows(x, x->a->x, x->x, x->y ? x->y : x->dx);
     int status = product(GR_NT, GR_OVERWRITE, SHAPE(n, 2 * F, D), in, x->w13, x->h);
+    if (!x->y)
+        return status;
 #pragma omp parallel for if (x->wide)
     for (int64_t p = 0; p < n; p++)
         swiglu_row(F, x->gate ? x->gate[p] : 1.0f, x->h + p * 2 * F, x->act + p * F);

@@ -25,6 +25,12 @@ gr_err gr_moe_experts_forward(gr_moe *m, const gr_expert_weights *w, const void 
     return m->backend->ffn_forward(m->backend, GR_LANE_COMPUTE, &ffn);
 }
 
+gr_err gr_moe_experts_recompute(gr_moe *m, const gr_expert_weights *w, const void *x, void *h) {
+    gr_ffn ffn = pairs_of(m, w, x, h);
+    ffn.dx = m->pair_out;
+    return m->backend->ffn_forward(m->backend, GR_LANE_COMPUTE, &ffn);
+}
+
 gr_err gr_moe_experts_backward(gr_moe *m, const gr_expert_weights *w, const void *x, const void *dy, void *h) {
     gr_ffn ffn = pairs_of(m, w, x, h);
     ffn.dy = dy;
