@@ -94,6 +94,26 @@ static void twenty_steps_of_any_layout_equal_one_rank(void **state) {
     train_and_compare(4);
 }
 
+static void recomputation_changes_no_bit_in_any_layout(void **state) {
+    (void)state;
+    const model_case_options o = {.config = &config, .n_window = 2, .T = 13, .unused_slots = true, .only_expert = -1};
+    for (int R_ep = 1; R_ep <= 4; R_ep *= 2) {
+        assert_int_equal(gr_comm_group(comm, R_ep), GR_OK);
+        assert_true(model_case_recompute_is_exact(backend, comm, &o, 4));
+    }
+}
+
+static void recomputed_expert_parallel_equals_the_reference(void **state) {
+    (void)state;
+    assert_int_equal(gr_comm_group(comm, 4), GR_OK);
+    for (gr_recompute recompute = GR_RECOMPUTE_EXPERTS; recompute <= GR_RECOMPUTE_BLOCK; recompute++) {
+        model_case_result r = model_case_run(backend, comm,
+            &(model_case_options){
+                .config = &config, .n_window = 2, .T = 13, .only_expert = -1, .recompute = recompute});
+        assert_true(r.loss_error <= 1e-5 && r.gradient_error <= 1e-5);
+    }
+}
+
 static int open_all(void **state) {
     (void)state;
     return gr_backend_open(&backend, "cpu") || gr_comm_open(&comm, "mpi");
@@ -113,6 +133,8 @@ int main(void) {
         cmocka_unit_test(expert_parallel_equals_the_reference),
         cmocka_unit_test(all_tokens_to_one_rank_equals_the_reference),
         cmocka_unit_test(twenty_steps_of_any_layout_equal_one_rank),
+        cmocka_unit_test(recomputation_changes_no_bit_in_any_layout),
+        cmocka_unit_test(recomputed_expert_parallel_equals_the_reference),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }

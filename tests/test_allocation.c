@@ -59,13 +59,14 @@ static const gr_model_config config = {
 };
 
 /* Allocation calls of a whole run of so many steps. */
-static int calls_of(int steps) {
+static int calls_of(int steps, gr_recompute recompute) {
     gr_backend *backend;
     gr_comm *comm;
     assert_int_equal(gr_backend_open(&backend, "cpu"), GR_OK);
     assert_int_equal(gr_comm_open(&comm, "self"), GR_OK);
     assert_int_equal(gr_comm_group(comm, 1), GR_OK);
-    const model_case_options o = {.config = &config, .n_window = 2, .T = 40, .unused_slots = true, .only_expert = -1};
+    const model_case_options o = {
+        .config = &config, .n_window = 2, .T = 40, .unused_slots = true, .only_expert = -1, .recompute = recompute};
     model_case_state state;
     n_call = 0;
     model_case_train(backend, comm, &o, 2, steps, &state);
@@ -79,9 +80,11 @@ static int calls_of(int steps) {
 static void steps_after_the_first_allocate_nothing(void **state) {
     (void)state;
     enum { PER_STEP = 4 }; /* the test's own: tokens, targets, ids and gates of the step's windows */
-    int one = calls_of(1), six = calls_of(6);
-    assert_true(one > PER_STEP);
-    assert_int_equal(six - one, 5 * PER_STEP);
+    for (gr_recompute recompute = GR_RECOMPUTE_NONE; recompute <= GR_RECOMPUTE_BLOCK; recompute++) {
+        int one = calls_of(1, recompute), six = calls_of(6, recompute);
+        assert_true(one > PER_STEP);
+        assert_int_equal(six - one, 5 * PER_STEP);
+    }
 }
 
 int main(void) {

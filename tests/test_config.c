@@ -253,8 +253,9 @@ static void test_damaged_configs_are_handled(void **state) {
 static void test_set_overrides_values_by_the_key_s_type(void **state) {
     (void)state;
     const char *const set[] = {"optimizer.lr=3e-4", "run.dir=out/b=c", "optimizer.schedule=wsd",
-        "parallel.comm=\"self\"", "model.use_qk_norm=true", "train.steps= 7 ", "run.seed=9223372036854775807"};
-    assert_int_equal(load(minimal, set, 7), GR_OK);
+        "parallel.comm=\"self\"", "model.use_qk_norm=true", "train.steps= 7 ", "run.seed=9223372036854775807",
+        "train.recompute=experts"};
+    assert_int_equal(load(minimal, set, 8), GR_OK);
     assert_true(config.optimizer.lr == 3e-4);
     assert_string_equal(config.run.dir, "out/b=c");
     assert_int_equal(config.optimizer.schedule, GR_SCHEDULE_WSD);
@@ -264,6 +265,7 @@ static void test_set_overrides_values_by_the_key_s_type(void **state) {
     assert_true(config.model.use_qk_norm);
     assert_int_equal(config.train.steps, 7);
     assert_true(config.run.seed == INT64_MAX);
+    assert_int_equal(config.train.recompute, GR_RECOMPUTE_EXPERTS);
 }
 
 static void test_set_supplies_what_the_file_lacks(void **state) {
@@ -296,6 +298,7 @@ static void test_set_reaches_existing_and_next_data_files(void **state) {
 
 static void test_wrong_assignments_are_refused(void **state) {
     (void)state;
+    assert_set_refused("train.recompute=all", "expected \"none\" or \"experts\" or \"block\", got \"all\"");
     assert_set_refused("optimizer.lr=abc", "--set: optimizer.lr: expected a number in (0, 10], got \"abc\"");
     assert_set_refused("optimizer.lr=", "--set: optimizer.lr: expected a number in (0, 10], got \"\"");
     assert_set_refused("optimizer.lr=0.1 0.2", "got \"0.1 0.2\"");

@@ -5,6 +5,8 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
+#include <string.h>
+
 #include "model_case.h"
 
 static const gr_model_config plain = {
@@ -23,15 +25,43 @@ static const gr_model_config plain = {
     .initializer_range = 0.2,
 };
 
-static void check(const model_case_options *o) {
-    gr_backend *backend;
-    gr_comm *comm;
-    assert_int_equal(gr_backend_open(&backend, "cpu"), GR_OK);
-    assert_int_equal(gr_comm_open(&comm, "self"), GR_OK);
-    assert_int_equal(gr_comm_group(comm, 1), GR_OK);
-    model_case_result r = model_case_run(backend, comm, o);
+/* Every kind of layer and option at once. */
+static const gr_model_config mixed = {
+    .vocab_size = 61,
+    .hidden_size = 24,
+    .num_hidden_layers = 4,
+    .num_attention_heads = 4,
+    .num_key_value_heads = 2,
+    .head_dim = 6,
+    .intermediate_size = 20,
+    .moe_intermediate_size = 10,
+    .num_experts = 8,
+    .num_experts_per_tok = 3,
+    .shared_expert_intermediate_size = 6,
+    .first_k_dense_replace = 2,
+    .rms_norm_eps = 1e-5,
+    .rope_theta = 1000,
+    .initializer_range = 0.2,
+    .use_qk_norm = true,
+};
+
+static gr_backend *backend;
+static gr_comm *comm;
+
+static int open_all(void **state) {
+    (void)state;
+    return gr_backend_open(&backend, "cpu") || gr_comm_open(&comm, "self") || gr_comm_group(comm, 1);
+}
+
+static int close_all(void **state) {
+    (void)state;
     gr_comm_close(comm, GR_OK);
     gr_backend_close(backend);
+    return 0;
+}
+
+static void check(const model_case_options *o) {
+    model_case_result r = model_case_run(backend, comm, o);
     if (!(r.loss_error <= 1e-5 && r.gradient_error <= 1e-5))
         fail_msg("loss error %.3g, gradient error %.3g in %s", r.loss_error, r.gradient_error, r.worst);
 }
@@ -79,6 +109,60 @@ static void dense_model_equals_the_reference(void **state) {
     check(&(model_case_options){.config = &c, .n_window = 1, .T = 12, .only_expert = -1});
 }
 
+static void recomputed_models_equal_the_reference(void **state) {
+    (void)state;
+    model_case_options o = {.config = &mixed, .n_window = 2, .T = 17, .unused_slots = true, .only_expert = -1};
+    o.recompute = GR_RECOMPUTE_EXPERTS;
+    check(&o);
+    o.recompute = GR_RECOMPUTE_BLOCK;
+    check(&o);
+}
+
+static void recomputation_changes_no_bit(void **state) {
+    (void)state;
+    model_case_options o = {.config = &mixed, .n_window = 2, .T = 17, .unused_slots = true, .only_expert = -1};
+    assert_true(model_case_recompute_is_exact(backend, comm, &o, 2));
+    o.config = &plain;
+    assert_true(model_case_recompute_is_exact(backend, comm, &o, 1));
+    gr_model_config one_layer = plain;
+    one_layer.num_hidden_layers = 1;
+    o.config = &one_layer;
+    assert_true(model_case_recompute_is_exact(backend, comm, &o, 1));
+}
+
+/* The backend's alloc, looked at on the way for the size of the activations. */
+static gr_err (*real_alloc)(gr_backend *b, size_t n_byte, const char *what, void **out);
+static size_t activation_bytes;
+
+static gr_err watch_alloc(gr_backend *b, size_t n_byte, const char *what, void **out) {
+    if (strcmp(what, "activations") == 0)
+        activation_bytes = n_byte;
+    return real_alloc(b, n_byte, what, out);
+}
+
+static size_t activations_of(const gr_model_config *c, gr_recompute recompute) {
+    real_alloc = backend->alloc;
+    backend->alloc = watch_alloc;
+    activation_bytes = 0;
+    check(&(model_case_options){.config = c, .n_window = 2, .T = 32, .only_expert = -1, .recompute = recompute});
+    backend->alloc = real_alloc;
+    return activation_bytes;
+}
+
+static void recomputation_keeps_one_slot_for_all_layers(void **state) {
+    (void)state;
+    enum { N = 64, L = 6 };
+    gr_model_config c = plain; /* all sizes below are whole cache lines, so nothing is lost to alignment */
+    c.num_hidden_layers = L;
+    size_t D = (size_t)c.hidden_size, F = (size_t)c.moe_intermediate_size, K = (size_t)c.num_experts_per_tok;
+    size_t H = (size_t)c.num_attention_heads;
+    size_t ffn = sizeof(float) * (N + N * D + N * K * 2 * F);                           /* rstd2, n2, h */
+    size_t attention = sizeof(float) * (N + N * D + 3 * N * D + N * D + N * H + N * D); /* rstd1 n1 qkv o lse mid */
+    size_t none = activations_of(&c, GR_RECOMPUTE_NONE);
+    assert_int_equal(none - activations_of(&c, GR_RECOMPUTE_EXPERTS), (L - 1) * ffn);
+    assert_int_equal(none - activations_of(&c, GR_RECOMPUTE_BLOCK), (L - 1) * (ffn + attention));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plain_model_equals_the_reference),
@@ -87,6 +171,9 @@ int main(void) {
         cmocka_unit_test(unused_slots_and_one_hot_expert_equal_the_reference),
         cmocka_unit_test(every_expert_chosen_equals_the_reference),
         cmocka_unit_test(dense_model_equals_the_reference),
+        cmocka_unit_test(recomputed_models_equal_the_reference),
+        cmocka_unit_test(recomputation_changes_no_bit),
+        cmocka_unit_test(recomputation_keeps_one_slot_for_all_layers),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, open_all, close_all);
 }

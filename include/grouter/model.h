@@ -89,6 +89,12 @@ typedef struct gr_model_options {
     const gr_plan_limits *limits; /* N = B*T own tokens and the largest rows and pairs of any micro-batch */
     int64_t T;
     bool train; /* false: no gradients, no saved activations beyond one layer */
+    /* Of the training model; gradients are bit-identical in all three. NONE keeps every layer's activations. EXPERTS
+     * keeps one FFN half (received rows, hidden units of experts, shared expert and dense layers) for all layers:
+     * backward makes it again from the residual stream. BLOCK keeps only the residual stream before each layer and one
+     * whole block. Both dispatch every MoE layer's rows but the last one's once more: each row then travels 5 times
+     * instead of 4. */
+    gr_recompute recompute;
 } gr_model_options;
 
 /* Builds the parameter table, allocates weights, gradients (train) and activations: 69 before anything else if they do

@@ -8,6 +8,7 @@ const char *const gr_key_sections[GR_N_SECTION] = {
 
 static const char *const sources[] = {"table", NULL};
 static const char *const schedules[] = {"cosine", "wsd", "linear", "constant", NULL};
+static const char *const recomputes[] = {"none", "experts", "block", NULL};
 static const char *const backends[] = {"auto", "cpu", NULL};
 static const char *const comms[] = {"auto", "self", "mpi", NULL};
 
@@ -104,6 +105,9 @@ const gr_key gr_keys[GR_N_KEY] = {
         .meaning = "B: windows of one rank in one forward-backward"},
     {"train.global_batch_windows", "windows", INT(1, 16777216), AT(train.global_batch_windows),
         .meaning = "windows of one step over all ranks; a multiple of B x ranks"},
+    {"train.recompute", NO_UNIT, FREE, NAME(recomputes), AT(train.recompute), .fallback = "none",
+        .meaning = "activations made again in backward instead of kept: `experts` = of the FFN halves, `block` = all; "
+                   "same bits, less memory, more time"},
 
     {"parallel.backend", NO_UNIT, FREE, NAME(backends), AT(parallel.backend), .fallback = "auto",
         .meaning = "where arrays live and ops run"},

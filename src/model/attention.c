@@ -16,7 +16,7 @@ static shape shape_of(const gr_model *m) {
 }
 
 static gr_norm input_norm(gr_model *m, int l) {
-    layer_saved *s = saved_of(m, l);
+    attention_saved *s = attention_of(m, l);
     return (gr_norm){.n_row = m->N,
         .width = m->D,
         .n_sub = 1,
@@ -34,7 +34,7 @@ typedef enum head_kind { QUERY, KEY } head_kind;
 /* Norm of every head of q or k, from qk_raw into qkv; both have rows of width A. */
 static gr_norm head_norm(gr_model *m, int l, head_kind kind) {
     shape z = shape_of(m);
-    layer_saved *s = saved_of(m, l);
+    attention_saved *s = attention_of(m, l);
     int64_t first = kind == KEY ? z.O : 0, heads = kind == KEY ? z.H_kv : z.H;
     return (gr_norm){.n_row = m->N * heads,
         .width = z.hd,
@@ -65,7 +65,7 @@ static gr_err rotate(gr_model *m, void *qkv, bool inverse) {
 
 static gr_attention attend_args(gr_model *m, int l) {
     shape z = shape_of(m);
-    layer_saved *s = saved_of(m, l);
+    attention_saved *s = attention_of(m, l);
     return (gr_attention){.mask = GR_ATTEND_CAUSAL,
         .n_window = m->N / m->T,
         .T = m->T,
@@ -132,7 +132,7 @@ static gr_err project_backward(gr_model *m, const void *dy, int64_t n, int64_t w
 
 static gr_err norm_heads(gr_model *m, int l) {
     gr_backend *b = m->backend;
-    layer_saved *s = saved_of(m, l);
+    attention_saved *s = attention_of(m, l);
     gr_norm q = head_norm(m, l, QUERY), k = head_norm(m, l, KEY);
     /* v takes no norm: whole rows are copied, q and k then overwritten. */
     GR_TRY(b->copy(b, GR_LANE_COMPUTE, s->qkv, s->qk_raw, (size_t)(m->N * shape_of(m).A) * b->elem_size));
@@ -153,7 +153,7 @@ static gr_err norm_heads_backward(gr_model *m, int l) {
 
 gr_err gr_model_attention_forward(gr_model *m, int l) {
     gr_backend *b = m->backend;
-    layer_saved *s = saved_of(m, l);
+    attention_saved *s = attention_of(m, l);
     shape z = shape_of(m);
     bool qk_norm = m->config.use_qk_norm;
 
@@ -172,7 +172,7 @@ gr_err gr_model_attention_forward(gr_model *m, int l) {
 /* dres is the gradient of mid on entry and of x on return: the residual path stays, attention's part is added. */
 gr_err gr_model_attention_backward(gr_model *m, int l) {
     gr_backend *b = m->backend;
-    layer_saved *s = saved_of(m, l);
+    attention_saved *s = attention_of(m, l);
     shape z = shape_of(m);
 
     GR_TRY(project_backward(m, m->dres, m->D, m->layer[l].wo, s->o, m->d_o, z.O));

@@ -6,14 +6,14 @@ static bool is_moe(const gr_model *m, int l) {
 }
 
 static gr_norm middle_norm(gr_model *m, int l) {
-    layer_saved *s = saved_of(m, l);
+    ffn_saved *s = ffn_of(m, l);
     return (gr_norm){.n_row = m->N,
         .width = m->D,
         .n_sub = 1,
         .ldx = m->D,
         .ldy = m->D,
         .eps = (float)m->config.rms_norm_eps,
-        .x = s->mid,
+        .x = attention_of(m, l)->mid,
         .w = norm_at(m, m->layer[l].norm2),
         .y = s->n2,
         .rstd = s->rstd2};
@@ -22,7 +22,7 @@ static gr_norm middle_norm(gr_model *m, int l) {
 /* The dense layer's FFN or the shared expert: one expert that takes every own token with gate 1. */
 static gr_ffn plain_ffn(gr_model *m, int l) {
     const layer_params *p = &m->layer[l];
-    layer_saved *s = saved_of(m, l);
+    ffn_saved *s = ffn_of(m, l);
     gr_ffn f = {.n_expert = 1,
         .D = m->D,
         .F = p->ffn_width,
@@ -65,11 +65,11 @@ static gr_err add(gr_model *m, const void *a, const void *b, void *out) {
 
 gr_err gr_model_ffn_forward(gr_model *m, int l) {
     gr_backend *b = m->backend;
-    layer_saved *s = saved_of(m, l);
+    ffn_saved *s = ffn_of(m, l);
     void *out = stream_before(m, l + 1);
     gr_norm norm = middle_norm(m, l);
     GR_TRY(b->norm_forward(b, GR_LANE_COMPUTE, &norm));
-    const void *base = s->mid;
+    const void *base = attention_of(m, l)->mid;
     if (m->layer[l].ffn_width) {
         gr_ffn f = plain_ffn(m, l);
         GR_TRY(b->ffn_forward(b, GR_LANE_COMPUTE, &f));
@@ -84,10 +84,27 @@ gr_err gr_model_ffn_forward(gr_model *m, int l) {
     return gr_moe_combine(&m->moe, base, out);
 }
 
+gr_err gr_model_ffn_recompute(gr_model *m, int l) {
+    gr_backend *b = m->backend;
+    ffn_saved *s = ffn_of(m, l);
+    gr_norm norm = middle_norm(m, l);
+    GR_TRY(b->norm_forward(b, GR_LANE_COMPUTE, &norm));
+    if (m->layer[l].ffn_width) {
+        gr_ffn f = plain_ffn(m, l);
+        f.y = NULL;
+        GR_TRY(b->ffn_forward(b, GR_LANE_COMPUTE, &f));
+    }
+    if (!is_moe(m, l))
+        return GR_OK;
+    gr_expert_weights w = expert_weights(m, l);
+    GR_TRY(gr_moe_dispatch(&m->moe, s->n2));
+    return gr_moe_experts_recompute(&m->moe, &w, s->n2, s->h);
+}
+
 /* dres is the gradient of the block's output on entry and of mid on return. */
 gr_err gr_model_ffn_backward(gr_model *m, int l) {
     gr_backend *b = m->backend;
-    layer_saved *s = saved_of(m, l);
+    ffn_saved *s = ffn_of(m, l);
     const void *base = NULL;
     if (m->layer[l].ffn_width) {
         gr_ffn f = plain_ffn(m, l);

@@ -13,8 +13,9 @@ typedef struct layer_params {
     int64_t expert13, expert2; /* NONE in dense layers */
 } layer_params;
 
-/* What forward keeps for backward; without training all layers share one. Widths: A = (H + 2 H_kv) * head_dim. */
-typedef struct layer_saved {
+/* What a block's halves keep for backward. Layers that keep nothing share one slot: all of them without training; with
+ * recomputation the halves whose forward runs again in backward. Widths: A = (H + 2 H_kv) * head_dim. */
+typedef struct attention_saved {
     void *n1;               /* act [N, D] normalised input of attention */
     float *rstd1;           /* [N] */
     void *qk_raw;           /* act [N, A] before the q and k norms; NULL without them */
@@ -23,11 +24,14 @@ typedef struct layer_saved {
     void *o;                /* act [N, H*head_dim] attention output */
     float *lse;             /* [B, H, T] */
     void *mid;              /* act [N, D] residual stream after attention */
-    float *rstd2;           /* [N] */
-    void *n2;               /* act [N + recv_max, D] normalised input of the experts, received rows behind */
-    void *h;                /* act [pair_max, 2F] */
-    void *ffn_h;            /* act [N, 2*ffn_width] */
-} layer_saved;
+} attention_saved;
+
+typedef struct ffn_saved {
+    float *rstd2; /* [N] */
+    void *n2;     /* act [N + recv_max, D] normalised input of the experts, received rows behind */
+    void *h;      /* act [pair_max, 2F] */
+    void *ffn_h;  /* act [N, 2*ffn_width] */
+} ffn_saved;
 
 struct gr_model {
     gr_model_config config;
@@ -45,9 +49,10 @@ struct gr_model {
     float *cosine, *sine;       /* [T, head_dim/2] */
     uint32_t *iota;             /* [N+1] 0, 1, 2, ...: the identity as a sum list */
 
-    layer_saved *saved; /* [n_saved]: L in training, else 1 */
-    void **x;           /* act [N, D] residual stream before each layer: n_x = L+1 in training, else 2 */
-    int n_saved, n_x;
+    attention_saved *attention; /* [n_attention]: L, or 1 slot shared by all layers */
+    ffn_saved *ffn;             /* [n_ffn]: L, or 1 */
+    void **x;                   /* act [N, D] residual stream before each layer: n_x = L+1 in training, else 2 */
+    int n_attention, n_ffn, n_x;
 
     /* scratch, shared by the layers */
     void *final;            /* act [N, D] final norm's output */
@@ -83,8 +88,12 @@ static inline void *act_at(const gr_model *m, void *base, int64_t i) {
     return (uint8_t *)base + (size_t)i * m->backend->elem_size;
 }
 
-static inline layer_saved *saved_of(const gr_model *m, int l) {
-    return &m->saved[l % m->n_saved];
+static inline attention_saved *attention_of(const gr_model *m, int l) {
+    return &m->attention[l % m->n_attention];
+}
+
+static inline ffn_saved *ffn_of(const gr_model *m, int l) {
+    return &m->ffn[l % m->n_ffn];
 }
 
 static inline void *stream_before(const gr_model *m, int l) {
@@ -101,6 +110,7 @@ gr_err gr_model_embed_backward(gr_model *m, const uint32_t *token);
 gr_err gr_model_attention_forward(gr_model *m, int l);
 gr_err gr_model_attention_backward(gr_model *m, int l);
 gr_err gr_model_ffn_forward(gr_model *m, int l);
+gr_err gr_model_ffn_recompute(gr_model *m, int l); /* what forward kept, from mid: all but the results */
 gr_err gr_model_ffn_backward(gr_model *m, int l);
 gr_err gr_model_head_forward(gr_model *m, const int32_t *target, double *loss_sum);
 gr_err gr_model_head_backward(gr_model *m, const int32_t *target, float loss_scale, double *loss_sum);

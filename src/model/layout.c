@@ -25,8 +25,7 @@ static int64_t ffn_width_max(const gr_model *m) {
     return widest;
 }
 
-/* A layer's saved activations. The single slot without training serves every layer, so it has room for all kinds. */
-static void layout_saved(const gr_model *m, gr_arena *arena, layer_saved *s, bool moe, int64_t ffn_width) {
+static void layout_attention(const gr_model *m, gr_arena *arena, attention_saved *s) {
     const gr_model_config *c = &m->config;
     int64_t N = m->N, heads = c->num_attention_heads, A = qkv_width(c);
     s->n1 = take_act(m, arena, N * m->D);
@@ -40,10 +39,26 @@ static void layout_saved(const gr_model *m, gr_arena *arena, layer_saved *s, boo
     s->o = take_act(m, arena, N * heads * c->head_dim);
     s->lse = GR_TAKE(arena, N * heads, float);
     s->mid = take_act(m, arena, N * m->D);
-    s->rstd2 = GR_TAKE(arena, N, float);
-    s->n2 = take_act(m, arena, (N + (moe ? (int64_t)m->limits.recv_max : 0)) * m->D);
-    s->h = moe ? take_act(m, arena, (int64_t)m->limits.pair_max * 2 * c->moe_intermediate_size) : NULL;
-    s->ffn_h = take_act(m, arena, N * 2 * ffn_width);
+}
+
+static void layout_ffn(const gr_model *m, gr_arena *arena, ffn_saved *s, bool moe, int64_t ffn_width) {
+    int64_t recv = moe ? (int64_t)m->limits.recv_max : 0, pair = moe ? (int64_t)m->limits.pair_max : 0;
+    s->rstd2 = GR_TAKE(arena, m->N, float);
+    s->n2 = take_act(m, arena, (m->N + recv) * m->D);
+    s->h = take_act(m, arena, pair * 2 * m->config.moe_intermediate_size);
+    s->ffn_h = take_act(m, arena, m->N * 2 * ffn_width);
+}
+
+static void layout_saved(gr_model *m, gr_arena *arena) {
+    const gr_model_config *c = &m->config;
+    for (int i = 0; i < m->n_attention; i++)
+        layout_attention(m, arena, &m->attention[i]);
+    if (m->n_ffn == 1) { /* shared: room for every kind of layer */
+        layout_ffn(m, arena, m->ffn, c->first_k_dense_replace < c->num_hidden_layers, ffn_width_max(m));
+        return;
+    }
+    for (int l = 0; l < m->n_ffn; l++)
+        layout_ffn(m, arena, &m->ffn[l], m->layer[l].expert13 != NONE, m->layer[l].ffn_width);
 }
 
 static void layout_scratch(gr_model *m, gr_arena *arena) {
@@ -73,10 +88,6 @@ static void layout_scratch(gr_model *m, gr_arena *arena) {
 void gr_model_layout_step(gr_model *m, gr_arena *arena) {
     for (int i = 0; i < m->n_x; i++)
         m->x[i] = take_act(m, arena, m->N * m->D);
-    if (m->train)
-        for (int l = 0; l < m->n_saved; l++)
-            layout_saved(m, arena, &m->saved[l], m->layer[l].expert13 != NONE, m->layer[l].ffn_width);
-    else
-        layout_saved(m, arena, &m->saved[0], true, ffn_width_max(m));
+    layout_saved(m, arena);
     layout_scratch(m, arena);
 }

@@ -74,6 +74,14 @@ static void fill_rotation(gr_model *m) {
     }
 }
 
+/* How many slots the activations kept for backward take. */
+static void count_slots(gr_model *m, const gr_model_options *o) {
+    int L = o->config->num_hidden_layers;
+    m->n_attention = o->train && o->recompute != GR_RECOMPUTE_BLOCK ? L : 1;
+    m->n_ffn = o->train && o->recompute == GR_RECOMPUTE_NONE ? L : 1;
+    m->n_x = o->train ? L + 1 : 2;
+}
+
 static gr_err open_model(gr_model *m, const gr_model_options *o) {
     m->config = *o->config;
     m->backend = o->backend;
@@ -83,11 +91,11 @@ static gr_err open_model(gr_model *m, const gr_model_options *o) {
     m->T = o->T;
     m->D = o->config->hidden_size;
     m->train = o->train;
-    m->n_saved = o->train ? o->config->num_hidden_layers : 1;
-    m->n_x = o->train ? o->config->num_hidden_layers + 1 : 2;
+    count_slots(m, o);
     GR_ASSERT(m->backend->host_memory, "backend %s: host code fills tables and reads plans in place", m->backend->name);
     GR_TRY(find_params(m, o));
-    GR_TRY(gr_alloc((void **)&m->saved, (size_t)m->n_saved, sizeof *m->saved, "activation table"));
+    GR_TRY(gr_alloc((void **)&m->attention, (size_t)m->n_attention, sizeof *m->attention, "activation table"));
+    GR_TRY(gr_alloc((void **)&m->ffn, (size_t)m->n_ffn, sizeof *m->ffn, "activation table"));
     GR_TRY(gr_alloc((void **)&m->x, (size_t)m->n_x, sizeof *m->x, "activation table"));
     GR_TRY(place(m, gr_model_layout_run, "weights and gradients", &m->run_memory));
     GR_TRY(place(m, gr_model_layout_step, "activations", &m->step_memory));
@@ -116,7 +124,8 @@ void gr_model_close(gr_model *m) {
     m->backend->release(m->backend, m->step_memory);
     m->backend->release(m->backend, m->run_memory);
     free(m->x);
-    free(m->saved);
+    free(m->ffn);
+    free(m->attention);
     free(m->layer);
     gr_params_close(&m->params);
     free(m);
@@ -166,8 +175,19 @@ static gr_err forward_layers(gr_model *m, const gr_batch *b) {
     return GR_OK;
 }
 
+/* Fills the shared slots with layer l's activations, by forward's ops on forward's inputs: the same bits. The last
+ * layer's are still there. */
+static gr_err recompute(gr_model *m, int l) {
+    if (l == m->config.num_hidden_layers - 1)
+        return GR_OK;
+    if (m->n_attention == 1)
+        GR_TRY(gr_model_attention_forward(m, l));
+    return m->n_ffn == 1 ? gr_model_ffn_recompute(m, l) : GR_OK;
+}
+
 static gr_err backward_layers(gr_model *m, const gr_batch *b) {
     for (int l = m->config.num_hidden_layers - 1; l >= 0; l--) {
+        GR_TRY(recompute(m, l));
         GR_TRY(gr_model_ffn_backward(m, l));
         GR_TRY(gr_model_attention_backward(m, l));
     }

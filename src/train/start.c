@@ -22,7 +22,8 @@ static gr_err open_model(gr_trainer *t) {
         .map = &t->map,
         .limits = &limits,
         .T = t->config->data.seq_len,
-        .train = true};
+        .train = true,
+        .recompute = t->config->train.recompute};
     GR_TRY(gr_model_open(&t->model, &o));
     gr_params_init(gr_model_params(t->model), t->config->run.seed, gr_model_weights(t->model));
     return GR_OK;

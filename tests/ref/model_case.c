@@ -115,7 +115,8 @@ static void runner_open(runner *r, gr_backend *backend, gr_comm *comm, const mod
                                       .map = &r->map,
                                       .limits = &r->limits,
                                       .T = o->T,
-                                      .train = true}));
+                                      .train = true,
+                                      .recompute = o->recompute}));
     gr_params_init(gr_model_params(r->model), 3, gr_model_weights(r->model));
 }
 
@@ -194,6 +195,28 @@ void model_case_train(
     state_from(&r, out);
     gr_optimizer_close(optimizer);
     runner_close(&r);
+}
+
+static bool same_bits(const model_case_state *a, const model_case_state *b) {
+    size_t n = (size_t)a->params.n_element * sizeof(float);
+    return memcmp(a->weights, b->weights, n) == 0 && memcmp(a->gradients, b->gradients, n) == 0;
+}
+
+bool model_case_recompute_is_exact(gr_backend *backend, gr_comm *comm, const model_case_options *o, int n_part) {
+    static const gr_recompute other[] = {GR_RECOMPUTE_EXPERTS, GR_RECOMPUTE_BLOCK};
+    model_case_options changed = *o;
+    model_case_state kept, again;
+    changed.recompute = GR_RECOMPUTE_NONE;
+    model_case_train(backend, comm, &changed, n_part, 2, &kept);
+    bool exact = true;
+    for (size_t i = 0; i < sizeof other / sizeof *other; i++) {
+        changed.recompute = other[i];
+        model_case_train(backend, comm, &changed, n_part, 2, &again);
+        exact &= same_bits(&kept, &again);
+        model_case_state_close(&again);
+    }
+    model_case_state_close(&kept);
+    return exact;
 }
 
 static void compare(const gr_params *params, const float *ours, const double *theirs, model_case_result *r) {

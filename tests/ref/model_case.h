@@ -11,6 +11,7 @@ typedef struct model_case_options {
     int n_window, T;   /* per rank */
     bool unused_slots; /* some gates are exactly 0 */
     int only_expert;   /* >= 0: slot 0 of every token names it (a hostile table) */
+    gr_recompute recompute;
 } model_case_options;
 
 typedef struct model_case_result {
@@ -31,6 +32,9 @@ typedef struct model_case_state {
 void model_case_train(
     gr_backend *backend, gr_comm *comm, const model_case_options *o, int n_part, int steps, model_case_state *out);
 void model_case_state_close(model_case_state *s);
+
+/* Two such steps with each train.recompute: true if this rank's weights and gradients have the same bits in all. */
+bool model_case_recompute_is_exact(gr_backend *backend, gr_comm *comm, const model_case_options *o, int n_part);
 
 /* Largest ||a - b|| / ||b|| of any tensor that `part` holds; `whole` holds all experts. worst[160] gets its name. */
 double model_case_difference(const model_case_options *o, const model_case_state *part, const float *part_flat,
