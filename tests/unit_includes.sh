@@ -57,8 +57,9 @@ part_of_file() {
 
 part_of_public() {
     case $1 in
-    json.h) echo base ;;
+    json.h | io.h) echo base ;;
     routes.h) echo data ;;
+    checkpoint.h) echo train ;;
     *) echo "${1%.h}" ;;
     esac
 }
