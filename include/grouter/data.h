@@ -113,6 +113,10 @@ typedef struct gr_metadata {
 /* Copies the first n_max entries of the metadata, their texts owned by the reader; returns how many there are. */
 int gr_safetensors_metadata_list(const gr_safetensors *s, gr_metadata *list, int n_max);
 
+/* All bytes of a file before its tensors' data, for the caller to free, and how many bytes of data must follow. */
+GR_MUST gr_err gr_safetensors_header(const gr_tensor *list, int n, const gr_metadata *metadata, int n_metadata,
+    uint8_t **header, size_t *n_header, size_t *n_data);
+
 typedef struct gr_safetensors_writer gr_safetensors_writer;
 /* Header from the list (dtype, shape, name); then the tensors' bytes are appended in list order, in any pieces; commit
  * refuses a wrong total (invariant). Atomic as gr_out. */

@@ -129,6 +129,21 @@ GR_MUST gr_err gr_model_zero_gradients(gr_model *m);
 /* ---------------------------------------------------------------- whole tensors by name (safetensors)
  * `flat` is any host array in the params' layout: weights, gradients, moments. */
 
+/* One tensor of the whole model, on whichever rank it lives. */
+typedef struct gr_whole {
+    const gr_param *param;
+    uint32_t expert; /* logical id; 0 for replicated tensors */
+    char name[GR_TENSOR_NAME_MAX];
+} gr_whole;
+
+/* All of them: the table's order, experts by logical id. The caller frees *list. */
+GR_MUST gr_err gr_wholes_make(const gr_params *p, gr_whole **list, int *n);
+/* By name, and the one of a name in such a list; NULL if there is none. */
+void gr_wholes_sort(gr_whole *list, int n);
+const gr_whole *gr_wholes_find(const gr_whole *sorted, int n, const char *name);
+/* Its first element in this rank's flat range; -1: another rank's expert. */
+int64_t gr_whole_offset(const gr_params *p, const gr_whole *w);
+
 /* Collective over the world, errors (69, 74) are agreed by all ranks: rank 0 writes all tensors as F32, whole, in the
  * table's order with experts by logical id: the same bytes from any layout. Only the first expert-parallel group sends.
  * Metadata: "format" "pt" and, if config_text (used on rank 0) is given, "grouter_config". *hash (rank 0): XXH3-128
@@ -138,5 +153,7 @@ GR_MUST gr_err gr_params_save(
 /* Every rank reads what it owns. Missing, extra, wrongly shaped or typed (not F32) tensors: 66 with a table of
  * expected/found, before anything is copied. */
 GR_MUST gr_err gr_params_load(const gr_params *p, const char *path, float *flat);
+/* The same of several files that hold each tensor once between them. */
+GR_MUST gr_err gr_params_load_files(const gr_params *p, const char *const *path, int n_path, float *flat);
 
 #endif

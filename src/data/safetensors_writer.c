@@ -67,31 +67,46 @@ static gr_err header_print(
     return GR_OK;
 }
 
-/* Length and JSON; spaces behind it make the data begin on 8 bytes. */
-static gr_err header_write(gr_out *out, const char *text, size_t n_text) {
+/* Length, JSON, and spaces that make the data begin on 8 bytes. */
+static gr_err header_finish(const char *text, size_t n_text, uint8_t **header, size_t *n_header) {
+    enum { LENGTH = 8 };
     size_t n_space = (8 - n_text % 8) % 8;
-    uint8_t length[8];
-    gr_store_u64(length, n_text + n_space);
-    GR_TRY(gr_out_write(out, length, sizeof length));
-    GR_TRY(gr_out_write(out, text, n_text));
-    return gr_out_write(out, "       ", n_space);
+    void *memory;
+    GR_TRY(gr_alloc(&memory, LENGTH + n_text + n_space, 1, "safetensors header"));
+    *header = memory;
+    *n_header = LENGTH + n_text + n_space;
+    gr_store_u64(*header, n_text + n_space);
+    memcpy(*header + LENGTH, text, n_text);
+    memset(*header + LENGTH + n_text, ' ', n_space);
+    return GR_OK;
 }
 
-static gr_err header_make(
-    gr_safetensors_writer *w, const gr_tensor *list, int n, const gr_metadata *metadata, int n_metadata) {
+gr_err gr_safetensors_header(const gr_tensor *list, int n, const gr_metadata *metadata, int n_metadata,
+    uint8_t **header, size_t *n_header, size_t *n_data) {
     char *text = NULL;
     size_t n_text = 0;
+    *header = NULL;
     FILE *f = open_memstream(&text, &n_text);
     if (!f)
         return gr_fail(GR_RESOURCE, "safetensors: no memory for a header of %d tensors", n);
-    gr_err err = header_print(f, list, n, metadata, n_metadata, &w->n_expected);
+    gr_err err = header_print(f, list, n, metadata, n_metadata, n_data);
     bool failed = ferror(f) != 0;
     failed = fclose(f) != 0 || failed;
     if (!err && failed)
         err = gr_fail(GR_RESOURCE, "safetensors: no memory for a header of %d tensors", n);
     if (!err)
-        err = header_write(w->out, text, n_text);
+        err = header_finish(text, n_text, header, n_header);
     free(text);
+    return err;
+}
+
+static gr_err header_write(
+    gr_safetensors_writer *w, const gr_tensor *list, int n, const gr_metadata *metadata, int n_metadata) {
+    uint8_t *header;
+    size_t n_header;
+    GR_TRY(gr_safetensors_header(list, n, metadata, n_metadata, &header, &n_header, &w->n_expected));
+    gr_err err = gr_out_write(w->out, header, n_header);
+    free(header);
     return err;
 }
 
@@ -103,7 +118,7 @@ gr_err gr_safetensors_writer_open(gr_safetensors_writer **out, const char *path,
     gr_safetensors_writer *w = memory;
     gr_err err = gr_out_open(&w->out, path);
     if (!err)
-        err = header_make(w, list, n, metadata, n_metadata);
+        err = header_write(w, list, n, metadata, n_metadata);
     if (err) {
         gr_safetensors_writer_close(w);
         return err;

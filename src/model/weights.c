@@ -11,39 +11,6 @@
 
 #define PROBLEMS_MAX 20
 
-/* One tensor of the file. */
-typedef struct whole {
-    const gr_param *param;
-    uint32_t expert; /* logical id; 0 for replicated tensors */
-    char name[GR_TENSOR_NAME_MAX];
-} whole;
-
-static uint32_t tensors_of(const gr_params *p, const gr_param *param) {
-    return param->owner == GR_WORLD ? 1 : p->map->E;
-}
-
-/* All tensors of the model in file order; the caller frees *list. */
-static gr_err wholes_make(const gr_params *p, whole **list, int *n) {
-    size_t count = 0;
-    for (int i = 0; i < p->n; i++)
-        count += tensors_of(p, &p->list[i]);
-    void *memory;
-    GR_TRY(gr_alloc(&memory, count, sizeof **list, "tensor names"));
-    *list = memory;
-    *n = 0;
-    for (int i = 0; i < p->n; i++)
-        for (uint32_t e = 0; e < tensors_of(p, &p->list[i]); e++) {
-            whole *w = &(*list)[(*n)++];
-            w->param = &p->list[i];
-            w->expert = e;
-            if (w->param->owner == GR_WORLD)
-                snprintf(w->name, sizeof w->name, "%s", w->param->name);
-            else
-                snprintf(w->name, sizeof w->name, w->param->name, (unsigned)e);
-        }
-    return GR_OK;
-}
-
 /* ---------------------------------------------------------------- gathering experts on rank 0 */
 
 typedef struct gather {
@@ -108,7 +75,7 @@ static gr_err gather_entry(gather *g, const gr_param *p) {
 }
 
 /* Where rank 0 finds a tensor once its entry has been gathered. */
-static const float *gathered(const gather *g, const whole *w) {
+static const float *gathered(const gather *g, const gr_whole *w) {
     const gr_param *p = w->param;
     if (p->owner == GR_WORLD)
         return g->flat + p->offset;
@@ -131,7 +98,7 @@ static void sink_close(sink *s) {
     gr_hasher_close(s->hasher);
 }
 
-static gr_err sink_open(sink *s, const char *path, const char *config_text, const whole *list, int n) {
+static gr_err sink_open(sink *s, const char *path, const char *config_text, const gr_whole *list, int n) {
     *s = (sink){0};
     GR_TRY(gr_hasher_open(&s->hasher));
     if (!path)
@@ -150,7 +117,7 @@ static gr_err sink_open(sink *s, const char *path, const char *config_text, cons
     return err;
 }
 
-static gr_err sink_write(sink *s, const whole *w, const float *data) {
+static gr_err sink_write(sink *s, const gr_whole *w, const float *data) {
     size_t n_byte = (size_t)gr_param_size(w->param) * sizeof *data;
     gr_hasher_add(s->hasher, w->name, strlen(w->name));
     gr_hasher_add(s->hasher, data, n_byte);
@@ -158,7 +125,7 @@ static gr_err sink_write(sink *s, const whole *w, const float *data) {
 }
 
 /* Rank 0's part. A failure of the file is kept until every other rank has been heard, so that none of them waits. */
-static gr_err tensors_write(gather *g, sink *s, gr_err err, const whole *list, int n) {
+static gr_err tensors_write(gather *g, sink *s, gr_err err, const gr_whole *list, int n) {
     const gr_param *current = NULL;
     for (int i = 0; i < n; i++) {
         if (list[i].param != current && list[i].param->owner == GR_EDP)
@@ -173,7 +140,7 @@ static gr_err tensors_write(gather *g, sink *s, gr_err err, const whole *list, i
 }
 
 static gr_err root_save(
-    gather *g, const char *path, const char *config_text, const whole *list, int n, gr_hash128 *hash) {
+    gather *g, const char *path, const char *config_text, const gr_whole *list, int n, gr_hash128 *hash) {
     sink s;
     gr_err err = sink_open(&s, path, config_text, list, n);
     err = tensors_write(g, &s, err, list, n);
@@ -195,11 +162,11 @@ gr_err gr_params_save(
     const gr_params *p, gr_comm *comm, const float *flat, const char *path, const char *config_text, gr_hash128 *hash) {
     bool root = comm->rank[GR_WORLD] == 0, takes_part = comm->rank[GR_WORLD] < comm->size[GR_EP];
     gather g = {.p = p, .comm = comm, .flat = flat};
-    whole *list = NULL;
+    gr_whole *list = NULL;
     int n = 0;
     gr_err err = takes_part ? gather_open(&g) : GR_OK;
     if (!err && root)
-        err = wholes_make(p, &list, &n);
+        err = gr_wholes_make(p, &list, &n);
     err = gr_comm_agree(comm, err); /* before anybody waits for the rows of a rank without memory */
     if (!err) {
         if (root)
@@ -252,30 +219,18 @@ static bool fits(const gr_param *p, const gr_tensor *t) {
     return same;
 }
 
-static int whole_compare(const void *a, const void *b) {
-    return strcmp(((const whole *)a)->name, ((const whole *)b)->name);
-}
-
-/* Every tensor of the file against the sorted list of the model's; found[i] becomes the file's tensor of list[i]. */
+/* Every tensor of a file against the sorted list of the model's; found[i] becomes the file's tensor of list[i]. */
 static void tensors_match(
-    const gr_safetensors *file, const whole *list, int n, const gr_tensor **found, problems *wrong) {
+    const gr_safetensors *file, const gr_whole *list, int n, const gr_tensor **found, problems *wrong) {
     for (int i = 0; i < gr_safetensors_count(file); i++) {
         const gr_tensor *t = gr_safetensors_at(file, i);
-        whole key;
-        size_t length = strlen(t->name);
-        const whole *w = NULL;
-        if (length < sizeof key.name) {
-            memcpy(key.name, t->name, length + 1);
-            w = bsearch(&key, list, (size_t)n, sizeof *list, whole_compare);
-        }
+        const gr_whole *w = gr_wholes_find(list, n, t->name);
+        bool again = w && found[w - list];
         if (w)
             found[w - list] = t;
-        if (!w || !fits(w->param, t))
-            problem_add(wrong, t->name, w ? w->param : NULL, t);
+        if (!w || again || !fits(w->param, t))
+            problem_add(wrong, t->name, w && !again ? w->param : NULL, t);
     }
-    for (int i = 0; i < n; i++)
-        if (!found[i])
-            problem_add(wrong, list[i].name, list[i].param, NULL);
 }
 
 static gr_err problems_report(problems *p, const char *path) {
@@ -297,18 +252,9 @@ static gr_err problems_report(problems *p, const char *path) {
     return err;
 }
 
-static void owned_copy(const gr_params *p, const whole *w, const gr_tensor *t, float *flat) {
-    uint32_t slot = 0;
-    if (w->param->owner == GR_EDP) {
-        if (p->map->rank_of[w->expert] != p->ep_rank)
-            return;
-        slot = p->map->slot_of[w->expert];
-    }
-    memcpy(flat + w->param->offset + slot * w->param->stride, t->data, t->n_byte);
-}
-
-static gr_err file_load(
-    const gr_params *p, const gr_safetensors *file, const char *path, const whole *list, int n, float *flat) {
+/* Fills the array once all tensors of all files fit the sorted list, each there exactly once. */
+static gr_err tensors_load(const gr_params *p, gr_safetensors *const *file, int n_file, const char *path,
+    const gr_whole *list, int n, float *flat) {
     void *memory;
     GR_TRY(gr_alloc(&memory, (size_t)n, sizeof(gr_tensor *), "tensor table"));
     const gr_tensor **found = memory;
@@ -318,28 +264,47 @@ static gr_err file_load(
         free(found);
         return gr_fail(GR_RESOURCE, "%s: no memory to compare tensors", path);
     }
-    tensors_match(file, list, n, found, &wrong);
+    for (int i = 0; i < n_file; i++)
+        tensors_match(file[i], list, n, found, &wrong);
+    for (int i = 0; i < n; i++)
+        if (!found[i])
+            problem_add(&wrong, list[i].name, list[i].param, NULL);
     gr_err err = problems_report(&wrong, path);
     if (!err) {
         memset(flat, 0, (size_t)p->n_element * sizeof *flat); /* the padding between groups */
-        for (int i = 0; i < n; i++)
-            owned_copy(p, &list[i], found[i], flat);
+        for (int i = 0; i < n; i++) {
+            int64_t offset = gr_whole_offset(p, &list[i]);
+            if (offset >= 0)
+                memcpy(flat + offset, found[i]->data, found[i]->n_byte);
+        }
     }
     free(found);
     return err;
 }
 
-gr_err gr_params_load(const gr_params *p, const char *path, float *flat) {
-    gr_safetensors *file;
-    GR_TRY(gr_safetensors_open(&file, path));
-    whole *list = NULL;
+static gr_err files_load(const gr_params *p, const char *const *path, int n_path, gr_safetensors **file, float *flat) {
+    for (int i = 0; i < n_path; i++)
+        GR_TRY(gr_safetensors_open(&file[i], path[i]));
+    gr_whole *list;
     int n;
-    gr_err err = wholes_make(p, &list, &n);
-    if (!err) {
-        qsort(list, (size_t)n, sizeof *list, whole_compare);
-        err = file_load(p, file, path, list, n, flat);
-    }
+    GR_TRY(gr_wholes_make(p, &list, &n));
+    gr_wholes_sort(list, n);
+    gr_err err = tensors_load(p, file, n_path, path[0], list, n, flat);
     free(list);
-    gr_safetensors_close(file);
     return err;
+}
+
+gr_err gr_params_load_files(const gr_params *p, const char *const *path, int n_path, float *flat) {
+    void *memory;
+    GR_TRY(gr_alloc(&memory, (size_t)n_path, sizeof(gr_safetensors *), "files of weights"));
+    gr_safetensors **file = memory;
+    gr_err err = files_load(p, path, n_path, file, flat);
+    for (int i = 0; i < n_path; i++)
+        gr_safetensors_close(file[i]);
+    free(file);
+    return err;
+}
+
+gr_err gr_params_load(const gr_params *p, const char *path, float *flat) {
+    return gr_params_load_files(p, &path, 1, flat);
 }
