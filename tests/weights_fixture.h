@@ -34,7 +34,8 @@ static const gr_model_config fixture_config = {
     .use_qk_norm = true,
 };
 
-static inline void fixture_open(weights_fixture *f, uint32_t n_rank, uint32_t rank) {
+static inline void fixture_open_sharded(
+    weights_fixture *f, uint32_t n_rank, uint32_t rank, int dense_shards, int expert_shards) {
     f->map = (gr_expert_map){.E = FIXTURE_EXPERTS,
         .n_rank = n_rank,
         .E_local = FIXTURE_EXPERTS / n_rank,
@@ -47,7 +48,7 @@ static inline void fixture_open(weights_fixture *f, uint32_t n_rank, uint32_t ra
         f->rank_of[e] = (uint16_t)(i / f->map.E_local);
         f->slot_of[e] = (uint16_t)(i % f->map.E_local);
     }
-    gr_err err = gr_params_open(&f->params, &fixture_config, &f->map, rank, 1, 1);
+    gr_err err = gr_params_open(&f->params, &fixture_config, &f->map, rank, dense_shards, expert_shards);
     GR_ASSERT(!err, "%s", gr_error_text());
     f->flat = malloc((size_t)f->params.n_element * sizeof *f->flat);
     GR_ASSERT(f->flat, "no memory");
@@ -55,6 +56,10 @@ static inline void fixture_open(weights_fixture *f, uint32_t n_rank, uint32_t ra
     for (int i = 0; i < f->params.n; i++)
         for (int64_t j = 0; f->params.list[i].kind == GR_PARAM_NORM && j < f->params.list[i].dim[0]; j++)
             f->flat[f->params.list[i].offset + j] += (float)i + 0.25f * (float)j;
+}
+
+static inline void fixture_open(weights_fixture *f, uint32_t n_rank, uint32_t rank) {
+    fixture_open_sharded(f, n_rank, rank, 1, 1);
 }
 
 static inline void fixture_close(weights_fixture *f) {

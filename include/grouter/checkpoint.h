@@ -20,6 +20,8 @@
 #include "grouter/io.h"
 #include "grouter/optim.h"
 
+#define GR_CHECKPOINT_PATH_MAX (GR_PATH_MAX + 64) /* of a checkpoint's folder */
+
 /* Scalars of a run beside weights and moments. */
 typedef struct gr_run_state {
     int64_t step;    /* steps done */
@@ -63,7 +65,7 @@ GR_MUST gr_err gr_checkpoint_save(gr_checkpointer *c, const gr_run_state *state)
  * and none verifies. Leftovers of dead saves (tmp-, trash-) are removed. */
 typedef struct gr_checkpoint_found {
     bool found;
-    char path[1024];
+    char path[GR_CHECKPOINT_PATH_MAX];
     gr_run_state state;
     char *config_text; /* owned: free with gr_checkpoint_found_close */
     gr_fact *facts;

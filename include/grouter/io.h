@@ -27,4 +27,8 @@ struct gr_io {
 /* The operating system's. */
 gr_io *gr_io_system(void);
 
+/* Whole transfers across short counts and EINTR: 0, the bytes read (fewer only at the end of the file), or -errno. */
+int gr_io_write_all(gr_io *io, int fd, const void *data, size_t n_byte);
+int64_t gr_io_read_all(gr_io *io, int fd, void *data, size_t n_byte, uint64_t offset);
+
 #endif
