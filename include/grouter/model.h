@@ -100,7 +100,20 @@ typedef struct gr_model_options {
 /* Builds the parameter table, allocates weights, gradients (train) and activations: 69 before anything else if they do
  * not fit. Weights are zero until gr_params_init or a checkpoint fills them. */
 GR_MUST gr_err gr_model_open(gr_model **out, const gr_model_options *o);
+/* The same model without its memory: only its parameter table and gr_model_memory_get may be asked for, and of the
+ * options' comm only ranks and sizes are read. 69 if a size does not fit the address space. */
+GR_MUST gr_err gr_model_measure(gr_model **out, const gr_model_options *o);
 void gr_model_close(gr_model *m); /* accepts NULL */
+
+/* Bytes by use, as the layouts that place the model count them; their sum is what it allocates. */
+typedef struct gr_model_memory {
+    size_t weights, gradients;
+    size_t activations; /* residual streams and what backward needs of each layer */
+    size_t logits;      /* one chunk of the head's */
+    size_t scratch;     /* shared by the layers: rows and pairs in flight, gradients of activations */
+    size_t tables;      /* rotation angles, indices */
+} gr_model_memory;
+gr_model_memory gr_model_memory_get(const gr_model *m);
 
 const gr_params *gr_model_params(const gr_model *m);
 float *gr_model_weights(gr_model *m);   /* fp32 flat range, backend memory */

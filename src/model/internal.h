@@ -44,6 +44,7 @@ struct gr_model {
     int64_t embed, final_norm, head; /* offsets; head = embed when tied */
     layer_params *layer;             /* [L] */
 
+    gr_model_memory memory; /* what the layouts took */
     void *run_memory, *step_memory;
     float *weights, *gradients; /* flat, gradients NULL without training */
     float *cosine, *sine;       /* [T, head_dim/2] */

@@ -5,12 +5,23 @@ static void *take_act(const gr_model *m, gr_arena *arena, int64_t n) {
     return gr_arena_take(arena, (size_t)n, m->backend->elem_size);
 }
 
+/* Bytes taken since *mark, which moves on to here. */
+static size_t taken(const gr_arena *arena, size_t *mark) {
+    size_t n_byte = arena->used - *mark;
+    *mark = arena->used;
+    return n_byte;
+}
+
 void gr_model_layout_run(gr_model *m, gr_arena *arena) {
+    size_t mark = arena->used;
     m->weights = GR_TAKE(arena, m->params.n_element, float);
+    m->memory.weights = taken(arena, &mark);
     m->gradients = m->train ? GR_TAKE(arena, m->params.n_element, float) : NULL;
+    m->memory.gradients = taken(arena, &mark);
     m->cosine = GR_TAKE(arena, m->T * m->config.head_dim / 2, float);
     m->sine = GR_TAKE(arena, m->T * m->config.head_dim / 2, float);
     m->iota = GR_TAKE(arena, m->N + 1, uint32_t);
+    m->memory.tables = taken(arena, &mark);
 }
 
 static int64_t qkv_width(const gr_model_config *c) {
@@ -63,11 +74,10 @@ static void layout_saved(gr_model *m, gr_arena *arena) {
 
 static void layout_scratch(gr_model *m, gr_arena *arena) {
     const gr_model_config *c = &m->config;
-    int64_t N = m->N, D = m->D, F = c->moe_intermediate_size, V = c->vocab_size, widest = ffn_width_max(m);
+    int64_t N = m->N, D = m->D, F = c->moe_intermediate_size, widest = ffn_width_max(m);
     int64_t send = (int64_t)m->limits.send_max, recv = (int64_t)m->limits.recv_max, pair = (int64_t)m->limits.pair_max;
     m->final = take_act(m, arena, N * D);
     m->rstd_final = GR_TAKE(arena, N, float);
-    m->logits = take_act(m, arena, gr_logits_chunk(N, V) * V);
     m->loss_sum = GR_TAKE(arena, 1, double);
     m->ffn_a = take_act(m, arena, N * widest);
     m->ffn_y = take_act(m, arena, widest ? N * D : 0);
@@ -86,8 +96,14 @@ static void layout_scratch(gr_model *m, gr_arena *arena) {
 }
 
 void gr_model_layout_step(gr_model *m, gr_arena *arena) {
+    size_t mark = arena->used;
+    int64_t V = m->config.vocab_size;
     for (int i = 0; i < m->n_x; i++)
         m->x[i] = take_act(m, arena, m->N * m->D);
     layout_saved(m, arena);
+    m->memory.activations = taken(arena, &mark);
+    m->logits = take_act(m, arena, gr_logits_chunk(m->N, V) * V);
+    m->memory.logits = taken(arena, &mark);
     layout_scratch(m, arena);
+    m->memory.scratch = taken(arena, &mark);
 }

@@ -49,15 +49,23 @@ static gr_err find_params(gr_model *m, const gr_model_options *o) {
 
 typedef void (*layout_function)(gr_model *m, gr_arena *arena);
 
-/* Runs the layout twice: measures, allocates, places. */
-static gr_err place(gr_model *m, layout_function layout, const char *what, void **memory) {
+/* Bytes the layout takes. */
+static gr_err measure(gr_model *m, layout_function layout, const char *what, size_t *n_byte) {
     gr_arena arena = {0};
     layout(m, &arena);
+    *n_byte = arena.peak;
     if (arena.overflow)
         return gr_fail(
             GR_RESOURCE, "%s: expected a size that fits the address space, got an overflow; use a smaller model", what);
-    GR_TRY(m->backend->alloc(m->backend, arena.peak, what, memory));
-    arena = (gr_arena){.base = *memory, .size = arena.peak};
+    return GR_OK;
+}
+
+/* Runs the layout twice: measures, allocates, places. */
+static gr_err place(gr_model *m, layout_function layout, const char *what, void **memory) {
+    size_t n_byte;
+    GR_TRY(measure(m, layout, what, &n_byte));
+    GR_TRY(m->backend->alloc(m->backend, n_byte, what, memory));
+    gr_arena arena = {.base = *memory, .size = n_byte};
     layout(m, &arena);
     return GR_OK;
 }
@@ -82,7 +90,8 @@ static void count_slots(gr_model *m, const gr_model_options *o) {
     m->n_x = o->train ? L + 1 : 2;
 }
 
-static gr_err open_model(gr_model *m, const gr_model_options *o) {
+/* Everything that follows from the options without memory for the model. */
+static gr_err describe(gr_model *m, const gr_model_options *o) {
     m->config = *o->config;
     m->backend = o->backend;
     m->comm = o->comm;
@@ -96,7 +105,18 @@ static gr_err open_model(gr_model *m, const gr_model_options *o) {
     GR_TRY(find_params(m, o));
     GR_TRY(gr_alloc((void **)&m->attention, (size_t)m->n_attention, sizeof *m->attention, "activation table"));
     GR_TRY(gr_alloc((void **)&m->ffn, (size_t)m->n_ffn, sizeof *m->ffn, "activation table"));
-    GR_TRY(gr_alloc((void **)&m->x, (size_t)m->n_x, sizeof *m->x, "activation table"));
+    return gr_alloc((void **)&m->x, (size_t)m->n_x, sizeof *m->x, "activation table");
+}
+
+static gr_err measure_model(gr_model *m, const gr_model_options *o) {
+    size_t n_byte;
+    GR_TRY(describe(m, o));
+    GR_TRY(measure(m, gr_model_layout_run, "weights and gradients", &n_byte));
+    return measure(m, gr_model_layout_step, "activations", &n_byte);
+}
+
+static gr_err open_model(gr_model *m, const gr_model_options *o) {
+    GR_TRY(describe(m, o));
     GR_TRY(place(m, gr_model_layout_run, "weights and gradients", &m->run_memory));
     GR_TRY(place(m, gr_model_layout_step, "activations", &m->step_memory));
     fill_rotation(m);
@@ -105,17 +125,30 @@ static gr_err open_model(gr_model *m, const gr_model_options *o) {
     return GR_OK;
 }
 
-gr_err gr_model_open(gr_model **out, const gr_model_options *o) {
+static gr_err open_by(
+    gr_err (*open)(gr_model *m, const gr_model_options *o), gr_model **out, const gr_model_options *o) {
     *out = NULL;
     gr_model *m;
     GR_TRY(gr_alloc((void **)&m, 1, sizeof *m, "model"));
-    gr_err e = open_model(m, o);
+    gr_err e = open(m, o);
     if (e) {
         gr_model_close(m);
         return e;
     }
     *out = m;
     return GR_OK;
+}
+
+gr_err gr_model_open(gr_model **out, const gr_model_options *o) {
+    return open_by(open_model, out, o);
+}
+
+gr_err gr_model_measure(gr_model **out, const gr_model_options *o) {
+    return open_by(measure_model, out, o);
+}
+
+gr_model_memory gr_model_memory_get(const gr_model *m) {
+    return m->memory;
 }
 
 void gr_model_close(gr_model *m) {
