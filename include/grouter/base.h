@@ -110,6 +110,23 @@ double gr_time_s(void);
 /* "3h18m", "4m05s" or "12s" into `text` (at least 16 bytes); returns text. */
 const char *gr_duration_text(double seconds, char *text);
 
+/* ---------------------------------------------------------------- this machine */
+
+/* What may still be allocated. A successful malloc proves nothing: memory is given when it is touched. */
+typedef struct gr_memory_room {
+    uint64_t host;     /* bytes that all processes of this host together can still get */
+    const char *limit; /* what bounds them: "MemAvailable" or "cgroup limit" */
+    uint64_t process;  /* bytes this process may still map (RLIMIT_AS); UINT64_MAX: unlimited */
+} gr_memory_room;
+/* From <root>/proc and <root>/sys/fs/cgroup, root "" but in tests. What the system does not say bounds nothing. */
+gr_memory_room gr_memory_room_get(const char *root);
+
+/* Bytes of this process that no file backs: RssAnon + RssShmem; 0 if unknown. */
+uint64_t gr_memory_resident(void);
+
+/* Equal for processes on one host, different otherwise: a hash of boot id and host name. */
+uint64_t gr_host_id(void);
+
 /* ---------------------------------------------------------------- this program */
 
 const char *gr_version_text(void); /* "0.1.0 (git hash)" */
