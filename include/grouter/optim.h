@@ -37,6 +37,9 @@ typedef struct gr_optimizer_options {
 GR_MUST gr_err gr_optimizer_open(gr_optimizer **out, const gr_optimizer_options *o); /* moments: zero */
 void gr_optimizer_close(gr_optimizer *o);
 
+/* Bytes of the moments that gr_optimizer_open allocates; of the options' comm only ranks and sizes are read. */
+size_t gr_optimizer_memory(const gr_optimizer_options *o);
+
 /* A part [first, first+n) of the flat range and its moments (host-readable backend memory). */
 typedef struct gr_moments {
     int64_t first, n;

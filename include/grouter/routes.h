@@ -44,6 +44,9 @@ typedef struct gr_routes_info {
     uint64_t table_hash; /* XXH3-64 over all records' two hashes in window order: names this table's content */
 } gr_routes_info;
 
+/* Bytes of a table with this E, K, T, n_window and n_token: 65 if one of them is out of range. */
+GR_MUST gr_err gr_routes_size(const gr_routes_info *info, uint64_t *n_byte);
+
 typedef struct gr_routes gr_routes;
 
 /* Maps and checks the header and the file's size: 65 (T5). Rows are checked when read. */

@@ -23,9 +23,18 @@ typedef enum gr_feed_kind {
  * feed whose router this one's tables must share. config, comm and map are borrowed. */
 GR_MUST gr_err gr_feed_open(gr_feed **out, gr_feed_kind kind, const gr_config *config, gr_comm *comm,
     const gr_expert_map *map, const gr_feed *like);
+/* The same in two halves: survey finds everything that can be wrong and the limits, allocate takes the memory for
+ * plans, which gr_feed_prepare needs. Collective, both. */
+GR_MUST gr_err gr_feed_survey(gr_feed **out, gr_feed_kind kind, const gr_config *config, gr_comm *comm,
+    const gr_expert_map *map, const gr_feed *like);
+GR_MUST gr_err gr_feed_allocate(gr_feed *f);
+/* Bytes that gr_feed_allocate takes with these limits; `layout` is the one it places by. */
+GR_MUST gr_err gr_feed_measure(
+    const gr_config *config, const gr_expert_map *map, const gr_plan_limits *limits, size_t *n_byte);
 void gr_feed_close(gr_feed *f); /* accepts NULL */
 const gr_plan_limits *gr_feed_limits(const gr_feed *f);
-uint64_t gr_feed_windows(const gr_feed *f);       /* windows of all files (train), of one evaluation (valid) */
+uint64_t gr_feed_rows(const gr_feed *f);    /* rows this rank sends in one dispatch, summed over all micro-batches */
+uint64_t gr_feed_windows(const gr_feed *f); /* windows of all files (train), of one evaluation (valid) */
 uint64_t gr_feed_micro_batches(const gr_feed *f); /* per step (train), per evaluation (valid) */
 
 /* The larger of two limits, for buffers that serve both. */
@@ -95,5 +104,18 @@ typedef enum gr_run_folder {
  * config.resolved.json, environment.json, metrics.jsonl, model.safetensors. Nothing is created unless config, data and
  * memory are in order; errors until then are agreed by all ranks. result is filled on rank 0. */
 GR_MUST gr_err gr_train_run(const gr_config *config, gr_comm *comm, gr_run_folder folder, gr_train_result *result);
+
+/* What a run would need, without running it. */
+typedef struct gr_dry_run {
+    int n_rank;        /* 0: the comm's */
+    double memory_gib; /* of each rank; 0: of this host, if the ranks are the comm's */
+} gr_dry_run;
+
+/* Checks the config for that many ranks and the data files, and prints on `out` (rank 0): parameters, FLOPs, memory per
+ * rank, messages per step, disk, time per 1000 steps. When the ranks are the comm's, sizes are exact and the time is
+ * measured; absent data files are then an error unless n_rank or memory_gib is given: then, as for ranks that are not
+ * here, absent ones are listed as not checked and sizes follow from uniform routing. 69 after the report if it does not
+ * fit. Collective; creates nothing but missing counts beside route tables. */
+GR_MUST gr_err gr_train_dry_run(const gr_config *config, gr_comm *comm, const gr_dry_run *o, FILE *out);
 
 #endif

@@ -78,6 +78,10 @@ void gr_comm_close(gr_comm *c, gr_err status) {
     c->close(c, status == GR_OK || status == c->agreed);
 }
 
+size_t gr_comm_memory(int n_rank) {
+    return n_rank > 1 ? gr_comm_mpi_scratch(&GR_COMM_MPI_LIMITS, n_rank) : 0;
+}
+
 const char *gr_comm_names(void) {
     return "self mpi";
 }

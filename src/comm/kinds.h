@@ -18,6 +18,9 @@ typedef struct gr_comm_mpi_limits {
  * several announced while MPI sees one is 64. Every MPI error is 73 with MPI's own text. */
 GR_MUST gr_err gr_comm_mpi_open(gr_comm **out, int n_announced, const gr_comm_mpi_limits *limits);
 
+/* Bytes of scratch for sums over a world of n_rank ranks. */
+size_t gr_comm_mpi_scratch(const gr_comm_mpi_limits *limits, int n_rank);
+
 /* Name and version of the MPI library, callable at any time. */
 const char *gr_comm_mpi_library(void);
 

@@ -359,14 +359,17 @@ static gr_err start_mpi(gr_comm *c) {
     return GR_OK;
 }
 
+size_t gr_comm_mpi_scratch(const gr_comm_mpi_limits *limits, int n_rank) {
+    size_t least = (size_t)n_rank * sizeof(uint64_t); /* one element from each rank */
+    return limits->scratch > least ? limits->scratch : least;
+}
+
 /* Tables and scratch for the largest group, the world. */
 static gr_err make_tables(gr_comm *c, const gr_comm_mpi_limits *limits) {
     mpi_state *s = c->state;
     size_t n_rank = (size_t)c->size[GR_WORLD];
-    size_t scratch_min = n_rank * sizeof(uint64_t); /* one element from each rank */
     s->limits = *limits;
-    if (s->limits.scratch < scratch_min)
-        s->limits.scratch = scratch_min;
+    s->limits.scratch = gr_comm_mpi_scratch(limits, c->size[GR_WORLD]);
     void *p;
     GR_TRY(gr_alloc(&p, n_rank, sizeof *s->part, "message table"));
     s->part = p;

@@ -111,6 +111,13 @@ gr_err gr_routes_layout_make(gr_routes_layout *l, const gr_routes_info *info, co
     return GR_OK;
 }
 
+gr_err gr_routes_size(const gr_routes_info *info, uint64_t *n_byte) {
+    gr_routes_layout l;
+    GR_TRY(gr_routes_layout_make(&l, info, "route table"));
+    *n_byte = l.file_bytes;
+    return GR_OK;
+}
+
 size_t gr_routes_histogram_at(const gr_routes_layout *l, uint64_t window) {
     return GR_ROUTES_HEADER + window * l->histogram_bytes;
 }

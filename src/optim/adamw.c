@@ -62,11 +62,21 @@ static void held_ranges(const gr_optimizer_options *c, gr_share held[2]) {
     held[1] = (gr_share){.first = c->params->n_dense, .n = c->params->n_element - c->params->n_dense};
 }
 
+/* Bytes of one kind of moments, and of which ranges they are. */
+static size_t moment_bytes(const gr_optimizer_options *c, gr_share held[2]) {
+    held_ranges(c, held);
+    return (size_t)(held[0].n + held[1].n) * sizeof(float);
+}
+
+size_t gr_optimizer_memory(const gr_optimizer_options *o) {
+    gr_share held[2];
+    return 2 * moment_bytes(o, held);
+}
+
 static gr_err memory_open(gr_optimizer *o) {
     gr_backend *b = o->o.backend;
     gr_share held[2];
-    held_ranges(&o->o, held);
-    size_t n_byte = (size_t)(held[0].n + held[1].n) * sizeof(float);
+    size_t n_byte = moment_bytes(&o->o, held);
     void *m, *v, *squares;
     GR_TRY(b->alloc(b, n_byte, "first moments of AdamW", &m));
     o->m = m;

@@ -32,6 +32,7 @@ struct gr_feed {
     uint64_t n_window; /* of all files, or of one evaluation */
     uint32_t B, T, K, E;
     gr_plan_limits limits;
+    uint64_t n_send; /* rows that this rank sends in all micro-batches of the run */
 
     void *memory;
     uint32_t *window_token; /* [T+1] */
@@ -165,6 +166,7 @@ static void micro_limits(gr_feed *f, uint64_t cursor, uint64_t micro) {
                 recv += touch[r];
         }
     }
+    f->n_send += send;
     f->limits.send_max = send > f->limits.send_max ? send : f->limits.send_max;
     f->limits.recv_max = recv > f->limits.recv_max ? recv : f->limits.recv_max;
     f->limits.pair_max = pair > f->limits.pair_max ? pair : f->limits.pair_max;
@@ -209,45 +211,78 @@ static void layout(gr_feed *f, gr_arena *a) {
     }
 }
 
-static gr_err allocate(gr_feed *f) {
+static gr_err measure(gr_feed *f, size_t *n_byte) {
     gr_arena a = {0};
     layout(f, &a);
+    *n_byte = a.peak;
     if (a.overflow)
         return gr_fail(GR_RESOURCE, "plans: expected a size that fits the address space; use a smaller micro-batch");
-    GR_TRY(gr_alloc(&f->memory, a.peak + GR_ALIGN, 1, "plans"));
+    return GR_OK;
+}
+
+static void set_shape(gr_feed *f, const gr_config *config, const gr_expert_map *map) {
+    f->config = config;
+    f->map = map;
+    f->B = (uint32_t)config->train.micro_batch_windows;
+    f->T = (uint32_t)config->data.seq_len;
+    f->K = (uint32_t)config->model.num_experts_per_tok;
+    f->E = (uint32_t)config->model.num_experts;
+}
+
+gr_err gr_feed_measure(
+    const gr_config *config, const gr_expert_map *map, const gr_plan_limits *limits, size_t *n_byte) {
+    gr_feed f = {.limits = *limits};
+    set_shape(&f, config, map);
+    return measure(&f, n_byte);
+}
+
+static gr_err allocate(gr_feed *f) {
+    size_t n_byte;
+    GR_TRY(measure(f, &n_byte));
+    GR_TRY(gr_alloc(&f->memory, n_byte + GR_ALIGN, 1, "plans"));
     uintptr_t base = ((uintptr_t)f->memory + GR_ALIGN - 1) & ~(uintptr_t)(GR_ALIGN - 1);
-    a = (gr_arena){.base = (uint8_t *)base, .size = a.peak};
+    gr_arena a = {.base = (uint8_t *)base, .size = n_byte};
     layout(f, &a);
     return GR_OK;
 }
 
-static gr_err open_feed(gr_feed *f, const gr_feed *like) {
-    f->B = (uint32_t)f->config->train.micro_batch_windows;
-    f->T = (uint32_t)f->config->data.seq_len;
-    f->K = (uint32_t)f->config->model.num_experts_per_tok;
-    f->E = (uint32_t)f->config->model.num_experts;
-    GR_TRY(gr_comm_agree(f->comm, open_sources(f, like)));
-    GR_TRY(open_touch_counts(f));
-    find_limits(f);
+gr_err gr_feed_allocate(gr_feed *f) {
     return gr_comm_agree(f->comm, allocate(f));
 }
 
-gr_err gr_feed_open(gr_feed **out, gr_feed_kind kind, const gr_config *config, gr_comm *comm, const gr_expert_map *map,
-    const gr_feed *like) {
+static gr_err survey(gr_feed *f, const gr_feed *like) {
+    GR_TRY(gr_comm_agree(f->comm, open_sources(f, like)));
+    GR_TRY(open_touch_counts(f));
+    find_limits(f);
+    return GR_OK;
+}
+
+gr_err gr_feed_survey(gr_feed **out, gr_feed_kind kind, const gr_config *config, gr_comm *comm,
+    const gr_expert_map *map, const gr_feed *like) {
     *out = NULL;
     gr_feed *f;
     GR_TRY(gr_alloc((void **)&f, 1, sizeof *f, "feed"));
     f->kind = kind;
-    f->config = config;
     f->comm = comm;
-    f->map = map;
-    gr_err e = open_feed(f, like);
+    set_shape(f, config, map);
+    gr_err e = survey(f, like);
     if (e) {
         gr_feed_close(f);
         return e;
     }
     *out = f;
     return GR_OK;
+}
+
+gr_err gr_feed_open(gr_feed **out, gr_feed_kind kind, const gr_config *config, gr_comm *comm, const gr_expert_map *map,
+    const gr_feed *like) {
+    GR_TRY(gr_feed_survey(out, kind, config, comm, map, like));
+    gr_err e = gr_feed_allocate(*out);
+    if (e) {
+        gr_feed_close(*out);
+        *out = NULL;
+    }
+    return e;
 }
 
 void gr_feed_close(gr_feed *f) {
@@ -267,6 +302,10 @@ void gr_feed_close(gr_feed *f) {
 
 const gr_plan_limits *gr_feed_limits(const gr_feed *f) {
     return &f->limits;
+}
+
+uint64_t gr_feed_rows(const gr_feed *f) {
+    return f->n_send;
 }
 
 uint64_t gr_feed_windows(const gr_feed *f) {
