@@ -6,6 +6,9 @@
 #include "session.h"
 
 #define SET_MAX 256
+#define RANKS_MAX 65536
+#define MEMORY_MIN_GIB 1e-3
+#define MEMORY_MAX_GIB 1e6
 
 static void print_result(const gr_config *config, const gr_train_result *r) {
     if (!isnan(r->loss_valid))
@@ -18,16 +21,37 @@ static void print_result(const gr_config *config, const gr_train_result *r) {
     printf("parameter hash %s\n", gr_hash128_text(r->parameter_hash, text));
 }
 
+static gr_err parse_question(int dry, const char *ranks, const char *memory, gr_dry_run *out) {
+    *out = (gr_dry_run){0};
+    if (!dry && (ranks || memory))
+        return gr_fail(GR_USAGE,
+            "train: %s: expected only together with --dry-run; add it, or start real ranks with "
+            "mpirun",
+            ranks ? "--ranks" : "--memory");
+    uint64_t n_rank = 0;
+    if (ranks)
+        GR_TRY(gr_option_u64("train: --ranks", ranks, 1, RANKS_MAX, &n_rank));
+    if (memory)
+        GR_TRY(gr_option_f64("train: --memory", memory, MEMORY_MIN_GIB, MEMORY_MAX_GIB, &out->memory_gib));
+    out->n_rank = (int)n_rank;
+    return GR_OK;
+}
+
 static gr_err run_train(int argc, char **argv) {
-    const char *path = NULL, *set[SET_MAX];
-    int n_path = 0, n_set = 0, fresh = 0;
-    const gr_option options[] = {{"--set", set, SET_MAX, &n_set}, {"--fresh", NULL, 0, &fresh}};
+    const char *path = NULL, *set[SET_MAX], *ranks = NULL, *memory = NULL;
+    int n_path = 0, n_set = 0, fresh = 0, dry = 0;
+    const gr_option options[] = {{"--set", set, SET_MAX, &n_set}, {"--fresh", NULL, 0, &fresh},
+        {"--dry-run", NULL, 0, &dry}, {"--ranks", &ranks, 1, NULL}, {"--memory", &memory, 1, NULL}};
     GR_TRY(gr_options_parse(argc, argv, options, sizeof options / sizeof *options, &path, 1, &n_path));
     if (n_path == 0)
         return gr_fail(GR_USAGE, "train: expected a config file, got none; see `grouter-train train --help`");
+    gr_dry_run question;
+    GR_TRY(parse_question(dry, ranks, memory, &question));
     gr_session s;
     gr_train_result result;
     gr_err e = gr_session_open(&s, path, set, n_set);
+    if (!e && dry)
+        return gr_session_close(&s, gr_train_dry_run(s.config, s.comm, &question, stdout));
     if (!e)
         e = gr_train_run(s.config, s.comm, fresh ? GR_RUN_FRESH : GR_RUN_NEW, &result);
     if (!e && s.comm->rank[GR_WORLD] == 0)
@@ -40,6 +64,7 @@ const gr_command gr_cmd_train = {
     .summary = "train a Mixture-of-Experts model from token files and route tables",
     .help =
         "usage: grouter-train train CONFIG [--set KEY=VALUE]... [--fresh]\n"
+        "       grouter-train train CONFIG --dry-run [--ranks R] [--memory GIB]\n"
         "       mpirun -n R grouter-train train CONFIG ...\n"
         "\n"
         "Trains the model that CONFIG (JSON; every key is listed in configs/README.md) describes and fills the run\n"
@@ -48,10 +73,14 @@ const gr_command gr_cmd_train = {
         "\n"
         "  --set KEY=VALUE   override one config key, e.g. --set optimizer.lr=3e-4; repeatable\n"
         "  --fresh           rename an existing run folder aside instead of refusing to start\n"
+        "  --dry-run         check everything, print parameters, FLOPs, memory, messages, disk and time, and stop\n"
+        "  --ranks R         with --dry-run: answer for R ranks; data files may be absent, they are then not checked\n"
+        "  --memory GIB      with --dry-run: refuse (69) what does not fit GIB of memory per rank; likewise\n"
         "\n"
         "Pin threads per rank with OMP_NUM_THREADS.\n"
         "\n"
         "example:\n"
-        "  OMP_NUM_THREADS=1 mpirun -n 2 grouter-train train configs/quickstart/train.json --set train.steps=100\n",
+        "  OMP_NUM_THREADS=1 mpirun -n 2 grouter-train train configs/quickstart/train.json --set train.steps=100\n"
+        "  grouter-train train configs/paper/mini-qwen3.json --dry-run --ranks 8 --memory 141\n",
     .run = run_train,
 };

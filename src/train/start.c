@@ -5,35 +5,39 @@
 /* ---------------------------------------------------------------- start: everything that can be wrong, agreed by all
  */
 
-static gr_err open_feeds(gr_trainer *t) {
-    GR_TRY(gr_feed_open(&t->feed, GR_FEED_TRAIN, t->config, t->comm, &t->map, NULL));
+static gr_err survey_feeds(gr_trainer *t) {
+    GR_TRY(gr_feed_survey(&t->feed, GR_FEED_TRAIN, t->config, t->comm, &t->map, NULL));
     if (t->config->data.n_valid)
-        GR_TRY(gr_feed_open(&t->valid, GR_FEED_VALID, t->config, t->comm, &t->map, t->feed));
+        GR_TRY(gr_feed_survey(&t->valid, GR_FEED_VALID, t->config, t->comm, &t->map, t->feed));
     return GR_OK;
+}
+
+gr_model_options gr_trainer_model_options(const gr_trainer *t, const gr_plan_limits *limits) {
+    return (gr_model_options){.config = &t->config->model,
+        .backend = t->backend,
+        .comm = t->comm,
+        .map = &t->map,
+        .limits = limits,
+        .T = t->config->data.seq_len,
+        .train = true,
+        .recompute = t->config->train.recompute};
 }
 
 static gr_err open_model(gr_trainer *t) {
     gr_plan_limits limits = *gr_feed_limits(t->feed);
     if (t->valid)
         limits = gr_plan_limits_max(&limits, gr_feed_limits(t->valid));
-    gr_model_options o = {.config = &t->config->model,
-        .backend = t->backend,
-        .comm = t->comm,
-        .map = &t->map,
-        .limits = &limits,
-        .T = t->config->data.seq_len,
-        .train = true,
-        .recompute = t->config->train.recompute};
+    gr_model_options o = gr_trainer_model_options(t, &limits);
     GR_TRY(gr_model_open(&t->model, &o));
     gr_params_init(gr_model_params(t->model), t->config->run.seed, gr_model_weights(t->model));
     return GR_OK;
 }
 
-static gr_err open_optimizer(gr_trainer *t) {
+gr_optimizer_options gr_trainer_optimizer_options(const gr_trainer *t, const gr_params *params) {
     const gr_config *c = t->config;
-    gr_optimizer_options o = {.backend = t->backend,
+    return (gr_optimizer_options){.backend = t->backend,
         .comm = t->comm,
-        .params = gr_model_params(t->model),
+        .params = params,
         .lr = {.schedule = c->optimizer.schedule,
             .lr = c->optimizer.lr,
             .lr_min = c->optimizer.lr_min,
@@ -44,17 +48,17 @@ static gr_err open_optimizer(gr_trainer *t) {
         .eps = c->optimizer.eps,
         .weight_decay = c->optimizer.weight_decay,
         .clip = c->optimizer.clip};
-    return gr_optimizer_open(&t->optimizer, &o);
 }
 
 static gr_err open_local(gr_trainer *t) {
     GR_TRY(gr_alloc((void **)&t->load, (size_t)t->config->model.num_experts, sizeof *t->load, "expert loads"));
     GR_TRY(open_model(t));
-    return open_optimizer(t);
+    gr_optimizer_options o = gr_trainer_optimizer_options(t, gr_model_params(t->model));
+    return gr_optimizer_open(&t->optimizer, &o);
 }
 
 /* All ranks measure at the same time, as they will compute: memory bandwidth and turbo clocks are shared. */
-static gr_err measure_peak(gr_trainer *t) {
+gr_err gr_trainer_peak(gr_trainer *t) {
     GR_TRY(t->comm->barrier(t->comm, GR_WORLD));
     GR_TRY(gr_comm_agree(t->comm, t->backend->peak(t->backend, &t->peak_flops)));
     return t->comm->sum(t->comm, GR_WORLD, GR_F64, &t->peak_flops, 1);
@@ -88,19 +92,39 @@ static void describe(const gr_trainer *t) {
     gr_info("best GEMM rate of all ranks together: %.1f GFLOP/s", t->peak_flops * 1e-9);
 }
 
-gr_err gr_trainer_open(gr_trainer *t, gr_run_folder folder) {
+gr_err gr_trainer_shape(gr_trainer *t) {
     const gr_config *c = t->config;
-    bool first = t->comm->rank[GR_WORLD] == 0;
     t->tokens_per_step = (double)c->train.global_batch_windows * c->data.seq_len;
     GR_TRY(gr_comm_agree(t->comm, gr_config_check_ranks(c, t->comm->size[GR_WORLD])));
-    GR_TRY(gr_comm_agree(t->comm, first ? gr_run_folder_check(c, folder) : GR_OK));
     int R_ep = gr_config_expert_parallel(c);
     GR_TRY(gr_comm_agree(t->comm, gr_comm_group(t->comm, R_ep)));
     GR_TRY(gr_comm_agree(t->comm, gr_expert_map_open(&t->map, (uint32_t)c->model.num_experts, (uint32_t)R_ep)));
-    GR_TRY(gr_comm_agree(t->comm, gr_backend_open(&t->backend, gr_config_backend_name(c))));
-    GR_TRY(open_feeds(t));
-    GR_TRY(gr_comm_agree(t->comm, open_local(t)));
-    GR_TRY(measure_peak(t));
+    return gr_comm_agree(t->comm, gr_backend_open(&t->backend, gr_config_backend_name(c)));
+}
+
+gr_err gr_trainer_survey(gr_trainer *t) {
+    GR_TRY(survey_feeds(t));
+    const gr_plan_limits *valid = t->valid ? gr_feed_limits(t->valid) : NULL;
+    return gr_comm_agree(t->comm, gr_forecast_memory(t, gr_feed_limits(t->feed), valid, &t->memory));
+}
+
+gr_err gr_trainer_allocate(gr_trainer *t) {
+    t->resident_before = gr_memory_resident();
+    GR_TRY(gr_feed_allocate(t->feed));
+    if (t->valid)
+        GR_TRY(gr_feed_allocate(t->valid));
+    return gr_comm_agree(t->comm, open_local(t));
+}
+
+gr_err gr_trainer_open(gr_trainer *t, gr_run_folder folder) {
+    const gr_config *c = t->config;
+    bool first = t->comm->rank[GR_WORLD] == 0;
+    GR_TRY(gr_comm_agree(t->comm, first ? gr_run_folder_check(c, folder) : GR_OK));
+    GR_TRY(gr_trainer_shape(t));
+    GR_TRY(gr_trainer_survey(t));
+    GR_TRY(gr_forecast_fit_host(&t->memory, t->comm));
+    GR_TRY(gr_trainer_allocate(t));
+    GR_TRY(gr_trainer_peak(t));
     GR_TRY(gr_comm_agree(t->comm, first ? gr_run_folder_make(c, folder, t->comm, t->backend) : GR_OK));
     GR_TRY(gr_comm_agree(t->comm, open_metrics(t)));
     describe(t);

@@ -77,6 +77,15 @@ static bool evaluation_due(const gr_trainer *t, int64_t done) {
     return done == t->config->train.steps || (every && done % every == 0);
 }
 
+/* The forecast's proof: after the third step all that this rank will ever touch has been touched. */
+static void compare_memory(const gr_trainer *t) {
+    uint64_t now = gr_memory_resident(), before = t->resident_before;
+    char measured[32], predicted[32];
+    if (now > before)
+        gr_info("memory after step 3: %s measured, %s predicted", gr_bytes_text(now - before, measured),
+            gr_bytes_text(t->memory.total, predicted));
+}
+
 static gr_err train_step(gr_trainer *t, int64_t step) {
     double start_s = gr_time_s();
     t->record = (gr_step_record){.step = step + 1, .loss_valid = NAN, .bytes_nats_valid = NAN};
@@ -95,6 +104,8 @@ static gr_err train_step(gr_trainer *t, int64_t step) {
     if (evaluation_due(t, step + 1))
         GR_TRY(evaluate(t, &t->last));
     gr_metrics_step(t->metrics, &t->record);
+    if (step + 1 == 3)
+        compare_memory(t);
     return GR_OK;
 }
 

@@ -1,0 +1,153 @@
+/* The report of a dry run, for people. */
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+#include "dry_run.h"
+
+/* "530,178,048" into text[32]; returns text. */
+static const char *count_text(int64_t n, char text[32]) {
+    char digits[24];
+    int length = snprintf(digits, sizeof digits, "%" PRId64, n), at = 0;
+    for (int i = 0; i < length; i++) {
+        if (i > 0 && (length - i) % 3 == 0)
+            text[at++] = ',';
+        text[at++] = digits[i];
+    }
+    text[at] = '\0';
+    return text;
+}
+
+static void print_count(FILE *out, const char *name, int64_t n, const char *note) {
+    char text[32];
+    fprintf(out, "  %-24s %18s%s%s\n", name, count_text(n, text), *note ? "  " : "", note);
+}
+
+static void print_bytes(FILE *out, const char *name, double n_byte, const char *note) {
+    char text[32];
+    fprintf(out, "  %-24s %18s%s%s\n", name, gr_bytes_text((uint64_t)n_byte, text), *note ? "  " : "", note);
+}
+
+static void print_parameters(const gr_dry_report *r, const gr_model_count *n, FILE *out) {
+    const gr_model_config *m = &r->config->model;
+    char note[128];
+    fprintf(out, "\nparameters\n");
+    print_count(out, "matrices and embeddings", n->matrices, "");
+    print_count(out, "with norm weights", n->matrices + n->norms, "");
+    snprintf(note, sizeof note, "%.2f %% of matrices and embeddings; %d per layer",
+        100.0 * (double)n->experts / (double)n->matrices, m->num_experts);
+    print_count(out, "routed experts", n->experts, note);
+    snprintf(note, sizeof note, "%d experts a layer, head but not input embedding", m->num_experts_per_tok);
+    print_count(out, "active per token", n->active, note);
+}
+
+static void print_flops(const gr_dry_report *r, const gr_model_count *n, FILE *out) {
+    const gr_config *c = r->config;
+    char active[32];
+    double tokens = (double)c->train.global_batch_windows * c->data.seq_len;
+    fprintf(out, "\nFLOPs, forward and backward\n");
+    fprintf(out, "  %-24s %18.4g  6 x active + 12 x L x H x head_dim x T / 2\n", "per token", n->flops_per_token);
+    fprintf(out, "  %-24s %18s  = 6 x %s + 12 x %d x %d x %d x %d / 2\n", "", "", count_text(n->active, active),
+        c->model.num_hidden_layers, c->model.num_attention_heads, c->model.head_dim, c->data.seq_len);
+    fprintf(out, "  %-24s %18.4g  %.0f tokens\n", "per step", n->flops_per_token * tokens, tokens);
+    fprintf(out, "  %-24s %18.4g  %lld steps\n", "of the run", n->flops_per_token * tokens * (double)c->train.steps,
+        (long long)c->train.steps);
+}
+
+static void print_memory(const gr_dry_report *r, FILE *out) {
+    fprintf(out, "\nmemory of a rank: %s\n",
+        r->exact ? "largest plans of the run, from the route tables" : "plans at uniform routing and 25 % more");
+    for (int i = 0; i < GR_MEMORY_ITEMS; i++)
+        if (r->memory.item[i].n_byte)
+            print_bytes(out, r->memory.item[i].name, (double)r->memory.item[i].n_byte, "");
+    print_bytes(out, "total", (double)r->memory.total, "");
+    print_bytes(out, "needed", (double)gr_forecast_margin(r->memory.total), "2 % and 32 MiB more, for libraries");
+    if (!r->exact && r->R_ep > 1)
+        print_bytes(
+            out, "total at worst", (double)r->memory_worst, "if all tokens of a group chose experts of one rank");
+}
+
+static void print_messages(const gr_dry_report *r, FILE *out) {
+    const gr_model_config *m = &r->config->model;
+    int n_moe = m->num_hidden_layers - m->first_k_dense_replace, R_edp = r->n_rank / r->R_ep;
+    char note[160];
+    /* Dispatch and combine, forward and backward; recomputation dispatches again in all layers but the last. */
+    int n_transfer = 4 * n_moe + (r->config->train.recompute != GR_RECOMPUTE_NONE && n_moe > 0 ? n_moe - 1 : 0);
+    double bytes = r->rows * (double)r->row_bytes * n_transfer;
+    fprintf(out, "\nmessages of a rank, per step: bytes sent\n");
+    snprintf(note, sizeof note, "%s: %.0f rows x %zu bytes x %d transfers over %d layers",
+        r->exact ? "from the route tables" : "at uniform routing", r->rows, r->row_bytes, n_transfer, n_moe);
+    print_bytes(out, "dispatch and combine", bytes, r->R_ep > 1 ? note : "experts are whole on each rank");
+    double dense = 2.0 * (double)r->n_dense * (r->n_rank - 1) / r->n_rank;
+    double experts = 2.0 * (double)r->n_expert * (R_edp - 1) / R_edp;
+    print_bytes(out, "gradients and weights", 4 * (dense + experts), "each element once to its sum, once back");
+}
+
+static void print_disk(const gr_dry_report *r, const gr_model_count *n, FILE *out) {
+    const gr_config *c = r->config;
+    enum { WEIGHT_AND_MOMENTS = 3 * sizeof(float) };
+    double one = (double)(n->matrices + n->norms) * WEIGHT_AND_MOMENTS;
+    int64_t kept = c->checkpoint.keep_last + 1; /* one more while it is written */
+    if (c->checkpoint.keep_every)
+        kept += c->train.steps / c->checkpoint.keep_every;
+    char note[160];
+    fprintf(out, "\ndisk\n");
+    snprintf(note, sizeof note, "%lld of weights and moments in fp32, and 5 %%", (long long)kept);
+    print_bytes(out, "checkpoints", one * (double)kept * 1.05, note);
+    print_bytes(out, "final weights", (double)(n->matrices + n->norms) * sizeof(float), "");
+
+    uint64_t T = (uint64_t)c->data.seq_len;
+    uint64_t n_window = r->n_window ? r->n_window : (uint64_t)c->train.steps * (uint64_t)c->train.global_batch_windows;
+    gr_routes_info info = {.E = (uint32_t)c->model.num_experts,
+        .K = (uint32_t)c->model.num_experts_per_tok,
+        .T = (uint32_t)T,
+        .scale = 1,
+        .n_window = n_window,
+        .n_token = n_window * T + 1};
+    uint64_t n_byte;
+    if (gr_routes_size(&info, &n_byte)) {
+        fprintf(out, "  %-24s %18s  %s\n", "route tables", "-", gr_error_text());
+        return;
+    }
+    snprintf(note, sizeof note, "%.2f bytes per token, %s", (double)n_byte / (double)(n_window * T),
+        r->n_window ? "for all training windows" : "if no window of the run is seen twice");
+    print_bytes(out, "route tables", (double)n_byte, note);
+}
+
+static void print_data(const gr_dry_report *r, FILE *out) {
+    double used = (double)r->config->train.steps * r->config->train.global_batch_windows;
+    fprintf(out, "\ndata: %.0f windows of %d tokens in %lld steps", used, r->config->data.seq_len,
+        (long long)r->config->train.steps);
+    if (r->n_window)
+        fprintf(out, ", %.2f epochs of %" PRIu64 " windows", used / (double)r->n_window, r->n_window);
+    fprintf(out, "\n");
+}
+
+static void print_time(const gr_dry_report *r, FILE *out) {
+    const gr_calibration *t = &r->time;
+    if (!t->measured) {
+        fprintf(out, "\ntime: not measured: %s\n", t->why_not);
+        return;
+    }
+    int n_micro = r->config->train.global_batch_windows / (r->config->train.micro_batch_windows * r->n_rank);
+    double step_s = n_micro * t->micro_s + t->update_s;
+    char text[2][16];
+    fprintf(out, "\ntime of 1000 steps: %s, of the run: %s, without evaluation and checkpoints\n",
+        gr_duration_text(1000 * step_s, text[0]), gr_duration_text((double)r->config->train.steps * step_s, text[1]));
+    fprintf(out, "  measured here: %d micro-batch%s of %.0f ms and one update of %.0f ms per step\n", n_micro,
+        n_micro == 1 ? "" : "es", 1e3 * t->micro_s, 1e3 * t->update_s);
+}
+
+void gr_dry_report_print(const gr_dry_report *r, FILE *out) {
+    gr_model_count n;
+    gr_model_count_config(&r->config->model, r->config->data.seq_len, &n);
+    fprintf(out, "%d rank%s, expert parallel %d, data parallel %d, backend %s, %s\n", r->n_rank,
+        r->n_rank == 1 ? "" : "s", r->R_ep, r->n_rank / r->R_ep, r->backend, r->dtype);
+    print_parameters(r, &n, out);
+    print_flops(r, &n, out);
+    print_memory(r, out);
+    print_messages(r, out);
+    print_disk(r, &n, out);
+    print_data(r, out);
+    print_time(r, out);
+}

@@ -1,0 +1,30 @@
+/* dry_run.h: what a dry run has found, for its report. */
+#ifndef GROUTER_TRAIN_DRY_RUN_H
+#define GROUTER_TRAIN_DRY_RUN_H
+
+#include "internal.h"
+
+typedef struct gr_calibration {
+    bool measured;
+    char why_not[128];
+    double micro_s, update_s; /* one micro-batch; one optimizer step */
+} gr_calibration;
+
+typedef struct gr_dry_report {
+    const gr_config *config;
+    int n_rank, R_ep;
+    const char *backend, *dtype;
+    int n_absent;           /* data files that are not here */
+    bool exact;             /* rows and pairs are the route tables' */
+    gr_memory_table memory; /* of the rank that needs most */
+    uint64_t memory_worst;  /* if all tokens chose experts of one rank; 0 when exact */
+    double rows;            /* that a rank sends in one dispatch of one layer, per step, mean over ranks */
+    size_t row_bytes;
+    int64_t n_dense, n_expert; /* elements of the flat range of a rank */
+    uint64_t n_window;         /* training windows that are here; 0: unknown */
+    gr_calibration time;
+} gr_dry_report;
+
+void gr_dry_report_print(const gr_dry_report *r, FILE *out);
+
+#endif

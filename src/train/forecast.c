@@ -1,0 +1,177 @@
+/* What a run will need in memory, and whether it is there: known before anything is allocated, since routes are. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "internal.h"
+
+/* ---------------------------------------------------------------- rows and pairs without route tables */
+
+static gr_plan_limits empty_limits(const gr_config *c, const gr_expert_map *map) {
+    return (gr_plan_limits){.N = (uint32_t)c->train.micro_batch_windows * (uint32_t)c->data.seq_len,
+        .K = (uint32_t)c->model.num_experts_per_tok,
+        .n_rank = map->n_rank,
+        .E_local = map->E_local};
+}
+
+/* Chance that a token's K distinct experts, drawn uniformly, include one of a given rank's. */
+static double touch_chance(const gr_config *c, const gr_expert_map *map) {
+    double none = 1;
+    for (int i = 0; i < c->model.num_experts_per_tok; i++) {
+        double left = (double)map->E - map->E_local - i;
+        none *= left > 0 ? left / ((double)map->E - i) : 0;
+    }
+    return 1 - none;
+}
+
+double gr_forecast_rows(const gr_config *c, const gr_expert_map *map) {
+    return (double)empty_limits(c, map).N * (map->n_rank - 1) * touch_chance(c, map);
+}
+
+gr_plan_limits gr_forecast_limits_worst(const gr_config *c, const gr_expert_map *map) {
+    gr_plan_limits l = empty_limits(c, map);
+    uint64_t others = l.n_rank - 1, here = l.K < l.E_local ? l.K : l.E_local;
+    l.send_max = l.N * (others < l.K ? others : l.K);
+    l.recv_max = l.N * others;
+    l.pair_max = (uint64_t)l.N * l.n_rank * here;
+    return l;
+}
+
+static uint64_t at_most(double n, uint64_t most) {
+    return n < (double)most ? (uint64_t)ceil(n) : most;
+}
+
+gr_plan_limits gr_forecast_limits(const gr_config *c, const gr_expert_map *map, double spare) {
+    gr_plan_limits worst = gr_forecast_limits_worst(c, map), l = worst;
+    double rows = gr_forecast_rows(c, map);
+    l.send_max = at_most(rows * spare, worst.send_max);
+    l.recv_max = at_most(rows * spare, worst.recv_max);
+    l.pair_max = at_most((double)l.N * l.K * (l.n_rank > 1 ? spare : 1), worst.pair_max);
+    return l;
+}
+
+/* ---------------------------------------------------------------- the table */
+
+/* What makes an item smaller. */
+enum { MICRO_BATCH = 1, RECOMPUTE = 2, EXPERT_PARALLEL = 4, SMALLER_MODEL = 8 };
+static const char *const remedy_text[] = {
+    "lower train.micro_batch_windows",
+    "set train.recompute to experts or block",
+    "raise parallel.expert_parallel_size with more ranks on more machines",
+    "make the model smaller",
+};
+enum { N_REMEDY = sizeof remedy_text / sizeof *remedy_text };
+
+static int by_size(const void *a, const void *b) {
+    uint64_t x = ((const gr_memory_item *)a)->n_byte, y = ((const gr_memory_item *)b)->n_byte;
+    return (x < y) - (x > y);
+}
+
+static gr_err fill_table(const gr_trainer *t, const gr_model *model, size_t plans, gr_memory_table *out) {
+    gr_optimizer_options optimizer = gr_trainer_optimizer_options(t, gr_model_params(model));
+    gr_model_memory m = gr_model_memory_get(model);
+    *out = (gr_memory_table){.item = {
+                                 {"weights", m.weights, EXPERT_PARALLEL | SMALLER_MODEL},
+                                 {"gradients", m.gradients, EXPERT_PARALLEL | SMALLER_MODEL},
+                                 {"AdamW moments", gr_optimizer_memory(&optimizer), EXPERT_PARALLEL | SMALLER_MODEL},
+                                 {"activations", m.activations, MICRO_BATCH | RECOMPUTE},
+                                 {"scratch of the layers", m.scratch, MICRO_BATCH},
+                                 {"plans and routes", plans, MICRO_BATCH},
+                                 {"logits chunk", m.logits, SMALLER_MODEL},
+                                 {"tables", m.tables, MICRO_BATCH},
+                                 {"sums over ranks", gr_comm_memory(t->comm->size[GR_WORLD]), 0},
+                             }};
+    for (int i = 0; i < GR_MEMORY_ITEMS; i++)
+        if (__builtin_add_overflow(out->total, out->item[i].n_byte, &out->total))
+            return gr_fail(GR_RESOURCE, "memory: expected a total below 2^64 bytes, got more; use a smaller model");
+    qsort(out->item, GR_MEMORY_ITEMS, sizeof *out->item, by_size);
+    return GR_OK;
+}
+
+gr_err gr_forecast_memory(
+    const gr_trainer *t, const gr_plan_limits *train, const gr_plan_limits *valid, gr_memory_table *out) {
+    gr_plan_limits limits = valid ? gr_plan_limits_max(train, valid) : *train;
+    size_t train_plans, valid_plans = 0, plans;
+    GR_TRY(gr_feed_measure(t->config, &t->map, train, &train_plans));
+    if (valid)
+        GR_TRY(gr_feed_measure(t->config, &t->map, valid, &valid_plans));
+    if (!gr_add_size(train_plans, valid_plans, &plans))
+        return gr_fail(GR_RESOURCE, "plans: expected a size that fits the address space; use a smaller micro-batch");
+    gr_model_options o = gr_trainer_model_options(t, &limits);
+    gr_model *model;
+    GR_TRY(gr_model_measure(&model, &o));
+    gr_err e = fill_table(t, model, plans, out);
+    gr_model_close(model);
+    return e;
+}
+
+/* ---------------------------------------------------------------- does it fit */
+
+const char *gr_bytes_text(uint64_t n_byte, char text[32]) {
+    static const char *const unit[] = {"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
+    double n = (double)n_byte / 1024;
+    int u = 0;
+    for (; n >= 1000 && u < 5; u++)
+        n /= 1024;
+    snprintf(text, 32, "%.2f %s", n, unit[u]);
+    return text;
+}
+
+uint64_t gr_forecast_margin(uint64_t n_byte) {
+    uint64_t more = n_byte / 50 + ((uint64_t)32 << 20);
+    return n_byte < UINT64_MAX - more ? n_byte + more : UINT64_MAX;
+}
+
+GR_MUST static gr_err fail_fit(const gr_memory_table *m, uint64_t room, const char *limit, uint64_t need, int n_rank) {
+    char largest[3][32], have[32], want[32], change[256] = "";
+    unsigned remedies = 0;
+    for (int i = 0; i < 3; i++) {
+        gr_bytes_text(m->item[i].n_byte, largest[i]);
+        remedies |= m->item[i].remedies;
+    }
+    for (int i = 0, n = 0; i < N_REMEDY; i++)
+        if (remedies & 1u << i)
+            n += snprintf(change + n, sizeof change - (size_t)n, "%s, ", remedy_text[i]);
+    return gr_fail(GR_RESOURCE,
+        "memory: expected at most %s (%s), got a need of %s for %d rank%s; the largest of a rank are %s %s, %s %s, %s "
+        "%s; %sor use more memory",
+        gr_bytes_text(room, have), limit, gr_bytes_text(need, want), n_rank, n_rank == 1 ? "" : "s", m->item[0].name,
+        largest[0], m->item[1].name, largest[1], m->item[2].name, largest[2], change);
+}
+
+gr_err gr_forecast_fit(const gr_memory_table *memory, uint64_t n_byte) {
+    uint64_t need = gr_forecast_margin(memory->total);
+    return need <= n_byte ? GR_OK : fail_fit(memory, n_byte, "--memory", need, 1);
+}
+
+/* Adds up the ranks that share this rank's host, from all[R][2] of host and bytes. */
+static gr_err check_host(const gr_memory_table *memory, const gr_comm *comm, const uint64_t *all) {
+    const uint64_t *mine = all + 2 * comm->rank[GR_WORLD];
+    uint64_t need = 0;
+    int n_rank = 0;
+    for (int r = 0; r < comm->size[GR_WORLD]; r++)
+        if (all[2 * r] == mine[0]) {
+            n_rank++;
+            if (__builtin_add_overflow(need, all[2 * r + 1], &need))
+                need = UINT64_MAX;
+        }
+    gr_memory_room room = gr_memory_room_get("");
+    if (need > room.host)
+        return fail_fit(memory, room.host, room.limit, need, n_rank);
+    if (mine[1] > room.process)
+        return fail_fit(memory, room.process, "RLIMIT_AS, see ulimit -v", mine[1], 1);
+    return GR_OK;
+}
+
+gr_err gr_forecast_fit_host(const gr_memory_table *memory, gr_comm *comm) {
+    size_t n_rank = (size_t)comm->size[GR_WORLD], me = (size_t)comm->rank[GR_WORLD];
+    void *block;
+    GR_TRY(gr_comm_agree(comm, gr_alloc(&block, 2 * n_rank, sizeof(uint64_t), "memory of all ranks")));
+    uint64_t *all = block;
+    all[2 * me] = gr_host_id();
+    all[2 * me + 1] = gr_forecast_margin(memory->total);
+    gr_err e = comm->sum(comm, GR_WORLD, GR_U64, all, 2 * n_rank);
+    if (!e)
+        e = gr_comm_agree(comm, check_host(memory, comm, all));
+    free(all);
+    return e;
+}
