@@ -69,11 +69,12 @@ static int by_size(const void *a, const void *b) {
 static gr_err fill_table(const gr_trainer *t, const gr_model *model, size_t plans, gr_memory_table *out) {
     gr_optimizer_options optimizer = gr_trainer_optimizer_options(t, gr_model_params(model));
     gr_model_memory m = gr_model_memory_get(model);
+    unsigned recompute = t->config->train.recompute == GR_RECOMPUTE_BLOCK ? 0 : RECOMPUTE;
     *out = (gr_memory_table){.item = {
                                  {"weights", m.weights, EXPERT_PARALLEL | SMALLER_MODEL},
                                  {"gradients", m.gradients, EXPERT_PARALLEL | SMALLER_MODEL},
                                  {"AdamW moments", gr_optimizer_memory(&optimizer), EXPERT_PARALLEL | SMALLER_MODEL},
-                                 {"activations", m.activations, MICRO_BATCH | RECOMPUTE},
+                                 {"activations", m.activations, MICRO_BATCH | recompute},
                                  {"scratch of the layers", m.scratch, MICRO_BATCH},
                                  {"plans and routes", plans, MICRO_BATCH},
                                  {"logits chunk", m.logits, SMALLER_MODEL},
