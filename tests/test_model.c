@@ -5,8 +5,6 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include <string.h>
-
 #include "model_case.h"
 
 static const gr_model_config plain = {
@@ -130,23 +128,29 @@ static void recomputation_changes_no_bit(void **state) {
     assert_true(model_case_recompute_is_exact(backend, comm, &o, 1));
 }
 
-/* The backend's alloc, looked at on the way for the size of the activations. */
-static gr_err (*real_alloc)(gr_backend *b, size_t n_byte, const char *what, void **out);
-static size_t activation_bytes;
-
-static gr_err watch_alloc(gr_backend *b, size_t n_byte, const char *what, void **out) {
-    if (strcmp(what, "activations") == 0)
-        activation_bytes = n_byte;
-    return real_alloc(b, n_byte, what, out);
-}
-
 static size_t activations_of(const gr_model_config *c, gr_recompute recompute) {
-    real_alloc = backend->alloc;
-    backend->alloc = watch_alloc;
-    activation_bytes = 0;
-    check(&(model_case_options){.config = c, .n_window = 2, .T = 32, .only_expert = -1, .recompute = recompute});
-    backend->alloc = real_alloc;
-    return activation_bytes;
+    enum { N = 64 };
+    gr_expert_map map;
+    assert_int_equal(gr_expert_map_open(&map, (uint32_t)c->num_experts, 1), GR_OK);
+    const gr_plan_limits limits = {.N = N,
+        .K = (uint32_t)c->num_experts_per_tok,
+        .n_rank = 1,
+        .E_local = (uint32_t)c->num_experts,
+        .pair_max = (uint64_t)N * (uint64_t)c->num_experts_per_tok};
+    gr_model *m;
+    assert_int_equal(gr_model_measure(&m, &(gr_model_options){.config = c,
+                                              .backend = backend,
+                                              .comm = comm,
+                                              .map = &map,
+                                              .limits = &limits,
+                                              .T = N / 2,
+                                              .train = true,
+                                              .recompute = recompute}),
+        GR_OK);
+    size_t n_byte = gr_model_memory_get(m).activations;
+    gr_model_close(m);
+    gr_expert_map_close(&map);
+    return n_byte;
 }
 
 static void recomputation_keeps_one_slot_for_all_layers(void **state) {
