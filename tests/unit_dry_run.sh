@@ -83,6 +83,12 @@ on_stdout 'from the route tables: [0-9]+ rows x 128 bytes x 8 transfers over 2 l
 on_stdout 'time: not measured: these ranks are not here'
 expect 0 train c.json --dry-run --ranks 4 --set parallel.expert_parallel_size=2 --set train.recompute=experts
 on_stdout 'rows x 128 bytes x 9 transfers over 2 layers'
+activations() { # KiB with train.recompute=$1
+    expect 0 train c.json --dry-run --set train.recompute="$1"
+    sed -n 's/^  activations *\([0-9]*\)[0-9.]* KiB$/\1/p' out
+}
+kept=$(activations none) half=$(activations experts) least=$(activations block)
+[ "$kept" -gt "$half" ] && [ "$half" -gt "$least" ] || fail "activations with recomputation: $kept, $half, $least KiB"
 expect 0 train c.json --dry-run --ranks 1 --memory 1
 on_stdout '^time of 1000 steps'
 
