@@ -76,6 +76,9 @@ bench_layout() { # model, dtype, ranks, threads
     sed -n 's/^largest: */        largest product of a rank: /p' "$folder/gemm.txt" | head -n 1
 }
 
+read -r load _ </proc/loadavg
+! awk -v load="$load" 'BEGIN { exit !(load > 0.5) }' ||
+    echo "bench_cpu: warning: the machine is busy (load $load): these figures will be unreliable" >&2
 for model in "${models[@]}"; do
     scripts/bench_data.sh "configs/bench/$model.json" >/dev/null 2>build/bench_data.log ||
         { cat build/bench_data.log >&2 && exit 1; }
