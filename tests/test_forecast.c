@@ -1,0 +1,164 @@
+/* What a run is said to need is what it takes. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+
+#include <math.h>
+#include <string.h>
+
+#include "train/internal.h"
+
+static const gr_config config = {
+    .model =
+        {
+            .vocab_size = 61,
+            .hidden_size = 24,
+            .num_hidden_layers = 3,
+            .num_attention_heads = 4,
+            .num_key_value_heads = 2,
+            .head_dim = 6,
+            .intermediate_size = 20,
+            .moe_intermediate_size = 10,
+            .num_experts = 8,
+            .num_experts_per_tok = 2,
+            .shared_expert_intermediate_size = 6,
+            .first_k_dense_replace = 1,
+            .rms_norm_eps = 1e-5,
+            .rope_theta = 1000,
+            .initializer_range = 0.2,
+            .use_qk_norm = true,
+        },
+    .data = {.seq_len = 16},
+    .optimizer = {.lr = 1e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8},
+    .train = {.steps = 1, .micro_batch_windows = 2, .global_batch_windows = 8},
+    .parallel = {.expert_parallel_size = 2},
+};
+
+/* A rank of four, of which only its place is known. */
+static gr_trainer shape_open(gr_comm *comm) {
+    gr_trainer t = {.config = &config, .comm = comm};
+    assert_int_equal(gr_trainer_shape(&t), GR_OK);
+    return t;
+}
+
+static gr_comm *comm_open(void) {
+    gr_comm *comm;
+    assert_int_equal(gr_comm_open(&comm, "self"), GR_OK);
+    comm->size[GR_WORLD] = 4;
+    comm->size[GR_EP] = comm->size[GR_EDP] = 2;
+    return comm;
+}
+
+static uint64_t item(const gr_memory_table *m, const char *name) {
+    for (int i = 0; i < GR_MEMORY_ITEMS; i++)
+        if (strcmp(m->item[i].name, name) == 0)
+            return m->item[i].n_byte;
+    fail_msg("no item %s", name);
+    return 0;
+}
+
+static uint64_t allocated; /* by the backend */
+static gr_err (*alloc_of_backend)(gr_backend *b, size_t n_byte, const char *what, void **out);
+
+static gr_err counted_alloc(gr_backend *b, size_t n_byte, const char *what, void **out) {
+    allocated += n_byte;
+    return alloc_of_backend(b, n_byte, what, out);
+}
+
+static void predicted_bytes_are_those_that_model_and_optimizer_allocate(void **state) {
+    (void)state;
+    gr_comm *comm = comm_open();
+    gr_trainer t = shape_open(comm);
+    gr_plan_limits limits = gr_forecast_limits(&config, &t.map, 1.25);
+    gr_memory_table predicted;
+    assert_int_equal(gr_forecast_memory(&t, &limits, NULL, &predicted), GR_OK);
+
+    alloc_of_backend = t.backend->alloc;
+    t.backend->alloc = counted_alloc;
+    allocated = 0;
+    gr_model_options o = gr_trainer_model_options(&t, &limits);
+    assert_int_equal(gr_model_open(&t.model, &o), GR_OK);
+    uint64_t of_model = predicted.total - item(&predicted, "AdamW moments") - item(&predicted, "plans and routes") -
+                        item(&predicted, "sums over ranks");
+    assert_int_equal(allocated, of_model);
+    allocated = 0;
+    gr_optimizer_options oo = gr_trainer_optimizer_options(&t, gr_model_params(t.model));
+    assert_int_equal(gr_optimizer_open(&t.optimizer, &oo), GR_OK);
+    assert_in_range(allocated, item(&predicted, "AdamW moments"), item(&predicted, "AdamW moments") + GR_ALIGN);
+    assert_int_equal(item(&predicted, "weights"), item(&predicted, "gradients"));
+    gr_trainer_close(&t);
+    gr_comm_close(comm, GR_OK);
+}
+
+static void items_come_largest_first_and_add_up(void **state) {
+    (void)state;
+    gr_comm *comm = comm_open();
+    gr_trainer t = shape_open(comm);
+    gr_plan_limits limits = gr_forecast_limits(&config, &t.map, 1);
+    gr_memory_table m;
+    assert_int_equal(gr_forecast_memory(&t, &limits, &limits, &m), GR_OK);
+    uint64_t total = m.item[0].n_byte;
+    for (int i = 1; i < GR_MEMORY_ITEMS; i++) {
+        assert_true(m.item[i - 1].n_byte >= m.item[i].n_byte);
+        total += m.item[i].n_byte;
+    }
+    assert_int_equal(m.total, total);
+    gr_trainer_close(&t);
+    gr_comm_close(comm, GR_OK);
+}
+
+/* 2 of 8 experts, of which the other rank has 4: no expert there in C(4,2) of C(8,2) cases, 6 of 28. */
+static void uniform_routing_sends_the_rows_that_counting_gives(void **state) {
+    (void)state;
+    gr_comm *comm = comm_open();
+    gr_trainer t = shape_open(comm);
+    const double N = 32;
+    double rows = N * (1 - 6.0 / 28.0);
+    assert_true(fabs(gr_forecast_rows(&config, &t.map) - rows) < 1e-9);
+    gr_plan_limits l = gr_forecast_limits(&config, &t.map, 1);
+    assert_int_equal(l.send_max, ceil(rows));
+    assert_int_equal(l.recv_max, ceil(rows));
+    assert_int_equal(l.pair_max, N * 2);
+    l = gr_forecast_limits(&config, &t.map, 1000); /* never above the worst case */
+    gr_plan_limits worst = gr_forecast_limits_worst(&config, &t.map);
+    assert_int_equal(worst.send_max, N);
+    assert_int_equal(worst.pair_max, 2 * N * 2);
+    assert_memory_equal(&l, &worst, sizeof l);
+    gr_trainer_close(&t);
+    gr_comm_close(comm, GR_OK);
+}
+
+static void what_does_not_fit_is_refused_with_its_largest_items(void **state) {
+    (void)state;
+    gr_memory_table m = {.item = {{"weights", 3ull << 30, 8}, {"gradients", 2ull << 30, 8}, {"plans", 1 << 20, 1}},
+        .total = (5ull << 30) + (1 << 20)};
+    assert_int_equal(gr_forecast_fit(&m, gr_forecast_margin(m.total)), GR_OK);
+    assert_int_equal(gr_forecast_fit(&m, gr_forecast_margin(m.total) - 1), GR_RESOURCE);
+    assert_non_null(strstr(gr_error_text(), "weights 3.00 GiB, gradients 2.00 GiB, plans 1.00 MiB"));
+    assert_non_null(strstr(gr_error_text(), "lower train.micro_batch_windows, make the model smaller"));
+}
+
+/* Every byte of memory is more than a machine has, and no margin wraps around. */
+static void sizes_beyond_64_bits_do_not_wrap(void **state) {
+    (void)state;
+    assert_int_equal(gr_forecast_margin(UINT64_MAX), UINT64_MAX);
+    assert_int_equal(gr_forecast_margin(UINT64_MAX - 1), UINT64_MAX);
+    gr_memory_table m = {.item = {{"weights", UINT64_MAX, 8}, {"a", 0, 0}, {"b", 0, 0}}, .total = UINT64_MAX};
+    gr_comm *comm;
+    assert_int_equal(gr_comm_open(&comm, "self"), GR_OK);
+    assert_int_equal(gr_forecast_fit_host(&m, comm), GR_RESOURCE);
+    gr_comm_close(comm, GR_OK);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(predicted_bytes_are_those_that_model_and_optimizer_allocate),
+        cmocka_unit_test(items_come_largest_first_and_add_up),
+        cmocka_unit_test(uniform_routing_sends_the_rows_that_counting_gives),
+        cmocka_unit_test(what_does_not_fit_is_refused_with_its_largest_items),
+        cmocka_unit_test(sizes_beyond_64_bits_do_not_wrap),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
