@@ -32,6 +32,8 @@ static const gr_model_config config = {
     .use_qk_norm = true,
 };
 
+static const model_case_options training = {.config = &config, .n_window = 2, .T = 13, .only_expert = -1};
+
 static void check(int R_ep, bool unused_slots, int only_expert) {
     assert_int_equal(gr_comm_group(comm, R_ep), GR_OK);
     model_case_result r = model_case_run(backend, comm,
@@ -62,36 +64,47 @@ static void all_tokens_to_one_rank_equals_the_reference(void **state) {
 }
 
 /* 20 steps on 4 ranks against 20 steps on one rank that takes the same global batches as 4 micro-batches. */
-static void train_and_compare(int R_ep) {
-    const model_case_options o = {.config = &config, .n_window = 2, .T = 13, .only_expert = -1};
-    gr_comm *alone;
-    assert_int_equal(gr_comm_open(&alone, "self"), GR_OK);
-    assert_int_equal(gr_comm_group(alone, 1), GR_OK);
+static void train_and_compare(const model_case_state *whole, int R_ep, gr_zero zero) {
+    model_case_options o = training;
+    o.zero = zero;
     assert_int_equal(gr_comm_group(comm, R_ep), GR_OK);
-    model_case_state whole, part, again;
-    model_case_train(backend, alone, &o, 4, 20, &whole);
+    model_case_state part, again;
     model_case_train(backend, comm, &o, 4, 20, &part);
     model_case_train(backend, comm, &o, 4, 20, &again);
     char worst[2][160];
-    double weights = model_case_difference(&o, &part, part.weights, whole.weights, worst[0]);
-    double gradients = model_case_difference(&o, &part, part.gradients, whole.gradients, worst[1]);
+    double weights = model_case_difference(&o, &part, part.weights, whole->weights, worst[0]), gradients = 0;
+    if (zero == GR_ZERO_OFF) /* sharded, a rank has only its own gradients at the end */
+        gradients = model_case_difference(&o, &part, part.gradients, whole->gradients, worst[1]);
     bool same_bits = memcmp(part.weights, again.weights, (size_t)part.params.n_element * sizeof(float)) == 0;
-    model_case_state_close(&whole);
     model_case_state_close(&part);
     model_case_state_close(&again);
-    gr_comm_close(alone, GR_OK);
-    print_message("R_ep %d: weights %.2g, gradients %.2g\n", R_ep, weights, gradients);
+    print_message("R_ep %d, ZeRO %d: weights %.2g, gradients %.2g\n", R_ep, (int)zero, weights, gradients);
     if (!(weights <= 1e-5 && gradients <= 1e-5))
-        fail_msg("R_ep %d: weights differ by %.3g in %s, gradients by %.3g in %s", R_ep, weights, worst[0], gradients,
-            worst[1]);
+        fail_msg("R_ep %d, ZeRO %d: weights differ by %.3g in %s, gradients by %.3g in %s", R_ep, (int)zero, weights,
+            worst[0], gradients, worst[1]);
     assert_true(same_bits);
+}
+
+static void any_layout_equals_one_rank(gr_zero zero) {
+    gr_comm *alone;
+    assert_int_equal(gr_comm_open(&alone, "self"), GR_OK);
+    assert_int_equal(gr_comm_group(alone, 1), GR_OK);
+    model_case_state whole;
+    model_case_train(backend, alone, &training, 4, 20, &whole);
+    for (int R_ep = 1; R_ep <= 4; R_ep *= 2)
+        train_and_compare(&whole, R_ep, zero);
+    model_case_state_close(&whole);
+    gr_comm_close(alone, GR_OK);
 }
 
 static void twenty_steps_of_any_layout_equal_one_rank(void **state) {
     (void)state;
-    train_and_compare(1);
-    train_and_compare(2);
-    train_and_compare(4);
+    any_layout_equals_one_rank(GR_ZERO_OFF);
+}
+
+static void twenty_steps_with_sharded_moments_equal_one_rank(void **state) {
+    (void)state;
+    any_layout_equals_one_rank(GR_ZERO_1);
 }
 
 static void recomputation_changes_no_bit_in_any_layout(void **state) {
@@ -133,6 +146,7 @@ int main(void) {
         cmocka_unit_test(expert_parallel_equals_the_reference),
         cmocka_unit_test(all_tokens_to_one_rank_equals_the_reference),
         cmocka_unit_test(twenty_steps_of_any_layout_equal_one_rank),
+        cmocka_unit_test(twenty_steps_with_sharded_moments_equal_one_rank),
         cmocka_unit_test(recomputation_changes_no_bit_in_any_layout),
         cmocka_unit_test(recomputed_expert_parallel_equals_the_reference),
     };

@@ -53,6 +53,7 @@ train 4 2 again
 train 2 2 r22
 train 4 4 r44
 train 4 1 r41
+train 4 2 whole_moments --set parallel.zero=0
 train 1 1 wide --set train.micro_batch_windows=16 # one micro-batch per step instead of eight
 OMP_NUM_THREADS=2 train 1 1 threads
 OMP_NUM_THREADS=2 train 1 1 threads_again
@@ -70,7 +71,7 @@ same() { # RUN KEY STEP: as one rank has it, but for rounding
     [ -n "$a" ] && awk "BEGIN{d=($a)-($b); if (d<0) d=-d; exit !(d <= 1e-4*($a))}" ||
         die "$1: $2 of step $3 is $b, of one rank $a"
 }
-for r in r42 r22 r44 r41 wide threads; do
+for r in r42 r22 r44 r41 wide threads whole_moments; do
     for step in 1 20 40; do same $r loss $step; done
     for step in 0 20 40; do same $r loss_valid $step; done # 37 windows fill no layout's micro-batches evenly
 done

@@ -65,8 +65,13 @@ static int calls_of(int steps, gr_recompute recompute) {
     assert_int_equal(gr_backend_open(&backend, "cpu"), GR_OK);
     assert_int_equal(gr_comm_open(&comm, "self"), GR_OK);
     assert_int_equal(gr_comm_group(comm, 1), GR_OK);
-    const model_case_options o = {
-        .config = &config, .n_window = 2, .T = 40, .unused_slots = true, .only_expert = -1, .recompute = recompute};
+    const model_case_options o = {.config = &config,
+        .n_window = 2,
+        .T = 40,
+        .unused_slots = true,
+        .only_expert = -1,
+        .recompute = recompute,
+        .zero = GR_ZERO_1};
     model_case_state state;
     n_call = 0;
     model_case_train(backend, comm, &o, 2, steps, &state);

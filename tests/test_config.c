@@ -115,6 +115,7 @@ static void test_absent_keys_take_their_defaults(void **state) {
     assert_int_equal(config.optimizer.schedule, GR_SCHEDULE_COSINE);
     assert_int_equal(config.parallel.backend, GR_BACKEND_AUTO);
     assert_int_equal(config.parallel.comm, GR_COMM_AUTO);
+    assert_int_equal(config.parallel.zero, 1);
     assert_int_equal(config.log.every_steps, 10);
 }
 
@@ -254,8 +255,8 @@ static void test_set_overrides_values_by_the_key_s_type(void **state) {
     (void)state;
     const char *const set[] = {"optimizer.lr=3e-4", "run.dir=out/b=c", "optimizer.schedule=wsd",
         "parallel.comm=\"self\"", "model.use_qk_norm=true", "train.steps= 7 ", "run.seed=9223372036854775807",
-        "train.recompute=experts"};
-    assert_int_equal(load(minimal, set, 8), GR_OK);
+        "train.recompute=experts", "parallel.zero=0"};
+    assert_int_equal(load(minimal, set, 9), GR_OK);
     assert_true(config.optimizer.lr == 3e-4);
     assert_string_equal(config.run.dir, "out/b=c");
     assert_int_equal(config.optimizer.schedule, GR_SCHEDULE_WSD);
@@ -266,6 +267,7 @@ static void test_set_overrides_values_by_the_key_s_type(void **state) {
     assert_int_equal(config.train.steps, 7);
     assert_true(config.run.seed == INT64_MAX);
     assert_int_equal(config.train.recompute, GR_RECOMPUTE_EXPERTS);
+    assert_int_equal(config.parallel.zero, 0);
 }
 
 static void test_set_supplies_what_the_file_lacks(void **state) {

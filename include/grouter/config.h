@@ -65,6 +65,7 @@ typedef struct gr_config {
         gr_backend_kind backend;
         gr_comm_kind comm;
         int expert_parallel_size; /* 0 = smallest that fits: 1 */
+        int zero;                 /* ZeRO stage, 0 or 1 */
     } parallel;
     struct {
         int64_t every_steps; /* 0 = only at the end */

@@ -186,9 +186,10 @@ gr_err gr_optimizer_step(gr_optimizer *o, int64_t step, double loss, float *weig
     *out = (gr_update){.lr = gr_lr_at(&c->lr, step)};
     GR_TRY(c->backend->sync(c->backend));
     double start_s = gr_time_s();
-    gr_err (*reduce)(const gr_params *, gr_comm *, float *) =
-        c->zero == GR_ZERO_1 ? gr_gradients_scatter : gr_gradients_reduce;
-    GR_TRY(reduce(c->params, c->comm, gradients));
+    if (c->zero == GR_ZERO_1)
+        GR_TRY(gr_gradients_scatter(c->params, c->comm, gradients));
+    else
+        GR_TRY(gr_gradients_reduce(c->params, c->comm, gradients));
     GR_TRY(gr_gradients_norm(c->params, c->backend, c->comm, gradients, o->squares, &out->grad_norm));
     double reduced_s = gr_time_s();
     out->reduce_ms = 1e3 * (reduced_s - start_s);

@@ -38,6 +38,7 @@ gr_optimizer_options gr_trainer_optimizer_options(const gr_trainer *t, const gr_
     return (gr_optimizer_options){.backend = t->backend,
         .comm = t->comm,
         .params = params,
+        .zero = c->parallel.zero ? GR_ZERO_1 : GR_ZERO_OFF,
         .lr = {.schedule = c->optimizer.schedule,
             .lr = c->optimizer.lr,
             .lr_min = c->optimizer.lr_min,

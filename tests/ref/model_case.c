@@ -173,6 +173,7 @@ void model_case_train(
         &(gr_optimizer_options){.backend = backend,
             .comm = comm,
             .params = gr_model_params(r.model),
+            .zero = o->zero,
             .beta1 = 0.9,
             .beta2 = 0.999,
             .eps = 1e-8,

@@ -4,6 +4,7 @@
 #define GROUTER_MODEL_CASE_H
 
 #include "grouter/model.h"
+#include "grouter/optim.h"
 #include "ref_model.h"
 
 typedef struct model_case_options {
@@ -12,6 +13,7 @@ typedef struct model_case_options {
     bool unused_slots; /* some gates are exactly 0 */
     int only_expert;   /* >= 0: slot 0 of every token names it (a hostile table) */
     gr_recompute recompute;
+    gr_zero zero; /* of model_case_train */
 } model_case_options;
 
 typedef struct model_case_result {
