@@ -95,6 +95,7 @@ typedef struct save {
     gr_saved_file own[N_KIND]; /* what this rank wrote */
     uint64_t *record;          /* [R][N_KIND][RECORD_WORDS] */
     gr_saved_file *saved;      /* on rank 0: by place in the manifest's list */
+    gr_saved_file manifest;    /* on rank 0 */
 } save;
 
 static void place_set(save *s) {
@@ -197,14 +198,13 @@ static gr_err manifest_write(save *s) {
     char *text;
     size_t n;
     gr_new_file f = {0};
-    gr_saved_file ignored;
     gr_err err = gr_manifest_print(&m, &text, &n);
     if (!err)
         err = gr_new_file_open(&f, o->io, s->temporary, CHECKPOINT_MANIFEST, n, s->c->buffer);
     if (!err)
         err = gr_new_file_write(&f, text, n);
     if (!err)
-        err = gr_new_file_commit(&f, &ignored);
+        err = gr_new_file_commit(&f, &s->manifest);
     gr_new_file_close(&f);
     free(text);
     return err;
@@ -269,13 +269,17 @@ static gr_err stages_run(save *s) {
 
 /* What this rank wrote, from the disk. */
 static gr_err files_read_back(save *s) {
+    gr_io *io = s->c->o.io;
+    if (s->c->o.comm->rank[GR_WORLD] == 0 &&
+        gr_saved_file_verify(io, s->final, CHECKPOINT_MANIFEST, &s->manifest, s->c->buffer))
+        return GR_STORAGE; /* with the text of what differs */
     for (int k = 0; k < N_KIND; k++) {
         char name[CHECKPOINT_NAME_MAX];
         if (s->place[k] < 0)
             continue;
         file_name(s, k, name);
-        if (gr_saved_file_verify(s->c->o.io, s->final, name, &s->own[k], s->c->buffer))
-            return GR_STORAGE; /* with the text of what differs */
+        if (gr_saved_file_verify(io, s->final, name, &s->own[k], s->c->buffer))
+            return GR_STORAGE;
     }
     return GR_OK;
 }
@@ -328,6 +332,13 @@ static gr_err save_run(save *s) {
     return GR_OK;
 }
 
+/* A save that failed may have left its final name, even with the right bytes under it: but what a failed sync left
+ * unwritten may never get to the disk, so no older checkpoint may go because of it. */
+static void distrust(const save *s) {
+    if (s->renamed && gr_verified_set(s->c, s->state->step, false))
+        gr_warn("%s", gr_error_text());
+}
+
 gr_err gr_checkpoint_save(gr_checkpointer *c, const gr_run_state *state) {
     if (state->step == c->durable_step)
         return GR_OK;
@@ -338,6 +349,8 @@ gr_err gr_checkpoint_save(gr_checkpointer *c, const gr_run_state *state) {
     gr_step_path(c->o.folder, state->step, s.final);
     place_set(&s);
     gr_err err = save_run(&s);
+    if (err)
+        distrust(&s);
     save_close(&s);
     return err;
 }

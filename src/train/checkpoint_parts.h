@@ -149,6 +149,8 @@ struct gr_checkpointer {
     int n_verified, verified_max;
 };
 
+/* Remembers whether a checkpoint counts among those kept: 69. */
+GR_MUST gr_err gr_verified_set(gr_checkpointer *c, int64_t step, bool valid);
 /* On rank 0: removes what need not be kept. Problems are told in a warning; nothing depends on it. */
 void gr_checkpoints_retain(gr_checkpointer *c);
 

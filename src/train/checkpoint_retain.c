@@ -7,7 +7,19 @@
 
 #include "checkpoint_parts.h"
 
-static gr_err verified_add(gr_checkpointer *c, int64_t step, bool valid) {
+static struct gr_verified *verified_find(const gr_checkpointer *c, int64_t step) {
+    for (int i = 0; i < c->n_verified; i++)
+        if (c->verified[i].step == step)
+            return &c->verified[i];
+    return NULL;
+}
+
+gr_err gr_verified_set(gr_checkpointer *c, int64_t step, bool valid) {
+    struct gr_verified *known = verified_find(c, step);
+    if (known) {
+        known->valid = valid;
+        return GR_OK;
+    }
     if (c->n_verified == c->verified_max) {
         int n_max = 2 * c->verified_max + 16;
         void *grown = realloc(c->verified, (size_t)n_max * sizeof *c->verified);
@@ -18,13 +30,6 @@ static gr_err verified_add(gr_checkpointer *c, int64_t step, bool valid) {
     }
     c->verified[c->n_verified++] = (struct gr_verified){.step = step, .valid = valid};
     return GR_OK;
-}
-
-static struct gr_verified *verified_find(const gr_checkpointer *c, int64_t step) {
-    for (int i = 0; i < c->n_verified; i++)
-        if (c->verified[i].step == step)
-            return &c->verified[i];
-    return NULL;
 }
 
 /* Reads a checkpoint of an earlier process once. */
@@ -47,7 +52,7 @@ static gr_err is_valid(gr_checkpointer *c, int64_t step, bool *valid) {
     if (err)
         gr_warn("old checkpoint is damaged and stays: %s", gr_error_text());
     *valid = err == GR_OK;
-    return verified_add(c, step, *valid);
+    return gr_verified_set(c, step, *valid);
 }
 
 /* Of step[n], newest first, moves those that may go to the front; *n_doomed says how many. */
@@ -93,8 +98,7 @@ static gr_err doomed_hide(gr_checkpointer *c, const int64_t *step, int n) {
 static gr_err retain(gr_checkpointer *c) {
     int64_t *step;
     int n, n_doomed = 0;
-    if (!verified_find(c, c->durable_step))
-        GR_TRY(verified_add(c, c->durable_step, true));
+    GR_TRY(gr_verified_set(c, c->durable_step, true));
     int r = gr_steps_list(c->o.io, c->o.folder, &step, &n);
     gr_err err = r < 0 ? gr_storage_fail(c->o.folder, "listing", r) : GR_OK;
     if (!err)
