@@ -4,38 +4,11 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
-#include "checkpoint_fixture.h"
+#include <errno.h>
+#include <sys/stat.h>
 
-static const char *const folder = "test_checkpoint.work";
-static gr_comm *comm;
-
-static int clean(void **state) {
-    (void)state;
-    fixture_folder_remove(folder);
-    return 0;
-}
-
-static void saves(int64_t first, int64_t second) {
-    checkpoint_fixture x;
-    checkpoint_fixture_open(&x, comm, gr_io_system(), folder, GR_ZERO_1, 0);
-    assert_int_equal(checkpoint_fixture_save(&x, first), GR_OK);
-    if (second)
-        assert_int_equal(checkpoint_fixture_save(&x, second), GR_OK);
-    checkpoint_fixture_close(&x);
-}
-
-static gr_checkpoint_found find(void) {
-    gr_checkpoint_found found;
-    assert_int_equal(gr_checkpoint_find(gr_io_system(), comm, folder, &found), GR_OK);
-    return found;
-}
-
-static int64_t found_step(void) {
-    gr_checkpoint_found found = find();
-    int64_t step = found.found ? found.state.step : -1;
-    gr_checkpoint_found_close(&found);
-    return step;
-}
+#define CHECKPOINT_FOLDER "test_checkpoint.work"
+#include "checkpoint_alone.h"
 
 /* ---------------------------------------------------------------- there and back */
 
@@ -45,7 +18,7 @@ static void what_was_saved_comes_back_bit_for_bit(void **state) {
         saves(10, 0);
         gr_checkpoint_found found = find();
         checkpoint_fixture x;
-        checkpoint_fixture_open(&x, comm, gr_io_system(), folder, zero, 0);
+        checkpoint_fixture_open(&x, comm, quick_io(), folder, zero, 0);
         checkpoint_fixture_visit(&x, 0, fixture_scramble, NULL);
         assert_int_equal(gr_checkpoint_load(x.checkpointer, &found), GR_OK);
         assert_int_equal(checkpoint_fixture_differences(&x, 10), 0);
@@ -64,7 +37,7 @@ static void the_manifest_carries_the_run_and_its_facts(void **state) {
     assert_true(f.found && f.n_rank == 1 && f.R_ep == 1 && f.n_fact == 2);
     assert_true(f.state.step == 10 && f.state.cursor == 80 && f.state.decay_steps == 300);
     assert_true(f.state.optimizer.n_applied == 10 && f.state.optimizer.n_skipped == 1);
-    assert_string_equal(f.path, "test_checkpoint.work/step-00000010");
+    assert_string_equal(f.path, CHECKPOINT_FOLDER "/step-00000010");
     assert_string_equal(f.config_text, "{\n  \"train\": {}\n}\n");
     for (int i = 0; i < f.n_fact; i++) {
         assert_string_equal(f.facts[i].key, fixture_facts[i].key);
@@ -77,7 +50,7 @@ static void without_a_checkpoint_there_is_nothing_to_resume(void **state) {
     (void)state;
     assert_int_equal(found_step(), -1);
     checkpoint_fixture x;
-    checkpoint_fixture_open(&x, comm, gr_io_system(), folder, GR_ZERO_1, 0);
+    checkpoint_fixture_open(&x, comm, quick_io(), folder, GR_ZERO_1, 0);
     assert_int_equal(found_step(), -1);
     checkpoint_fixture_close(&x);
 }
@@ -88,12 +61,249 @@ static void the_newest_checkpoint_wins(void **state) {
     assert_int_equal(found_step(), 100000000);
 }
 
+/* ---------------------------------------------------------------- damage */
+
+static void the_older_one_takes_over_for_any_truncation(void **state) {
+    (void)state;
+    saves(OLD, NEW);
+    for (int i = -1; i < gr_saved_file_count(1, 1); i++) {
+        size_t n;
+        char *text = file_read(file_path(i), &n);
+        for (size_t k = 0; k <= 40; k++) {
+            file_write(file_path(i), text, (n - 1) * k / 40);
+            assert_int_equal(found_step(), OLD);
+        }
+        assert_int_equal(unlink(file_path(i)), 0);
+        assert_int_equal(found_step(), OLD);
+        file_write(file_path(i), text, n);
+        assert_int_equal(found_step(), NEW);
+        free(text);
+    }
+}
+
+static void the_older_one_takes_over_for_any_flipped_bit(void **state) {
+    (void)state;
+    saves(OLD, NEW);
+    for (int i = -1; i < gr_saved_file_count(1, 1); i++) {
+        size_t n;
+        char *text = file_read(file_path(i), &n);
+        uint64_t n_bit = 8 * n, n_flip = i < 0 ? n_bit : 150;
+        for (uint64_t k = 0; k < n_flip; k++) {
+            uint64_t bit = i < 0 ? k : gr_bijection(3, n_bit, k);
+            text[bit / 8] = (char)(text[bit / 8] ^ 1 << bit % 8);
+            file_write(file_path(i), text, n);
+            assert_int_equal(found_step(), OLD);
+            text[bit / 8] = (char)(text[bit / 8] ^ 1 << bit % 8);
+        }
+        file_write(file_path(i), text, n);
+        free(text);
+    }
+    assert_int_equal(found_step(), NEW);
+}
+
+static void when_all_are_damaged_none_is_used_and_none_deleted(void **state) {
+    (void)state;
+    saves(NEW, 0);
+    file_write(file_path(0), "x", 1);
+    gr_checkpoint_found found;
+    assert_int_equal(gr_checkpoint_find(gr_io_system(), comm, folder, &found), GR_CHECKPOINT);
+    assert_false(found.found);
+    assert_non_null(strstr(gr_error_text(), "1 damaged"));
+    assert_true(gr_path_exists(file_path(0)) && gr_path_exists(file_path(1)) && gr_path_exists(file_path(-1)));
+}
+
+static void a_damaged_one_makes_way_for_a_new_save_of_its_step(void **state) {
+    (void)state;
+    saves(OLD, NEW);
+    file_write(file_path(0), "x", 1);
+    assert_int_equal(found_step(), OLD);
+    saves(NEW, 0);
+    assert_int_equal(found_step(), NEW);
+    gr_names names;
+    int64_t step;
+    assert_int_equal(gr_names_list(gr_io_system(), folder, gr_step_name_is, &names), 0);
+    assert_true(names.n == 2 && gr_step_name_read(names.name[0], &step) && step == OLD);
+    free(names.name);
+    assert_int_equal(system("test -e " CHECKPOINT_FOLDER "/replaced-00000020.*/model-0-of-1.safetensors"), 0);
+}
+
+/* ---------------------------------------------------------------- retention and leftovers */
+
+static bool step_exists(int64_t step) {
+    char path[GR_CHECKPOINT_PATH_MAX];
+    gr_step_path(folder, step, path);
+    return gr_path_exists(path);
+}
+
+static void the_newest_and_the_milestones_stay(void **state) {
+    (void)state;
+    checkpoint_fixture x;
+    checkpoint_fixture_open(&x, comm, quick_io(), folder, GR_ZERO_1, 30);
+    for (int64_t step = 10; step <= 100; step += 10) {
+        assert_int_equal(checkpoint_fixture_save(&x, step), GR_OK);
+        for (int64_t s = 10; s <= step; s += 10)
+            assert_int_equal(step_exists(s), s % 30 == 0 || s >= step - 10);
+    }
+    checkpoint_fixture_close(&x);
+}
+
+static void the_one_resumed_from_and_damaged_ones_stay(void **state) {
+    (void)state;
+    saves(OLD, NEW);
+    gr_checkpoint_found found = find();
+    checkpoint_fixture x;
+    checkpoint_fixture_open(&x, comm, quick_io(), folder, GR_ZERO_1, 0);
+    assert_int_equal(gr_checkpoint_load(x.checkpointer, &found), GR_OK);
+    char path[256];
+    snprintf(path, sizeof path, "%s/step-%08d/%s", folder, (int)OLD, CHECKPOINT_MANIFEST);
+    file_write(path, "x", 1);
+    for (int64_t step = 30; step <= 60; step += 10)
+        assert_int_equal(checkpoint_fixture_save(&x, step), GR_OK);
+    assert_true(step_exists(OLD) && step_exists(NEW) && !step_exists(30) && !step_exists(40));
+    assert_true(step_exists(50) && step_exists(60));
+    checkpoint_fixture_close(&x);
+    gr_checkpoint_found_close(&found);
+}
+
+/* The second newest is damaged by the time it would count: the third stays instead. */
+static void damaged_ones_do_not_count_as_kept(void **state) {
+    (void)state;
+    saves(OLD, NEW);
+    file_write(file_path(0), "x", 1);
+    saves(30, 0);
+    assert_true(step_exists(OLD) && step_exists(NEW) && step_exists(30));
+    saves(40, 0);
+    assert_true(!step_exists(OLD) && step_exists(NEW) && step_exists(30) && step_exists(40));
+}
+
+static const char *const foreign[] = {"step-7", "step-00000010.bak", "step-000000010", "tmp-00000010.12",
+    "tmp-00000010.0123456789abcdeX", "trash-mine", "step-0000001x", "latest"};
+
+static void only_leftovers_of_ours_are_removed(void **state) {
+    (void)state;
+    char path[256];
+    saves(OLD, 0);
+    for (size_t i = 0; i < sizeof foreign / sizeof *foreign; i++) {
+        snprintf(path, sizeof path, "%s/%s", folder, foreign[i]);
+        assert_int_equal(mkdir(path, 0777), 0);
+    }
+    const char *const ours[] = {"tmp-00000020.0123456789abcdef", "trash-00000005.0123456789abcdef"};
+    for (int i = 0; i < 2; i++) {
+        snprintf(path, sizeof path, "%s/%s", folder, ours[i]);
+        assert_int_equal(mkdir(path, 0777), 0);
+        snprintf(path, sizeof path, "%s/%s/model-0-of-1.safetensors", folder, ours[i]);
+        file_write(path, "x", 1);
+    }
+    snprintf(path, sizeof path, "%s/%s/notes.txt", folder, ours[1]); /* someone's: stays, and so does its folder */
+    file_write(path, "x", 1);
+    assert_int_equal(found_step(), OLD);
+    saves(30, 40);
+    assert_true(gr_path_exists(path));
+    for (size_t i = 0; i < sizeof foreign / sizeof *foreign; i++) {
+        snprintf(path, sizeof path, "%s/%s", folder, foreign[i]);
+        assert_true(gr_path_exists(path));
+    }
+    snprintf(path, sizeof path, "%s/%s", folder, ours[0]);
+    assert_false(gr_path_exists(path));
+}
+
+static void saving_the_same_step_again_writes_nothing(void **state) {
+    (void)state;
+    faulty_io faulty;
+    checkpoint_fixture x;
+    checkpoint_fixture_open(&x, comm, faulty_io_open(&faulty), folder, GR_ZERO_1, 0);
+    assert_int_equal(checkpoint_fixture_save(&x, OLD), GR_OK);
+    faulty_io_set(&faulty, 1, EIO, true);
+    assert_int_equal(checkpoint_fixture_save(&x, OLD), GR_OK);
+    assert_int_equal(faulty.n_call, 0);
+    checkpoint_fixture_close(&x);
+}
+
+/* ---------------------------------------------------------------- every call fails once, and from then on */
+
+static int64_t calls_of_a_save(void) {
+    faulty_io faulty;
+    checkpoint_fixture x;
+    checkpoint_fixture_open(&x, comm, faulty_io_open(&faulty), folder, GR_ZERO_1, 0);
+    assert_int_equal(checkpoint_fixture_save(&x, OLD), GR_OK);
+    assert_int_equal(checkpoint_fixture_save(&x, NEW), GR_OK);
+    faulty_io_set(&faulty, 0, 0, false);
+    assert_int_equal(checkpoint_fixture_save(&x, 30), GR_OK);
+    checkpoint_fixture_close(&x);
+    clean(NULL);
+    return faulty.n_call;
+}
+
+/* Two good checkpoints, then call n of the third save fails: what was durable stays, and later all is well. */
+static void fault_try(int64_t n, int error, bool persistent) {
+    faulty_io faulty;
+    checkpoint_fixture x;
+    checkpoint_fixture_open(&x, comm, faulty_io_open(&faulty), folder, GR_ZERO_1, 0);
+    assert_int_equal(checkpoint_fixture_save(&x, OLD), GR_OK);
+    assert_int_equal(checkpoint_fixture_save(&x, NEW), GR_OK);
+    faulty_io_set(&faulty, n, error, persistent);
+    gr_err err = checkpoint_fixture_save(&x, 30);
+    assert_true(err == GR_OK || err == GR_STORAGE);
+    assert_true(err == GR_OK || gr_error_text()[0]);
+    assert_false(faulty.repeated);
+    faulty_io_set(&faulty, 0, 0, false);
+    int64_t step = found_step();
+    assert_true(step == 30 || (err && step == NEW));
+    assert_true(step_exists(NEW));
+    assert_int_equal(checkpoint_fixture_save(&x, 40), GR_OK);
+    assert_int_equal(found_step(), 40);
+    checkpoint_fixture_close(&x);
+    clean(NULL);
+}
+
+static void no_failing_call_loses_a_durable_checkpoint(void **state) {
+    (void)state;
+    int64_t n_call = calls_of_a_save();
+    assert_true(n_call > 40 && n_call < 200);
+    for (int64_t n = 1; n <= n_call; n++) {
+        fault_try(n, ENOSPC, false);
+        fault_try(n, EIO, true);
+    }
+}
+
+/* Of finding and loading: the newest, an older one, or an error, never something wrong. */
+static void no_failing_call_makes_resuming_wrong(void **state) {
+    (void)state;
+    saves(OLD, NEW);
+    faulty_io faulty;
+    gr_io *io = faulty_io_open(&faulty);
+    gr_checkpoint_found found;
+    assert_int_equal(gr_checkpoint_find(io, comm, folder, &found), GR_OK);
+    gr_checkpoint_found_close(&found);
+    int64_t n_call = faulty.n_call;
+    for (int64_t n = 1; n <= n_call; n++)
+        for (int persistent = 0; persistent < 2; persistent++) {
+            faulty_io_set(&faulty, n, EIO, persistent);
+            gr_err err = gr_checkpoint_find(io, comm, folder, &found);
+            assert_true(err == GR_OK || err == GR_STORAGE || err == GR_CHECKPOINT);
+            assert_true(err || (found.found && (found.state.step == OLD || found.state.step == NEW)));
+            gr_checkpoint_found_close(&found);
+        }
+    assert_int_equal(found_step(), NEW);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(what_was_saved_comes_back_bit_for_bit, clean),
         cmocka_unit_test_teardown(the_manifest_carries_the_run_and_its_facts, clean),
         cmocka_unit_test_teardown(without_a_checkpoint_there_is_nothing_to_resume, clean),
         cmocka_unit_test_teardown(the_newest_checkpoint_wins, clean),
+        cmocka_unit_test_teardown(the_older_one_takes_over_for_any_truncation, clean),
+        cmocka_unit_test_teardown(the_older_one_takes_over_for_any_flipped_bit, clean),
+        cmocka_unit_test_teardown(when_all_are_damaged_none_is_used_and_none_deleted, clean),
+        cmocka_unit_test_teardown(a_damaged_one_makes_way_for_a_new_save_of_its_step, clean),
+        cmocka_unit_test_teardown(the_newest_and_the_milestones_stay, clean),
+        cmocka_unit_test_teardown(the_one_resumed_from_and_damaged_ones_stay, clean),
+        cmocka_unit_test_teardown(damaged_ones_do_not_count_as_kept, clean),
+        cmocka_unit_test_teardown(only_leftovers_of_ours_are_removed, clean),
+        cmocka_unit_test_teardown(saving_the_same_step_again_writes_nothing, clean),
+        cmocka_unit_test_teardown(no_failing_call_loses_a_durable_checkpoint, clean),
+        cmocka_unit_test_teardown(no_failing_call_makes_resuming_wrong, clean),
     };
     gr_log_set(GR_LOG_QUIET);
     fixture_folder_remove(folder);
