@@ -3,6 +3,7 @@
 #ifndef GROUTER_CHECKPOINT_FIXTURE_H
 #define GROUTER_CHECKPOINT_FIXTURE_H
 
+#include <ftw.h>
 #include <unistd.h>
 
 #include "grouter/checkpoint.h"
@@ -125,13 +126,15 @@ static inline int64_t checkpoint_fixture_differences(checkpoint_fixture *x, int6
     return n;
 }
 
-/* Removes a folder of this test's own making: `path` and the folders and files in it, two levels deep. */
-static inline void fixture_folder_remove(const char *path) {
-    char command[512];
-    int n = snprintf(command, sizeof command, "rm -rf ./%s", path);
-    GR_ASSERT(n < (int)sizeof command && path[0] != '/' && !strstr(path, ".."), "%s", path);
-    if (system(command) != 0)
-        fprintf(stderr, "%s stays\n", path);
+static inline int fixture_entry_remove(const char *path, const struct stat *st, int type, struct FTW *at) {
+    (void)st, (void)type, (void)at;
+    return remove(path);
+}
+
+/* Removes a folder of this test's own making in the current directory, and what is in it. */
+static inline void fixture_folder_remove(const char *name) {
+    GR_ASSERT(!strchr(name, '/') && name[0] != '.', "%s", name);
+    nftw(name, fixture_entry_remove, 16, FTW_DEPTH | FTW_PHYS);
 }
 
 #endif

@@ -63,7 +63,7 @@ static void the_newest_checkpoint_wins(void **state) {
 
 /* ---------------------------------------------------------------- damage */
 
-static void the_older_one_takes_over_for_any_truncation(void **state) {
+static void the_older_one_takes_over_for_a_truncated_file(void **state) {
     (void)state;
     saves(OLD, NEW);
     for (int i = -1; i < gr_saved_file_count(1, 1); i++) {
@@ -81,20 +81,25 @@ static void the_older_one_takes_over_for_any_truncation(void **state) {
     }
 }
 
-static void the_older_one_takes_over_for_any_flipped_bit(void **state) {
+static void expect_flip_found(int i, char *text, size_t n, uint64_t bit) {
+    char *at = text + bit / 8, kept = *at;
+    *at = (char)(kept ^ 1 << bit % 8);
+    file_write(file_path(i), text, n);
+    assert_int_equal(found_step(), OLD);
+    *at = kept;
+}
+
+/* A sample of each file, and all of the manifest's last line, which no checksum covers but itself. */
+static void the_older_one_takes_over_for_a_flipped_bit(void **state) {
     (void)state;
     saves(OLD, NEW);
     for (int i = -1; i < gr_saved_file_count(1, 1); i++) {
-        size_t n;
+        size_t n, n_seal = 34;
         char *text = file_read(file_path(i), &n);
-        uint64_t n_bit = 8 * n, n_flip = i < 0 ? n_bit : 150;
-        for (uint64_t k = 0; k < n_flip; k++) {
-            uint64_t bit = i < 0 ? k : gr_bijection(3, n_bit, k);
-            text[bit / 8] = (char)(text[bit / 8] ^ 1 << bit % 8);
-            file_write(file_path(i), text, n);
-            assert_int_equal(found_step(), OLD);
-            text[bit / 8] = (char)(text[bit / 8] ^ 1 << bit % 8);
-        }
+        for (uint64_t k = 0; k < 200; k++)
+            expect_flip_found(i, text, n, gr_bijection(3, 8 * n, k));
+        for (uint64_t bit = 8 * (n - n_seal); i < 0 && bit < 8 * n; bit++)
+            expect_flip_found(i, text, n, bit);
         file_write(file_path(i), text, n);
         free(text);
     }
@@ -221,49 +226,39 @@ static void saving_the_same_step_again_writes_nothing(void **state) {
 
 /* ---------------------------------------------------------------- every call fails once, and from then on */
 
-static int64_t calls_of_a_save(void) {
-    faulty_io faulty;
-    checkpoint_fixture x;
-    checkpoint_fixture_open(&x, comm, faulty_io_open(&faulty), folder, GR_ZERO_1, 0);
-    assert_int_equal(checkpoint_fixture_save(&x, OLD), GR_OK);
-    assert_int_equal(checkpoint_fixture_save(&x, NEW), GR_OK);
-    faulty_io_set(&faulty, 0, 0, false);
-    assert_int_equal(checkpoint_fixture_save(&x, 30), GR_OK);
-    checkpoint_fixture_close(&x);
-    clean(NULL);
-    return faulty.n_call;
-}
-
-/* Two good checkpoints, then call n of the third save fails: what was durable stays, and later all is well. */
-static void fault_try(int64_t n, int error, bool persistent) {
-    faulty_io faulty;
-    checkpoint_fixture x;
-    checkpoint_fixture_open(&x, comm, faulty_io_open(&faulty), folder, GR_ZERO_1, 0);
-    assert_int_equal(checkpoint_fixture_save(&x, OLD), GR_OK);
-    assert_int_equal(checkpoint_fixture_save(&x, NEW), GR_OK);
-    faulty_io_set(&faulty, n, error, persistent);
-    gr_err err = checkpoint_fixture_save(&x, 30);
+/* Two good saves, then one of which call n fails: what was durable stays, and the next save is well. Every second save
+ * removes an older checkpoint, so retention is among the calls. */
+static void fault_try(checkpoint_fixture *x, faulty_io *faulty, int64_t base, int64_t n, int error, bool persistent) {
+    assert_int_equal(checkpoint_fixture_save(x, base + 1), GR_OK);
+    assert_int_equal(checkpoint_fixture_save(x, base + 2), GR_OK);
+    faulty_io_set(faulty, n, error, persistent);
+    gr_err err = checkpoint_fixture_save(x, base + 3);
     assert_true(err == GR_OK || err == GR_STORAGE);
-    assert_true(err == GR_OK || gr_error_text()[0]);
-    assert_false(faulty.repeated);
-    faulty_io_set(&faulty, 0, 0, false);
+    assert_false(faulty->repeated);
+    faulty_io_set(faulty, 0, 0, false);
     int64_t step = found_step();
-    assert_true(step == 30 || (err && step == NEW));
-    assert_true(step_exists(NEW));
-    assert_int_equal(checkpoint_fixture_save(&x, 40), GR_OK);
-    assert_int_equal(found_step(), 40);
-    checkpoint_fixture_close(&x);
-    clean(NULL);
+    assert_true(step == base + 3 || (err && step == base + 2));
+    assert_true(step_exists(base + 2));
+    assert_int_equal(checkpoint_fixture_save(x, base + 4), GR_OK);
+    assert_int_equal(found_step(), base + 4);
 }
 
 static void no_failing_call_loses_a_durable_checkpoint(void **state) {
     (void)state;
-    int64_t n_call = calls_of_a_save();
-    assert_true(n_call > 40 && n_call < 200);
-    for (int64_t n = 1; n <= n_call; n++) {
-        fault_try(n, ENOSPC, false);
-        fault_try(n, EIO, true);
+    faulty_io faulty;
+    checkpoint_fixture x;
+    checkpoint_fixture_open(&x, comm, faulty_io_open(&faulty), folder, GR_ZERO_1, 0);
+    for (int64_t step = 1; step <= 3; step++) {
+        faulty_io_set(&faulty, 0, 0, false);
+        assert_int_equal(checkpoint_fixture_save(&x, step), GR_OK);
     }
+    int64_t n_call = faulty.n_call, base = 10;
+    assert_true(n_call > 40 && n_call < 200);
+    for (int64_t n = 1; n <= n_call; n++, base += 20) {
+        fault_try(&x, &faulty, base, n, ENOSPC, false);
+        fault_try(&x, &faulty, base + 10, n, EIO, true);
+    }
+    checkpoint_fixture_close(&x);
 }
 
 /* Of finding and loading: the newest, an older one, or an error, never something wrong. */
@@ -293,8 +288,8 @@ int main(void) {
         cmocka_unit_test_teardown(the_manifest_carries_the_run_and_its_facts, clean),
         cmocka_unit_test_teardown(without_a_checkpoint_there_is_nothing_to_resume, clean),
         cmocka_unit_test_teardown(the_newest_checkpoint_wins, clean),
-        cmocka_unit_test_teardown(the_older_one_takes_over_for_any_truncation, clean),
-        cmocka_unit_test_teardown(the_older_one_takes_over_for_any_flipped_bit, clean),
+        cmocka_unit_test_teardown(the_older_one_takes_over_for_a_truncated_file, clean),
+        cmocka_unit_test_teardown(the_older_one_takes_over_for_a_flipped_bit, clean),
         cmocka_unit_test_teardown(when_all_are_damaged_none_is_used_and_none_deleted, clean),
         cmocka_unit_test_teardown(a_damaged_one_makes_way_for_a_new_save_of_its_step, clean),
         cmocka_unit_test_teardown(the_newest_and_the_milestones_stay, clean),
