@@ -226,7 +226,7 @@ static void saving_the_same_step_again_writes_nothing(void **state) {
 
 /* ---------------------------------------------------------------- every call fails once, and from then on */
 
-/* Two good saves, then one of which call n fails: what was durable stays, and the next save is well. Every second save
+/* Two good saves, then one of which call n fails: what was durable stays, and the next save is well. The third save
  * removes an older checkpoint, so retention is among the calls. */
 static void fault_try(checkpoint_fixture *x, faulty_io *faulty, int64_t base, int64_t n, int error, bool persistent) {
     assert_int_equal(checkpoint_fixture_save(x, base + 1), GR_OK);
@@ -236,11 +236,14 @@ static void fault_try(checkpoint_fixture *x, faulty_io *faulty, int64_t base, in
     assert_true(err == GR_OK || err == GR_STORAGE);
     assert_false(faulty->repeated);
     faulty_io_set(faulty, 0, 0, false);
-    int64_t step = found_step();
-    assert_true(step == base + 3 || (err && step == base + 2));
     assert_true(step_exists(base + 2));
-    assert_int_equal(checkpoint_fixture_save(x, base + 4), GR_OK);
-    assert_int_equal(found_step(), base + 4);
+    if (!persistent) { /* finding clears leftovers, over which a second try must not stumble either */
+        int64_t step = found_step();
+        assert_true(step == base + 3 || (err && step == base + 2));
+    }
+    int64_t next = base + (err ? 3 : 4);
+    assert_int_equal(checkpoint_fixture_save(x, next), GR_OK);
+    assert_int_equal(found_step(), next);
 }
 
 static void no_failing_call_loses_a_durable_checkpoint(void **state) {
