@@ -43,6 +43,9 @@ expect 69 train "$SOURCE_DIR/configs/paper/mini-qwen3.json" --dry-run --ranks 8 
 on_stdout '^memory of a rank'
 on_stderr 'E69\] memory: expected at most 24.00 GiB \(--memory\), got a need of .* activations .* AdamW moments'
 on_stderr 'lower train.micro_batch_windows'
+! grep -q 'parallel.zero' err || fail "moments that are sharded already are advised to be"
+expect 69 train "$SOURCE_DIR/configs/paper/mini-qwen3.json" --dry-run --ranks 8 --memory 24 --set parallel.zero=0
+on_stderr 'AdamW moments 5.19 GiB.*set parallel.zero to 1'
 
 # ---- rules hold for the ranks asked about
 expect 64 train "$SOURCE_DIR/configs/paper/tiny-qwen3.json" --dry-run --ranks 3

@@ -52,10 +52,11 @@ gr_plan_limits gr_forecast_limits(const gr_config *c, const gr_expert_map *map, 
 /* ---------------------------------------------------------------- the table */
 
 /* What makes an item smaller. */
-enum { MICRO_BATCH = 1, RECOMPUTE = 2, EXPERT_PARALLEL = 4, SMALLER_MODEL = 8 };
+enum { MICRO_BATCH = 1, RECOMPUTE = 2, SHARD = 4, EXPERT_PARALLEL = 8, SMALLER_MODEL = 16 };
 static const char *const remedy_text[] = {
     "lower train.micro_batch_windows",
     "set train.recompute to experts or block",
+    "set parallel.zero to 1",
     "raise parallel.expert_parallel_size with more ranks on more machines",
     "make the model smaller",
 };
@@ -70,17 +71,19 @@ static gr_err fill_table(const gr_trainer *t, const gr_model *model, size_t plan
     gr_optimizer_options optimizer = gr_trainer_optimizer_options(t, gr_model_params(model));
     gr_model_memory m = gr_model_memory_get(model);
     unsigned recompute = t->config->train.recompute == GR_RECOMPUTE_BLOCK ? 0 : RECOMPUTE;
-    *out = (gr_memory_table){.item = {
-                                 {"weights", m.weights, EXPERT_PARALLEL | SMALLER_MODEL},
-                                 {"gradients", m.gradients, EXPERT_PARALLEL | SMALLER_MODEL},
-                                 {"AdamW moments", gr_optimizer_memory(&optimizer), EXPERT_PARALLEL | SMALLER_MODEL},
-                                 {"activations", m.activations, MICRO_BATCH | recompute},
-                                 {"scratch of the layers", m.scratch, MICRO_BATCH},
-                                 {"plans and routes", plans, MICRO_BATCH},
-                                 {"logits chunk", m.logits, SMALLER_MODEL},
-                                 {"tables", m.tables, MICRO_BATCH},
-                                 {"sums over ranks", gr_comm_memory(t->comm->size[GR_WORLD]), 0},
-                             }};
+    unsigned shard = optimizer.zero == GR_ZERO_1 ? 0 : SHARD;
+    *out = (gr_memory_table){
+        .item = {
+            {"weights", m.weights, EXPERT_PARALLEL | SMALLER_MODEL},
+            {"gradients", m.gradients, EXPERT_PARALLEL | SMALLER_MODEL},
+            {"AdamW moments", gr_optimizer_memory(&optimizer), shard | EXPERT_PARALLEL | SMALLER_MODEL},
+            {"activations", m.activations, MICRO_BATCH | recompute},
+            {"scratch of the layers", m.scratch, MICRO_BATCH},
+            {"plans and routes", plans, MICRO_BATCH},
+            {"logits chunk", m.logits, SMALLER_MODEL},
+            {"tables", m.tables, MICRO_BATCH},
+            {"sums over ranks", gr_comm_memory(t->comm->size[GR_WORLD]), 0},
+        }};
     for (int i = 0; i < GR_MEMORY_ITEMS; i++)
         if (__builtin_add_overflow(out->total, out->item[i].n_byte, &out->total))
             return gr_fail(GR_RESOURCE, "memory: expected a total below 2^64 bytes, got more; use a smaller model");
