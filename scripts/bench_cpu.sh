@@ -52,7 +52,7 @@ step_median() { # metrics, key: over the steps after the second
 }
 
 bench_layout() { # model, dtype, ranks, threads
-    local config=configs/bench/$1.json folder=build/bench/$1 micro global rate line sum=0 ms phase
+    local config=configs/bench/$1.json folder=build/bench/$1 micro global rate line ms phase
     micro=$(config_number "$config" micro_batch_windows) global=$(config_number "$config" global_batch_windows)
     [[ $((micro * $3)) -le $global ]] || micro=$((global / $3))
     local set=(train.micro_batch_windows="$micro" parallel.expert_parallel_size="$3")

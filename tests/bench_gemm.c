@@ -1,6 +1,6 @@
-/* bench_gemm.c: the rate of each matrix product that a training step of CONFIG makes forward, with this process's
- * threads, through the backend that training uses. Usage: bench_gemm CONFIG [KEY=VALUE]...; the last line repeats the
- * product with the most FLOPs. Run by scripts/bench_cpu.sh. */
+/* bench_gemm.c: the rates of the matrix products that a training step of CONFIG makes with its weights, forward and
+ * backward, with this process's threads, through the backend that training uses. Usage: bench_gemm CONFIG
+ * [KEY=VALUE]...; the last line repeats the forward product with the most FLOPs. Run by scripts/bench_cpu.sh. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,7 +8,7 @@
 #include "grouter/backend.h"
 #include "grouter/config.h"
 
-#define MEASURE_S 0.4
+#define MEASURE_S 0.25
 
 typedef struct shape {
     const char *name;
@@ -35,60 +35,77 @@ static int shapes_of(const gr_config *c, shape list[SHAPES_MAX]) {
     return n;
 }
 
-/* Best of as many runs as fit MEASURE_S, in FLOP/s: y = x W^T as the forward pass has it. */
-static gr_err rate_measure(gr_backend *b, const shape *s, double *best) {
-    void *memory = NULL;
-    const int64_t n_in = s->m * s->k + s->n * s->k;
-    GR_TRY(b->alloc(b, (size_t)(n_in + s->m * s->n) * sizeof(float), "matrix product", &memory));
-    float *x = memory;
-    for (int64_t i = 0; i < n_in; i++) /* speed depends on the data: no zeros */
-        x[i] = (float)(i * 2654435761u % 1024) / 512 - 1;
-    const gr_gemm g = {.layout = GR_NT,
-        .m = s->m,
-        .n = s->n,
-        .k = s->k,
-        .a = x,
-        .lda = s->k,
-        .b = x + s->m * s->k,
-        .ldb = s->k,
-        .c = x + n_in,
-        .ldc = s->n,
-        .c_dtype = GR_F32};
-    const double flop = 2.0 * (double)s->m * (double)s->n * (double)s->k, begin = gr_time_s();
-    gr_err err = GR_OK;
+/* The products of y = x W^T: y, dx = dy W and dW = dy^T x, for x [m,k], W [n,k]. Each is c = op(a) op(b) in the three
+ * places. */
+static gr_gemm product_of(const shape *s, gr_layout layout, float *place[3]) {
+    gr_gemm g = {.layout = layout, .a = place[0], .b = place[1], .c = place[2], .c_dtype = GR_F32};
+    g.m = layout == GR_TN ? s->n : s->m;
+    g.n = layout == GR_NT ? s->n : s->k;
+    g.k = layout == GR_NT ? s->k : layout == GR_NN ? s->n : s->m;
+    g.lda = layout == GR_TN ? g.m : g.k;
+    g.ldb = layout == GR_NT ? g.k : g.n;
+    g.ldc = g.n;
+    return g;
+}
+
+/* Best of as many runs as fit MEASURE_S, in FLOP/s. */
+static gr_err rate_measure(gr_backend *b, const gr_gemm *g, double *best) {
+    const double flop = 2.0 * (double)g->m * (double)g->n * (double)g->k, begin = gr_time_s();
     *best = 0;
-    while (!err && gr_time_s() - begin < MEASURE_S) {
+    while (gr_time_s() - begin < MEASURE_S) {
         double start = gr_time_s();
-        err = b->gemm(b, GR_LANE_COMPUTE, &g);
+        GR_TRY(b->gemm(b, GR_LANE_COMPUTE, g));
         double rate = flop / (gr_time_s() - start);
         *best = rate > *best ? rate : *best;
+    }
+    return GR_OK;
+}
+
+/* Rates by layout, in the order of gr_layout. */
+static gr_err rates_measure(gr_backend *b, const shape *s, double rate[3]) {
+    const int64_t size[3] = {s->m * s->k, s->n * s->k, s->m * s->n};
+    const int64_t largest = size[0] > size[1] ? size[0] : size[1], each = largest > size[2] ? largest : size[2];
+    void *memory = NULL;
+    GR_TRY(b->alloc(b, 3 * (size_t)each * sizeof(float), "matrix product", &memory));
+    float *place[3] = {memory, (float *)memory + each, (float *)memory + 2 * each};
+    for (int64_t i = 0; i < 2 * each; i++) /* speed depends on the data: no zeros */
+        place[0][i] = (float)(i * 2654435761u % 1024) / 512 - 1;
+    gr_err err = GR_OK;
+    for (int layout = 0; layout < 3 && !err; layout++) {
+        const gr_gemm g = product_of(s, (gr_layout)layout, place);
+        err = rate_measure(b, &g, &rate[layout]);
     }
     b->release(b, memory);
     return err;
 }
 
-static void rate_print(const char *head, const shape *s, double rate) {
-    printf("%s%-18s %6" PRId64 " x %5" PRId64 " x %5" PRId64 "  %7.1f GFLOP/s\n", head, s->name, s->m, s->n, s->k,
-        rate * 1e-9);
+static void shape_print(const char *head, const shape *s) {
+    printf("%s%-18s %6" PRId64 " x %5" PRId64 " x %5" PRId64 "  ", head, s->name, s->m, s->n, s->k);
 }
 
 static gr_err bench(const gr_config *c) {
     gr_backend *backend;
     GR_TRY(gr_backend_open(&backend, gr_config_backend_name(c)));
     shape list[SHAPES_MAX], largest = {0};
-    double rate = 0, rate_largest = 0;
+    double rate[3], rate_largest = 0;
     gr_err err = GR_OK;
     const int n = shapes_of(c, list);
-    for (int i = 0; i < n && !err; i++) {
-        err = rate_measure(backend, &list[i], &rate);
-        rate_print("  ", &list[i], rate);
+    printf("GFLOP/s of y = x W^T, dx = dy W, dW = dy^T x for x [m,k] and W [n,k], as m x n x k\n");
+    for (int i = 0; i < n; i++) {
+        err = rates_measure(backend, &list[i], rate);
+        if (err)
+            break;
+        shape_print("  ", &list[i]);
+        printf("%7.1f %7.1f %7.1f\n", rate[GR_NT] * 1e-9, rate[GR_NN] * 1e-9, rate[GR_TN] * 1e-9);
         if (list[i].m * list[i].n * list[i].k > largest.m * largest.n * largest.k) {
             largest = list[i];
-            rate_largest = rate;
+            rate_largest = rate[GR_NT];
         }
     }
-    if (!err)
-        rate_print("largest: ", &largest, rate_largest);
+    if (!err) {
+        shape_print("largest: ", &largest);
+        printf("%7.1f GFLOP/s\n", rate_largest * 1e-9);
+    }
     gr_backend_close(backend);
     return err;
 }
