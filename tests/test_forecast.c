@@ -132,7 +132,7 @@ static void uniform_routing_sends_the_rows_that_counting_gives(void **state) {
 
 static void what_does_not_fit_is_refused_with_its_largest_items(void **state) {
     (void)state;
-    gr_memory_table m = {.item = {{"weights", 3ull << 30, 8}, {"gradients", 2ull << 30, 8}, {"plans", 1 << 20, 1}},
+    gr_memory_table m = {.item = {{"weights", 3ull << 30, 16}, {"gradients", 2ull << 30, 16}, {"plans", 1 << 20, 1}},
         .total = (5ull << 30) + (1 << 20)};
     assert_int_equal(gr_forecast_fit(&m, gr_forecast_margin(m.total)), GR_OK);
     assert_int_equal(gr_forecast_fit(&m, gr_forecast_margin(m.total) - 1), GR_RESOURCE);
@@ -145,7 +145,7 @@ static void sizes_beyond_64_bits_do_not_wrap(void **state) {
     (void)state;
     assert_int_equal(gr_forecast_margin(UINT64_MAX), UINT64_MAX);
     assert_int_equal(gr_forecast_margin(UINT64_MAX - 1), UINT64_MAX);
-    gr_memory_table m = {.item = {{"weights", UINT64_MAX, 8}, {"a", 0, 0}, {"b", 0, 0}}, .total = UINT64_MAX};
+    gr_memory_table m = {.item = {{"weights", UINT64_MAX, 16}, {"a", 0, 0}, {"b", 0, 0}}, .total = UINT64_MAX};
     gr_comm *comm;
     assert_int_equal(gr_comm_open(&comm, "self"), GR_OK);
     assert_int_equal(gr_forecast_fit_host(&m, comm), GR_RESOURCE);

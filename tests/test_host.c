@@ -86,6 +86,13 @@ static void what_is_not_said_bounds_nothing(void **state) {
     remove_machine(&m);
 }
 
+static void a_path_that_is_not_there_yet_has_the_room_of_the_folder_above(void **state) {
+    (void)state;
+    uint64_t here = gr_disk_room("."), made = gr_disk_room("not/made/yet"), root = gr_disk_room("/not-there/at-all");
+    assert_true(here > 0 && root > 0);
+    assert_in_range(made, here / 2, here + here / 2); /* others write meanwhile */
+}
+
 static void touched_memory_is_resident(void **state) {
     (void)state;
     const size_t n_byte = 64 << 20;
@@ -107,6 +114,7 @@ int main(void) {
         cmocka_unit_test(the_tightest_group_of_version_2_bounds_and_file_pages_do_not_count),
         cmocka_unit_test(groups_of_version_1_are_read_where_the_memory_controller_is),
         cmocka_unit_test(what_is_not_said_bounds_nothing),
+        cmocka_unit_test(a_path_that_is_not_there_yet_has_the_room_of_the_folder_above),
         cmocka_unit_test(touched_memory_is_resident),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

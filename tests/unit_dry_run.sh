@@ -105,6 +105,14 @@ expect 65 train c.json --dry-run --ranks 2 --set data.train[0].routes=short.rout
     --set data.train[1].routes=none.routes
 on_stderr 'short.routes'
 
+# ---- ZeRO-1 shards the moments
+moments() { sed -n 's/^  AdamW moments *\([0-9.]*\) KiB$/\1/p' out; }
+expect 0 train c.json --dry-run --ranks 4
+sharded=$(moments)
+expect 0 train c.json --dry-run --ranks 4 --set parallel.zero=0
+awk -v a="$sharded" -v b="$(moments)" 'BEGIN { exit !(a > 0 && b > 3.9 * a && b < 4.1 * a) }' ||
+    fail "expected the moments of four ranks to be quarters: $sharded of $(moments) KiB"
+
 # ---- a run that cannot fit is refused before anything exists
 huge="--set model.hidden_size=32768 --set model.head_dim=512 --set model.num_hidden_layers=64 --set model.moe_intermediate_size=65536"
 start_s=$SECONDS
@@ -117,6 +125,14 @@ on_stderr 'AdamW moments .* TiB, (weights|gradients) .* TiB.*make the model smal
 expect 69 train c.json $huge --dry-run
 on_stdout 'time: not measured: it does not fit this machine'
 [ $((SECONDS - start_s)) -le 10 ] || fail "refusing took $((SECONDS - start_s)) s"
+many="--set train.steps=10000000 --set checkpoint.every_steps=1 --set checkpoint.keep_last=1000000 --set checkpoint.keep_every=1"
+# shellcheck disable=SC2086
+expect 69 train c.json $many --dry-run
+on_stderr 'E69\] run.dir: run: expected .* of free disk for 11000001 checkpoints, got '
+# shellcheck disable=SC2086
+expect 69 train c.json $many
+on_stderr 'E69\] run.dir: run: expected .* of free disk for 11000001 checkpoints, got '
+[ ! -e run ] || fail "a refused run made a run folder"
 if ! grep -q 'GROUTER_SANITIZE:[A-Z]*=.*\(address\|thread\)' "$BINARY_DIR/CMakeCache.txt"; then # they map terabytes
     ulimit -v $((2 << 20))
     expect 69 train c.json --set model.hidden_size=2048 --set model.head_dim=512 --set model.moe_intermediate_size=4096

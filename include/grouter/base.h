@@ -124,6 +124,10 @@ gr_memory_room gr_memory_room_get(const char *root);
 /* Bytes of this process that no file backs: RssAnon + RssShmem; 0 if unknown. */
 uint64_t gr_memory_resident(void);
 
+/* Bytes free for us in the file system that `path`, which need not exist yet, is or would be in; UINT64_MAX if unknown.
+ */
+uint64_t gr_disk_room(const char *path);
+
 /* Equal for processes on one host, different otherwise: a hash of boot id and host name. */
 uint64_t gr_host_id(void);
 

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "grouter/base.h"
@@ -134,6 +135,27 @@ uint64_t gr_memory_resident(void) {
     if (!read_text("/proc/self/status", text))
         return 0;
     return (number_after(text, "RssAnon:") + number_after(text, "RssShmem:")) * 1024;
+}
+
+uint64_t gr_disk_room(const char *path) {
+    char at[PATH_MAX_BYTES];
+    struct statvfs s;
+    snprintf(at, sizeof at, "%s", path);
+    while (statvfs(at, &s)) { /* the nearest folder above that exists */
+        char *slash = strrchr(at, '/');
+        if (!slash && strcmp(at, ".") == 0)
+            return UINT64_MAX;
+        if (!slash)
+            snprintf(at, sizeof at, ".");
+        else if (slash == at && at[1])
+            at[1] = '\0';
+        else
+            *slash = '\0';
+    }
+    uint64_t n_byte;
+    if (s.f_blocks == 0 || __builtin_mul_overflow((uint64_t)s.f_bavail, (uint64_t)s.f_frsize, &n_byte))
+        return UINT64_MAX; /* file systems without an end */
+    return n_byte;
 }
 
 uint64_t gr_host_id(void) {

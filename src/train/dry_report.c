@@ -85,15 +85,11 @@ static void print_messages(const gr_dry_report *r, FILE *out) {
 
 static void print_disk(const gr_dry_report *r, const gr_model_count *n, FILE *out) {
     const gr_config *c = r->config;
-    enum { WEIGHT_AND_MOMENTS = 3 * sizeof(float) };
-    double one = (double)(n->matrices + n->norms) * WEIGHT_AND_MOMENTS;
-    int64_t kept = c->checkpoint.keep_last + 1; /* one more while it is written */
-    if (c->checkpoint.keep_every)
-        kept += c->train.steps / c->checkpoint.keep_every;
+    int64_t kept = gr_forecast_checkpoints(c);
     char note[160];
     fprintf(out, "\ndisk\n");
     snprintf(note, sizeof note, "%lld of weights and moments in fp32, and 5 %%", (long long)kept);
-    print_bytes(out, "checkpoints", one * (double)kept * 1.05, note);
+    print_bytes(out, "checkpoints", gr_forecast_disk(c, kept), note);
     print_bytes(out, "final weights", (double)(n->matrices + n->norms) * sizeof(float), "");
 
     uint64_t T = (uint64_t)c->data.seq_len;

@@ -275,7 +275,9 @@ static gr_err run_here(gr_dry_report *r, gr_comm *comm, const gr_dry_run *o, FIL
     gr_trainer_close(&t);
     if (!e && o->memory_gib > 0)
         return gr_comm_agree(comm, comm->rank[GR_WORLD] == 0 ? check_fit(r, o) : GR_OK);
-    return e ? e : fit;
+    if (e || fit)
+        return e ? e : fit;
+    return gr_comm_agree(comm, comm->rank[GR_WORLD] == 0 ? gr_forecast_fit_disk(r->config) : GR_OK);
 }
 
 gr_err gr_train_dry_run(const gr_config *config, gr_comm *comm, const gr_dry_run *o, FILE *out) {

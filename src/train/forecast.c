@@ -179,3 +179,32 @@ gr_err gr_forecast_fit_host(const gr_memory_table *memory, gr_comm *comm) {
     free(all);
     return e;
 }
+
+/* ---------------------------------------------------------------- disk */
+
+int64_t gr_forecast_checkpoints(const gr_config *c) {
+    int64_t every = c->checkpoint.every_steps, n = c->checkpoint.keep_last + 1;
+    int64_t n_save = every ? c->train.steps / every + 1 : n; /* without `every`: one per stop, and the last */
+    n = n_save < n ? n_save : n;
+    return n + (c->checkpoint.keep_every ? c->train.steps / c->checkpoint.keep_every : 0);
+}
+
+double gr_forecast_disk(const gr_config *c, int64_t n_checkpoint) {
+    gr_model_count n;
+    gr_model_count_config(&c->model, c->data.seq_len, &n);
+    double weights_and_moments = 3.0 * sizeof(float) * (double)(n.matrices + n.norms);
+    return 1.05 * weights_and_moments * (double)n_checkpoint;
+}
+
+gr_err gr_forecast_fit_disk(const gr_config *c) {
+    char path[GR_PATH_MAX + 32], have[32], want[32];
+    int64_t n = gr_path_exists(gr_run_path(c, "checkpoints", path)) ? 1 : gr_forecast_checkpoints(c);
+    double need = gr_forecast_disk(c, n);
+    uint64_t room = gr_disk_room(c->run.dir);
+    if (need <= (double)room)
+        return GR_OK;
+    return gr_fail(GR_RESOURCE,
+        "run.dir: %s: expected %s of free disk for %lld checkpoints, got %s; make room, lower checkpoint.keep_last, "
+        "raise checkpoint.keep_every or use another disk",
+        c->run.dir, gr_bytes_text((uint64_t)fmin(need, 0x1p63), want), (long long)n, gr_bytes_text(room, have));
+}

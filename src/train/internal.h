@@ -74,6 +74,12 @@ GR_MUST gr_err gr_forecast_fit_host(const gr_memory_table *memory, gr_comm *comm
 /* One rank fits n_byte: 69 likewise. */
 GR_MUST gr_err gr_forecast_fit(const gr_memory_table *memory, uint64_t n_byte);
 
+/* Checkpoints on disk at once, one more than is kept while the next is written, and bytes of all of them and 5 %. */
+int64_t gr_forecast_checkpoints(const gr_config *config);
+double gr_forecast_disk(const gr_config *config, int64_t n_checkpoint);
+/* The disk of run.dir has room for them, or, where there are checkpoints already, for one more: 69. */
+GR_MUST gr_err gr_forecast_fit_disk(const gr_config *config);
+
 /* Rows and pairs without route tables: as many as uniform routing gives on average, times `spare`; at most as many as
  * when all tokens of a group choose experts of one rank. */
 gr_plan_limits gr_forecast_limits(const gr_config *config, const gr_expert_map *map, double spare);

@@ -124,6 +124,7 @@ gr_err gr_trainer_open(gr_trainer *t, gr_run_folder folder) {
     GR_TRY(gr_trainer_shape(t));
     GR_TRY(gr_trainer_survey(t));
     GR_TRY(gr_forecast_fit_host(&t->memory, t->comm));
+    GR_TRY(gr_comm_agree(t->comm, first ? gr_forecast_fit_disk(c) : GR_OK));
     GR_TRY(gr_trainer_allocate(t));
     GR_TRY(gr_trainer_peak(t));
     GR_TRY(gr_comm_agree(t->comm, first ? gr_run_folder_make(c, folder, t->comm, t->backend) : GR_OK));
