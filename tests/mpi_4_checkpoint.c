@@ -101,6 +101,7 @@ static void a_storage_error_on_one_rank_fails_the_save_on_all(void **state) {
         gr_checkpoint_found found;
         faulty_io_set(&faulty, comm->rank[GR_WORLD] == 3 ? n : 0, ENOSPC, false);
         assert_int_equal(checkpoint_fixture_save(&x, 1 + n), GR_STORAGE);
+        assert_non_null(strstr(gr_error_text(), "optim-3-of-4.safetensors")); /* every rank knows why */
         assert_int_equal(gr_checkpoint_find(gr_io_system(), comm, folder, &found), GR_OK);
         assert_true(found.found && found.state.step == 1);
         gr_checkpoint_found_close(&found);

@@ -43,7 +43,8 @@ struct gr_comm {
     gr_err (*barrier)(gr_comm *c, gr_group g);
     gr_err (*group)(gr_comm *c, int R_ep);    /* see gr_comm_group */
     void (*close)(gr_comm *c, bool finalize); /* see gr_comm_close */
-    gr_err agreed;                            /* the error gr_comm_agree found, 0 until then */
+    gr_err agreed;                            /* what the last gr_comm_agree found */
+    int agreed_rank;                          /* whose error that was */
     void *state;
 };
 

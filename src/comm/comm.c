@@ -64,9 +64,11 @@ gr_err gr_comm_agree(gr_comm *c, gr_err mine) {
             if (!code[i])
                 continue;
             c->agreed = (gr_err)code[i];
+            c->agreed_rank = first + i;
             return first + i == me ? mine : gr_fail_silently(c->agreed);
         }
     }
+    c->agreed = GR_OK; /* an error that was survived says nothing about a later one */
     return GR_OK;
 }
 

@@ -316,16 +316,30 @@ static void temporary_remove(save *s, gr_err err) {
         gr_warn("leftover of a save stays: %s: %s", s->temporary, strerror(-r));
 }
 
+/* The caller may go on after an agreed error, and rank 0 alone talks: it must know the reason too. */
+static gr_err reason_share(gr_comm *comm, gr_err err) {
+    char text[2048] = "";
+    int rank = comm->agreed_rank;
+    if (!err || err != comm->agreed)
+        return err;
+    if (comm->rank[GR_WORLD] == rank)
+        snprintf(text, sizeof text, "%s", gr_error_text());
+    GR_TRY(comm->bcast(comm, GR_WORLD, text, sizeof text, rank));
+    if (comm->rank[GR_WORLD] != rank)
+        err = gr_fail_silently(gr_fail(err, "rank %d: %s", rank, text));
+    return err;
+}
+
 static gr_err save_run(save *s) {
     gr_checkpointer *c = s->c;
     double start_s = gr_time_s();
-    gr_err err = stages_run(s);
+    gr_err err = reason_share(c->o.comm, stages_run(s));
     if (err) {
         temporary_remove(s, err);
         return err;
     }
     durable_print(s, start_s);
-    GR_TRY(gr_comm_agree(c->o.comm, files_read_back(s)));
+    GR_TRY(reason_share(c->o.comm, gr_comm_agree(c->o.comm, files_read_back(s))));
     c->durable_step = s->state->step;
     if (c->o.comm->rank[GR_WORLD] == 0)
         gr_checkpoints_retain(c);
