@@ -27,7 +27,8 @@ static const char exit_codes[] = "exit codes:\n"
                                  "  70  a bug in grouter-train\n"
                                  "  71  loss or gradients were not finite beyond what is tolerated\n"
                                  "  73  another rank or the communication between ranks was lost\n"
-                                 "  74  storage failed: I/O error, full disk or quota, read-only or unwritable place\n";
+                                 "  74  storage failed: I/O error, full disk or quota, read-only or unwritable place\n"
+                                 "  85  asked to stop by a signal; a checkpoint holds the run: run the command again\n";
 
 static void print_help(FILE *out) {
     fputs("usage: grouter-train COMMAND [arguments]\n"

@@ -324,20 +324,48 @@ static void ranks_without_a_path_are_silent(void **state) {
     free(screen);
 }
 
-static void a_log_is_appended_to(void **state) {
-    (void)state;
-    gr_metrics_options o = options();
-    gr_step_record r = record(1);
+static void log_steps(const gr_metrics_options *o, int64_t first, int64_t last) {
     int kept = screen_start();
-    gr_metrics *m = metrics_open(&o);
-    gr_metrics_step(m, &r);
-    gr_metrics_close(m);
-    assert_int_equal(gr_metrics_open(&m, &o), GR_OK);
-    gr_metrics_step(m, &r);
+    gr_metrics *m;
+    assert_int_equal(gr_metrics_open(&m, o), GR_OK);
+    for (int64_t step = first; step <= last; step++) {
+        gr_step_record r = record(step);
+        gr_metrics_step(m, &r);
+    }
     gr_metrics_close(m);
     free(screen_take(kept));
+}
+
+static void a_log_goes_on_after_the_step_of_the_checkpoint(void **state) {
+    (void)state;
+    gr_metrics_options o = options();
+    unlink(log_path);
+    log_steps(&o, 1, 5);
+    FILE *torn = fopen(log_path, "a");
+    assert_non_null(torn);
+    fputs("{\"schema\":1,\"time\":\"2026", torn);
+    fclose(torn);
+    o.resume_step = 3;
+    log_steps(&o, 4, 4);
     char *text = file_take(log_path);
-    assert_int_equal(count(text, "\n"), 2);
+    assert_int_equal(count(text, "\n"), 4);
+    for (int step = 1; step <= 4; step++) {
+        char key[32];
+        snprintf(key, sizeof key, "\"step\":%d,", step);
+        assert_int_equal(count(text, key), 1);
+    }
+    free(text);
+}
+
+static void a_run_that_starts_over_starts_its_log_over(void **state) {
+    (void)state;
+    gr_metrics_options o = options();
+    o.resume_step = -1;
+    unlink(log_path);
+    log_steps(&o, 1, 2);
+    log_steps(&o, 1, 1);
+    char *text = file_take(log_path);
+    assert_int_equal(count(text, "\n"), 1);
     free(text);
 }
 
@@ -353,7 +381,8 @@ int main(void) {
         cmocka_unit_test(a_full_disk_warns_once_and_training_goes_on),
         cmocka_unit_test(a_log_that_cannot_be_opened_is_a_storage_error),
         cmocka_unit_test(ranks_without_a_path_are_silent),
-        cmocka_unit_test(a_log_is_appended_to),
+        cmocka_unit_test(a_log_goes_on_after_the_step_of_the_checkpoint),
+        cmocka_unit_test(a_run_that_starts_over_starts_its_log_over),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -28,6 +28,7 @@ typedef enum gr_err {
     GR_NONFINITE = 71,  /* NaN or Inf beyond policy */
     GR_PEER = 73,       /* a peer or communicator was lost */
     GR_STORAGE = 74,    /* storage failed (EIO, ENOSPC, EDQUOT, read-only) */
+    GR_PREEMPTED = 85,  /* asked to stop, and a checkpoint holds the run: start it again */
 } gr_err;
 
 #define GR_MUST __attribute__((warn_unused_result))

@@ -33,8 +33,9 @@ GR_MUST gr_err gr_feed_measure(
     const gr_config *config, const gr_expert_map *map, const gr_plan_limits *limits, size_t *n_byte);
 void gr_feed_close(gr_feed *f); /* accepts NULL */
 const gr_plan_limits *gr_feed_limits(const gr_feed *f);
-uint64_t gr_feed_rows(const gr_feed *f);    /* rows this rank sends in one dispatch, summed over all micro-batches */
-uint64_t gr_feed_windows(const gr_feed *f); /* windows of all files (train), of one evaluation (valid) */
+uint64_t gr_feed_rows(const gr_feed *f); /* rows this rank sends in one dispatch, summed over all micro-batches */
+const gr_routes_info *gr_feed_table(const gr_feed *f, int i); /* of file i */
+uint64_t gr_feed_windows(const gr_feed *f);       /* windows of all files (train), of one evaluation (valid) */
 uint64_t gr_feed_micro_batches(const gr_feed *f); /* per step (train), per evaluation (valid) */
 
 /* The larger of two limits, for buffers that serve both. */
@@ -71,6 +72,7 @@ typedef struct gr_step_record {
 typedef struct gr_metrics_options {
     const char *path; /* metrics.jsonl; NULL on ranks other than 0: everything is silent */
     int64_t steps, log_every;
+    int64_t resume_step; /* an existing log keeps its records up to this step; the rest is cut off */
     double tokens_per_step;
     double flops_per_token;
     double peak_flops; /* of all ranks together; 0 = unknown */
@@ -96,14 +98,25 @@ typedef struct gr_train_result {
 } gr_train_result;
 
 typedef enum gr_run_folder {
-    GR_RUN_NEW,   /* an existing run folder is refused: 64 */
-    GR_RUN_FRESH, /* an existing run folder is renamed aside */
+    GR_RUN_RESUME, /* go on from the newest checkpoint of an existing run folder; another existing folder is refused: 64
+                    */
+    GR_RUN_FRESH,  /* an existing run folder is renamed aside */
 } gr_run_folder;
 
-/* Trains as the config says; collective over the comm, whose groups it forms. Fills the run folder:
- * config.resolved.json, environment.json, metrics.jsonl, model.safetensors. Nothing is created unless config, data and
- * memory are in order; errors until then are agreed by all ranks. result is filled on rank 0. */
-GR_MUST gr_err gr_train_run(const gr_config *config, gr_comm *comm, gr_run_folder folder, gr_train_result *result);
+typedef struct gr_train_options {
+    const gr_config *config;
+    gr_comm *comm; /* its groups are formed by the run */
+    gr_run_folder folder;
+    const char *const *override; /* keys that may differ from the checkpoint's although they are refused */
+    int n_override;
+} gr_train_options;
+
+/* Trains as the config says; collective. Fills the run folder: config.resolved.json, environment.json, metrics.jsonl,
+ * checkpoints/, model.safetensors. Nothing is created unless config, data and memory are in order; errors until then
+ * are agreed by all ranks. In an existing run folder it goes on from the newest checkpoint that verifies: in the same
+ * layout bit for bit, in another one equal to rounding; every changed key is listed, refused ones are 64. A finished
+ * run only writes its results again. Asked to stop by a signal it saves and returns 85. result is filled on rank 0. */
+GR_MUST gr_err gr_train_run(const gr_train_options *o, gr_train_result *result);
 
 /* What a run would need, without running it. */
 typedef struct gr_dry_run {

@@ -10,11 +10,19 @@
 #define MEMORY_MIN_GIB 1e-3
 #define MEMORY_MAX_GIB 1e6
 
+/* "5.5751 -> 1.7702", or the last alone when the run did not begin here. */
+static void print_losses(double first, double last, const char *unit) {
+    if (isnan(last))
+        return;
+    printf("validation loss ");
+    if (!isnan(first))
+        printf("%.4f -> ", first);
+    printf("%.4f nats per %s\n", last, unit);
+}
+
 static void print_result(const gr_config *config, const gr_train_result *r) {
-    if (!isnan(r->loss_valid))
-        printf("validation loss %.4f -> %.4f nats per token\n", r->loss_valid_first, r->loss_valid);
-    if (!isnan(r->nats_per_byte_valid))
-        printf("validation loss %.4f -> %.4f nats per byte\n", r->nats_per_byte_valid_first, r->nats_per_byte_valid);
+    print_losses(r->loss_valid_first, r->loss_valid, "token");
+    print_losses(r->nats_per_byte_valid_first, r->nats_per_byte_valid, "byte");
     printf(
         "run folder %s: model.safetensors, metrics.jsonl, config.resolved.json, environment.json\n", config->run.dir);
     char text[33];
@@ -38,10 +46,11 @@ static gr_err parse_question(int dry, const char *ranks, const char *memory, gr_
 }
 
 static gr_err run_train(int argc, char **argv) {
-    const char *path = NULL, *set[SET_MAX], *ranks = NULL, *memory = NULL;
-    int n_path = 0, n_set = 0, fresh = 0, dry = 0;
-    const gr_option options[] = {{"--set", set, SET_MAX, &n_set}, {"--fresh", NULL, 0, &fresh},
-        {"--dry-run", NULL, 0, &dry}, {"--ranks", &ranks, 1, NULL}, {"--memory", &memory, 1, NULL}};
+    const char *path = NULL, *set[SET_MAX], *override[SET_MAX], *ranks = NULL, *memory = NULL;
+    int n_path = 0, n_set = 0, n_override = 0, fresh = 0, dry = 0;
+    const gr_option options[] = {{"--set", set, SET_MAX, &n_set}, {"--override", override, SET_MAX, &n_override},
+        {"--fresh", NULL, 0, &fresh}, {"--dry-run", NULL, 0, &dry}, {"--ranks", &ranks, 1, NULL},
+        {"--memory", &memory, 1, NULL}};
     GR_TRY(gr_options_parse(argc, argv, options, sizeof options / sizeof *options, &path, 1, &n_path));
     if (n_path == 0)
         return gr_fail(GR_USAGE, "train: expected a config file, got none; see `grouter-train train --help`");
@@ -53,7 +62,12 @@ static gr_err run_train(int argc, char **argv) {
     if (!e && dry)
         return gr_session_close(&s, gr_train_dry_run(s.config, s.comm, &question, stdout));
     if (!e)
-        e = gr_train_run(s.config, s.comm, fresh ? GR_RUN_FRESH : GR_RUN_NEW, &result);
+        e = gr_train_run(&(gr_train_options){.config = s.config,
+                             .comm = s.comm,
+                             .folder = fresh ? GR_RUN_FRESH : GR_RUN_RESUME,
+                             .override = override,
+                             .n_override = n_override},
+            &result);
     if (!e && s.comm->rank[GR_WORLD] == 0)
         print_result(s.config, &result);
     return gr_session_close(&s, e);
@@ -63,7 +77,7 @@ const gr_command gr_cmd_train = {
     .name = "train",
     .summary = "train a Mixture-of-Experts model from token files and route tables",
     .help =
-        "usage: grouter-train train CONFIG [--set KEY=VALUE]... [--fresh]\n"
+        "usage: grouter-train train CONFIG [--set KEY=VALUE]... [--override KEY]... [--fresh]\n"
         "       grouter-train train CONFIG --dry-run [--ranks R] [--memory GIB]\n"
         "       mpirun -n R grouter-train train CONFIG ...\n"
         "\n"
@@ -72,11 +86,16 @@ const gr_command gr_cmd_train = {
         "config.resolved.json and environment.json. The last line on stdout is the hash of the final weights.\n"
         "\n"
         "  --set KEY=VALUE   override one config key, e.g. --set optimizer.lr=3e-4; repeatable\n"
-        "  --fresh           rename an existing run folder aside instead of refusing to start\n"
+        "  --override KEY    go on although this key differs from the checkpoint's; repeatable\n"
+        "  --fresh           rename an existing run folder aside and start over\n"
         "  --dry-run         check everything, print parameters, FLOPs, memory, messages, disk and time, and stop\n"
         "  --ranks R         with --dry-run: answer for R ranks; data files may be absent, they are then not checked\n"
         "  --memory GIB      with --dry-run: refuse (69) what does not fit GIB of memory per rank; likewise\n"
         "\n"
+        "The same command again goes on from the newest checkpoint in run.dir (checkpoint.every_steps), on any number "
+        "of\n"
+        "ranks. On SIGUSR1, SIGUSR2, SIGTERM or SIGINT the step is finished, a checkpoint saved, and the exit code is "
+        "85.\n"
         "Pin threads per rank with OMP_NUM_THREADS.\n"
         "\n"
         "example:\n"

@@ -136,7 +136,7 @@ static gr_err forecast_uniform(gr_dry_report *r, gr_trainer *t) {
 /* One rank as if it were this one. */
 static gr_err visit_rank(gr_dry_report *r, int n_rank, int rank) {
     gr_comm *comm;
-    gr_trainer t = {.config = r->config};
+    gr_trainer t = {.config = r->config, .lock = -1};
     GR_TRY(pretend(&comm, r->config, n_rank, rank));
     t.comm = comm;
     gr_err e = gr_trainer_shape(&t);
@@ -268,7 +268,7 @@ static gr_err run_elsewhere(gr_dry_report *r, const gr_comm *comm, int n_rank, c
 }
 
 static gr_err run_here(gr_dry_report *r, gr_comm *comm, const gr_dry_run *o, FILE *out) {
-    gr_trainer t = {.config = r->config, .comm = comm};
+    gr_trainer t = {.config = r->config, .comm = comm, .lock = -1};
     gr_err fit = GR_OK, e = visit_here(r, &t, &fit);
     if (!e && comm->rank[GR_WORLD] == 0)
         gr_dry_report_print(r, out);

@@ -308,6 +308,10 @@ uint64_t gr_feed_rows(const gr_feed *f) {
     return f->n_send;
 }
 
+const gr_routes_info *gr_feed_table(const gr_feed *f, int i) {
+    return gr_routes_get(f->source[i].routes);
+}
+
 uint64_t gr_feed_windows(const gr_feed *f) {
     return f->n_window;
 }

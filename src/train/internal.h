@@ -2,15 +2,29 @@
 #ifndef GROUTER_TRAIN_INTERNAL_H
 #define GROUTER_TRAIN_INTERNAL_H
 
+#include "grouter/checkpoint.h"
 #include "grouter/eval.h"
 
-/* Refuses an existing run folder unless it may be renamed aside (64). Changes nothing. */
-GR_MUST gr_err gr_run_folder_check(const gr_config *config, gr_run_folder folder);
+typedef enum gr_run_kind {
+    GR_RUN_ABSENT, /* no such folder */
+    GR_RUN_OURS,   /* a run folder: it has config.resolved.json */
+} gr_run_kind;
 
-/* Renames an existing folder aside if asked (printed), makes the new one (another process that got there first: 64),
- * writes config.resolved.json and environment.json. */
-GR_MUST gr_err gr_run_folder_make(
-    const gr_config *config, gr_run_folder folder, const gr_comm *comm, const gr_backend *backend);
+/* What stands at run.dir; anything but a run folder is refused (64) unless it may be renamed aside. Changes nothing. */
+GR_MUST gr_err gr_run_folder_look(const gr_config *config, gr_run_folder folder, gr_run_kind *kind);
+
+/* So many bytes must fit the disk that run.dir is on or will be on: 69. */
+GR_MUST gr_err gr_run_folder_check_room(const gr_config *config, double n_byte);
+
+/* Exclusive lock of the folder, held until the process ends: 64 naming the holder. *fd is its descriptor. */
+GR_MUST gr_err gr_run_folder_lock(const gr_config *config, int *fd);
+
+/* Makes the folder unless the run goes on in it; with GR_RUN_FRESH an existing one is renamed aside (said so). Then it
+ * is locked (if *lock < 0) and config.resolved.json and environment.json are written. */
+GR_MUST gr_err gr_run_folder_make(const gr_train_options *o, bool goes_on, const gr_backend *backend, int *lock);
+
+/* The processor's name. */
+void gr_cpu_name(char *name, size_t n);
 
 /* "<run.dir>/<name>" into path[GR_PATH_MAX + 32]; returns path. */
 const char *gr_run_path(const gr_config *config, const char *name, char path[GR_PATH_MAX + 32]);
@@ -27,17 +41,46 @@ typedef struct gr_memory_table {
     uint64_t total;
 } gr_memory_table;
 
+/* Facts about data and machine that a checkpoint records. */
+#define GR_FACTS_MAX (GR_DATA_FILES_MAX + 8)
+typedef struct gr_facts {
+    gr_fact list[GR_FACTS_MAX];
+    int n;
+    char key[GR_FACTS_MAX][64], value[GR_FACTS_MAX][256];
+} gr_facts;
+void gr_facts_make(gr_facts *f, const gr_config *config, const gr_feed *feed, const gr_comm *comm);
+
+/* Lists every difference between the checkpoint and the run that is to go on from it; refused ones without an override
+ * are 64, all at once. By rank 0. */
+GR_MUST gr_err gr_resume_check(const gr_train_options *o, const gr_checkpoint_found *found, const gr_facts *facts);
+
+/* Signals that ask the run to stop (USR1, USR2, TERM, INT): from now on they raise a flag; a second one ends the
+ * process at once with 85, naming the newest durable checkpoint. */
+void gr_stop_listen(void);
+void gr_stop_remember(int64_t step); /* the newest durable checkpoint; -1: none */
+/* True on all ranks if any was asked. */
+GR_MUST gr_err gr_stop_agreed(gr_comm *comm, bool *stop);
+
 /* A run from start to end. */
 typedef struct gr_trainer {
-    const gr_config *config;
-    gr_comm *comm;
+    const gr_train_options *o;
+    const gr_config *config; /* of o */
+    gr_comm *comm;           /* of o */
     gr_backend *backend;
     gr_expert_map map;
     gr_feed *feed, *valid; /* valid NULL without data.valid */
     gr_model *model;
     gr_optimizer *optimizer;
     gr_metrics *metrics;
-    double peak_flops; /* of all ranks together */
+    gr_checkpointer *checkpointer;
+    gr_checkpoint_found found; /* what the run goes on from */
+    gr_facts facts;
+    char *config_text;
+    char checkpoints[GR_PATH_MAX + 32]; /* their folder */
+    int lock;           /* descriptor, -1 = none; rank 0 */
+    gr_run_state state; /* after the last step */
+    int failed_saves;   /* in a row */
+    double peak_flops;  /* of all ranks together */
     gr_memory_table memory;
     uint64_t resident_before; /* this process's bytes before the arenas existed */
 
@@ -49,7 +92,7 @@ typedef struct gr_trainer {
 } gr_trainer;
 
 /* start.c: everything a step needs. Errors are agreed by all ranks. close accepts a half-opened trainer. */
-GR_MUST gr_err gr_trainer_open(gr_trainer *t, gr_run_folder folder);
+GR_MUST gr_err gr_trainer_open(gr_trainer *t);
 void gr_trainer_close(gr_trainer *t);
 
 /* The stages of opening, in order: groups, experts' places, backend; then data, routes and the largest plans, without

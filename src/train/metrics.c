@@ -27,9 +27,40 @@ struct gr_metrics {
     double timed_ms;
 };
 
+/* Bytes of `text` before the first record of a step after `last`; a torn last line goes too. */
+static size_t bytes_kept(const char *text, size_t n, int64_t last) {
+    size_t kept = 0;
+    while (kept < n) {
+        const char *line = text + kept, *end = memchr(line, '\n', n - kept);
+        if (!end)
+            break;
+        const char *step = memmem(line, (size_t)(end - line), "\"step\":", 7);
+        if (!step || strtoll(step + 7, NULL, 10) > last)
+            break;
+        kept = (size_t)(end + 1 - text);
+    }
+    return kept;
+}
+
+/* A run that goes on from a checkpoint writes the steps after it again. */
+static gr_err cut_off(const char *path, int64_t last) {
+    if (!gr_path_exists(path))
+        return GR_OK;
+    gr_map log;
+    GR_TRY(gr_map_open(&log, path, GR_STORAGE));
+    size_t kept = bytes_kept((const char *)log.p, log.n, last);
+    gr_map_close(&log);
+    if (truncate(path, (off_t)kept) != 0)
+        return gr_fail(
+            GR_STORAGE, "%s: cutting it off after step %lld failed: %s", path, (long long)last, strerror(errno));
+    return GR_OK;
+}
+
 gr_err gr_metrics_open(gr_metrics **out, const gr_metrics_options *o) {
     *out = NULL;
     void *memory;
+    if (o->path)
+        GR_TRY(cut_off(o->path, o->resume_step));
     GR_TRY(gr_alloc(&memory, 1, sizeof(gr_metrics), "metrics"));
     gr_metrics *m = memory;
     m->o = *o;

@@ -1,8 +1,11 @@
 /* The run folder: made once, never overwritten. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -16,14 +19,63 @@ const char *gr_run_path(const gr_config *config, const char *name, char path[GR_
     return path;
 }
 
-gr_err gr_run_folder_check(const gr_config *config, gr_run_folder folder) {
-    if (folder == GR_RUN_FRESH || !gr_path_exists(config->run.dir))
+gr_err gr_run_folder_look(const gr_config *config, gr_run_folder folder, gr_run_kind *kind) {
+    char path[GR_PATH_MAX + 32];
+    *kind = gr_path_exists(config->run.dir) ? GR_RUN_OURS : GR_RUN_ABSENT;
+    if (*kind == GR_RUN_ABSENT || folder == GR_RUN_FRESH ||
+        gr_path_exists(gr_run_path(config, "config.resolved.json", path)))
         return GR_OK;
     return gr_fail(GR_CONFIG,
-        "run.dir: expected a folder that does not exist yet, got the existing %s; choose another run.dir, or use "
-        "--fresh "
-        "to rename it aside and start over",
+        "run.dir: expected a new folder or that of an earlier run, got %s, which has no config.resolved.json; choose "
+        "another "
+        "run.dir, or use --fresh to rename it aside",
         config->run.dir);
+}
+
+gr_err gr_run_folder_lock(const gr_config *config, int *fd) {
+    char path[GR_PATH_MAX + 32], holder[320] = "", host[256] = "unknown";
+    gr_run_path(config, "lock", path);
+    *fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
+    if (*fd < 0)
+        return gr_fail(GR_STORAGE, "%s: cannot be opened: %s", path, strerror(errno));
+    if (flock(*fd, LOCK_EX | LOCK_NB) != 0) {
+        ssize_t n = read(*fd, holder, sizeof holder - 1);
+        holder[n > 0 ? strcspn(holder, "\n") : 0] = 0;
+        close(*fd);
+        *fd = -1;
+        return gr_fail(GR_CONFIG,
+            "run.dir: expected a folder no other run works in, got %s, locked by %s; wait for it or stop it",
+            config->run.dir, holder[0] ? holder : "another process");
+    }
+    gethostname(host, sizeof host - 1);
+    int n = snprintf(holder, sizeof holder, "process %ld on %s\n", (long)getpid(), host);
+    if (ftruncate(*fd, 0) != 0 || pwrite(*fd, holder, (size_t)n, 0) != n)
+        return gr_fail(GR_STORAGE, "%s: cannot be written: %s", path, strerror(errno));
+    return GR_OK;
+}
+
+gr_err gr_run_folder_check_room(const gr_config *config, double n_byte) {
+    char path[GR_PATH_MAX];
+    struct statvfs disk;
+    snprintf(path, sizeof path, "%s", config->run.dir);
+    while (statvfs(path, &disk) != 0) { /* the folder may not exist yet: then the one it will be made in */
+        if ((errno != ENOENT && errno != ENOTDIR) || strcmp(path, ".") == 0)
+            return gr_fail(
+                GR_STORAGE, "run.dir: %s: the disk of its folder cannot be examined: %s", path, strerror(errno));
+        char *slash = strrchr(path, '/');
+        if (!slash)
+            snprintf(path, sizeof path, ".");
+        else
+            slash[slash == path] = 0;
+    }
+    double room = (double)disk.f_bavail * (double)disk.f_frsize;
+    if (room >= n_byte)
+        return GR_OK;
+    return gr_fail(GR_RESOURCE,
+        "run.dir: expected %.1f MiB of free disk for checkpoints, got %.1f MiB in %s; free some, choose another "
+        "run.dir or lower "
+        "checkpoint.keep_last",
+        n_byte / 1048576, room / 1048576, path);
 }
 
 /* First free name of dir.old-1, dir.old-2, ... */
@@ -76,7 +128,7 @@ static gr_err write_config(const gr_config *config) {
     return e;
 }
 
-static void cpu_name(char *name, size_t n) {
+void gr_cpu_name(char *name, size_t n) {
     snprintf(name, n, "unknown");
     FILE *in = fopen("/proc/cpuinfo", "r");
     char line[512];
@@ -133,7 +185,7 @@ static gr_err write_variables(gr_out *o) {
 static gr_err write_facts(gr_out *o, const gr_comm *comm, const gr_backend *backend) {
     char host[256] = "unknown", cpu[256], started[32];
     gethostname(host, sizeof host - 1);
-    cpu_name(cpu, sizeof cpu);
+    gr_cpu_name(cpu, sizeof cpu);
     time_t now = time(NULL);
     struct tm utc;
     gmtime_r(&now, &utc);
@@ -163,11 +215,19 @@ static gr_err write_environment(const gr_config *config, const gr_comm *comm, co
     return e;
 }
 
-gr_err gr_run_folder_make(
-    const gr_config *config, gr_run_folder folder, const gr_comm *comm, const gr_backend *backend) {
-    if (folder == GR_RUN_FRESH && gr_path_exists(config->run.dir))
-        GR_TRY(rename_aside(config->run.dir));
-    GR_TRY(make_folder(config->run.dir));
+gr_err gr_run_folder_make(const gr_train_options *o, bool goes_on, const gr_backend *backend, int *lock) {
+    const gr_config *config = o->config;
+    if (!goes_on && gr_path_exists(config->run.dir)) {
+        int old; /* a run that is alive must not lose its folder */
+        GR_TRY(gr_run_folder_lock(config, &old));
+        gr_err e = rename_aside(config->run.dir);
+        close(old);
+        GR_TRY(e);
+    }
+    if (!goes_on)
+        GR_TRY(make_folder(config->run.dir));
+    if (*lock < 0)
+        GR_TRY(gr_run_folder_lock(config, lock));
     GR_TRY(write_config(config));
-    return write_environment(config, comm, backend);
+    return write_environment(config, o->comm, backend);
 }

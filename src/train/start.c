@@ -1,5 +1,7 @@
 /* The start of a run: everything that can be wrong is found here, agreed by all ranks, before anything is created. */
 #include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
 
 #include "internal.h"
 /* ---------------------------------------------------------------- start: everything that can be wrong, agreed by all
@@ -29,8 +31,17 @@ static gr_err open_model(gr_trainer *t) {
         limits = gr_plan_limits_max(&limits, gr_feed_limits(t->valid));
     gr_model_options o = gr_trainer_model_options(t, &limits);
     GR_TRY(gr_model_open(&t->model, &o));
-    gr_params_init(gr_model_params(t->model), t->config->run.seed, gr_model_weights(t->model));
+    if (!t->found.found)
+        gr_params_init(gr_model_params(t->model), t->config->run.seed, gr_model_weights(t->model));
     return GR_OK;
+}
+
+/* A decay that follows train.steps keeps the length it had at the first start, so that more steps may be added. */
+static int64_t decay_steps(const gr_trainer *t) {
+    const gr_config *c = t->config;
+    if (c->optimizer.decay_steps)
+        return c->optimizer.decay_steps;
+    return t->found.found ? t->found.state.decay_steps : c->train.steps;
 }
 
 gr_optimizer_options gr_trainer_optimizer_options(const gr_trainer *t, const gr_params *params) {
@@ -43,7 +54,7 @@ gr_optimizer_options gr_trainer_optimizer_options(const gr_trainer *t, const gr_
             .lr = c->optimizer.lr,
             .lr_min = c->optimizer.lr_min,
             .warmup_steps = c->optimizer.warmup_steps,
-            .decay_steps = c->optimizer.decay_steps ? c->optimizer.decay_steps : c->train.steps},
+            .decay_steps = t->state.decay_steps},
         .beta1 = c->optimizer.beta1,
         .beta2 = c->optimizer.beta2,
         .eps = c->optimizer.eps,
@@ -51,11 +62,58 @@ gr_optimizer_options gr_trainer_optimizer_options(const gr_trainer *t, const gr_
         .clip = c->optimizer.clip};
 }
 
+static gr_err open_checkpointer(gr_trainer *t) {
+    GR_TRY(gr_config_text(t->config, &t->config_text));
+    gr_checkpoint_options o = {.io = gr_io_system(),
+        .folder = gr_run_path(t->config, "checkpoints", t->checkpoints),
+        .comm = t->comm,
+        .params = gr_model_params(t->model),
+        .weights = gr_model_weights(t->model),
+        .optimizer = t->optimizer,
+        .config_text = t->config_text,
+        .facts = t->facts.list,
+        .n_fact = t->facts.n,
+        .keep_last = t->config->checkpoint.keep_last,
+        .keep_every = t->config->checkpoint.keep_every};
+    return gr_checkpointer_open(&t->checkpointer, &o);
+}
+
 static gr_err open_local(gr_trainer *t) {
+    t->state = (gr_run_state){.decay_steps = decay_steps(t)};
     GR_TRY(gr_alloc((void **)&t->load, (size_t)t->config->model.num_experts, sizeof *t->load, "expert loads"));
     GR_TRY(open_model(t));
     gr_optimizer_options o = gr_trainer_optimizer_options(t, gr_model_params(t->model));
     return gr_optimizer_open(&t->optimizer, &o);
+}
+
+/* What stands in the run folder, and the newest checkpoint there. A run that stopped before its first one starts over.
+ */
+static gr_err find_checkpoint(gr_trainer *t, gr_run_kind *kind) {
+    bool first = t->comm->rank[GR_WORLD] == 0;
+    *kind = GR_RUN_ABSENT;
+    GR_TRY(gr_comm_agree(t->comm, first ? gr_run_folder_look(t->config, t->o->folder, kind) : GR_OK));
+    GR_TRY(t->comm->bcast(t->comm, GR_WORLD, kind, sizeof *kind, 0));
+    if (*kind == GR_RUN_ABSENT || t->o->folder == GR_RUN_FRESH)
+        return GR_OK;
+    GR_TRY(gr_comm_agree(t->comm, first ? gr_run_folder_lock(t->config, &t->lock) : GR_OK));
+    char folder[GR_PATH_MAX + 32];
+    gr_run_path(t->config, "checkpoints", folder);
+    GR_TRY(gr_checkpoint_find(gr_io_system(), t->comm, folder, &t->found));
+    if (t->found.found)
+        gr_info("going on from %s: %lld of %lld steps are done", t->found.path, (long long)t->found.state.step,
+            (long long)t->config->train.steps);
+    else
+        gr_info("%s holds no checkpoint yet: starting over in it", t->config->run.dir);
+    return GR_OK;
+}
+
+static gr_err load_checkpoint(gr_trainer *t) {
+    GR_TRY(open_checkpointer(t));
+    GR_TRY(gr_checkpoint_load(t->checkpointer, &t->found));
+    t->state.step = t->found.state.step;
+    t->state.cursor = t->found.state.cursor;
+    gr_stop_remember(t->state.step);
+    return GR_OK;
 }
 
 /* All ranks measure at the same time, as they will compute: memory bandwidth and turbo clocks are shared. */
@@ -73,6 +131,7 @@ static gr_err open_metrics(gr_trainer *t) {
     gr_metrics_options o = {.path = t->comm->rank[GR_WORLD] == 0 ? path : NULL,
         .steps = t->config->train.steps,
         .log_every = t->config->log.every_steps,
+        .resume_step = t->found.found ? t->state.step : -1,
         .tokens_per_step = t->tokens_per_step,
         .flops_per_token = count.flops_per_token,
         .peak_flops = t->peak_flops};
@@ -117,17 +176,59 @@ gr_err gr_trainer_allocate(gr_trainer *t) {
     return gr_comm_agree(t->comm, open_local(t));
 }
 
-gr_err gr_trainer_open(gr_trainer *t, gr_run_folder folder) {
-    const gr_config *c = t->config;
+/* All ranks must run one program on one config: what they compute is never compared later. */
+static gr_err check_alike(gr_trainer *t) {
+    char *text;
+    GR_TRY(gr_comm_agree(t->comm, gr_config_text(t->config, &text)));
+    uint64_t mine[2] = {gr_hash64(text, strlen(text)), gr_hash64(gr_version_text(), strlen(gr_version_text()))};
+    free(text);
+    uint64_t first[2] = {mine[0], mine[1]};
+    GR_TRY(t->comm->bcast(t->comm, GR_WORLD, first, sizeof first, 0));
+    gr_err e = GR_OK;
+    if (memcmp(mine, first, sizeof mine) != 0)
+        e = gr_fail(GR_CONFIG, "rank %d: expected the %s of rank 0, got another; start all ranks alike",
+            t->comm->rank[GR_WORLD], mine[0] != first[0] ? "config" : "program");
+    return gr_comm_agree(t->comm, e);
+}
+
+/* Weights and two moments in fp32 per checkpoint, 5 % for headers and the rest. While one is written, all that are kept
+ * stay. */
+static gr_err check_room(const gr_trainer *t) {
+    gr_model_count n;
+    gr_model_count_config(&t->config->model, t->config->data.seq_len, &n);
+    double size = 3.0 * sizeof(float) * (double)(n.matrices + n.norms) * 1.05;
+    double n_checkpoint = t->found.found ? 1 : (double)t->config->checkpoint.keep_last + 1;
+    return gr_run_folder_check_room(t->config, n_checkpoint * size);
+}
+
+/* The checkpoint against this run, and room for the next ones: before any memory is taken. */
+static gr_err check_resume(gr_trainer *t) {
     bool first = t->comm->rank[GR_WORLD] == 0;
-    GR_TRY(gr_comm_agree(t->comm, first ? gr_run_folder_check(c, folder) : GR_OK));
+    gr_facts_make(&t->facts, t->config, t->feed, t->comm);
+    GR_TRY(gr_comm_agree(t->comm, first ? check_room(t) : GR_OK));
+    return gr_comm_agree(t->comm, first && t->found.found ? gr_resume_check(t->o, &t->found, &t->facts) : GR_OK);
+}
+
+gr_err gr_trainer_open(gr_trainer *t) {
+    bool first = t->comm->rank[GR_WORLD] == 0;
+    gr_run_kind kind;
+    gr_stop_listen();
+    GR_TRY(check_alike(t));
+    GR_TRY(gr_comm_agree(t->comm, gr_config_check_ranks(t->config, t->comm->size[GR_WORLD])));
+    GR_TRY(find_checkpoint(t, &kind));
     GR_TRY(gr_trainer_shape(t));
     GR_TRY(gr_trainer_survey(t));
+    GR_TRY(check_resume(t));
     GR_TRY(gr_forecast_fit_host(&t->memory, t->comm));
     GR_TRY(gr_comm_agree(t->comm, first ? gr_forecast_fit_disk(c) : GR_OK));
     GR_TRY(gr_trainer_allocate(t));
+    if (t->found.found)
+        GR_TRY(load_checkpoint(t));
     GR_TRY(gr_trainer_peak(t));
-    GR_TRY(gr_comm_agree(t->comm, first ? gr_run_folder_make(c, folder, t->comm, t->backend) : GR_OK));
+    bool goes_on = kind == GR_RUN_OURS && t->o->folder == GR_RUN_RESUME;
+    GR_TRY(gr_comm_agree(t->comm, first ? gr_run_folder_make(t->o, goes_on, t->backend, &t->lock) : GR_OK));
+    if (!t->found.found) /* it makes its folder in the run folder */
+        GR_TRY(open_checkpointer(t));
     GR_TRY(gr_comm_agree(t->comm, open_metrics(t)));
     describe(t);
     return GR_OK;
@@ -135,11 +236,16 @@ gr_err gr_trainer_open(gr_trainer *t, gr_run_folder folder) {
 
 void gr_trainer_close(gr_trainer *t) {
     gr_metrics_close(t->metrics);
+    gr_checkpointer_close(t->checkpointer);
+    gr_checkpoint_found_close(&t->found);
     gr_optimizer_close(t->optimizer);
     gr_model_close(t->model);
     gr_feed_close(t->valid);
     gr_feed_close(t->feed);
     gr_backend_close(t->backend);
     gr_expert_map_close(&t->map);
+    free(t->config_text);
     free(t->load);
+    if (t->lock >= 0)
+        close(t->lock);
 }

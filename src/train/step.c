@@ -13,16 +13,17 @@ static double since_ms(double start_s) {
     return 1e3 * (gr_time_s() - start_s);
 }
 
-/* The plan of the micro-batch after (step, micro), unless the run ends there. */
+/* The plan of the micro-batch after `micro` of the step that starts at state.cursor, unless the run ends there. */
 static gr_err prepare_next(gr_trainer *t, int64_t step, uint64_t micro) {
+    uint64_t cursor = t->state.cursor;
     if (++micro == gr_feed_micro_batches(t->feed)) {
         micro = 0;
         step++;
+        cursor += (uint64_t)t->config->train.global_batch_windows;
     }
     if (step == t->config->train.steps)
         return GR_OK;
     double start_s = gr_time_s();
-    uint64_t cursor = (uint64_t)step * (uint64_t)t->config->train.global_batch_windows;
     GR_TRY(gr_feed_prepare(t->feed, cursor, micro, &t->ready));
     t->record.prepare_ms += since_ms(start_s);
     return GR_OK;
@@ -127,7 +128,6 @@ static gr_err evaluate_first(gr_trainer *t) {
         .reduce_ms = none,
         .optimizer_ms = none,
         .max_vio = none};
-    t->first = t->last = (gr_eval_loss){.nats_per_token = NAN, .nats_per_byte = NAN};
     if (!t->valid)
         return GR_OK;
     GR_TRY(evaluate(t, &t->first));
@@ -135,28 +135,66 @@ static gr_err evaluate_first(gr_trainer *t) {
     return GR_OK;
 }
 
-static gr_err train(gr_trainer *t) {
-    GR_TRY(evaluate_first(t));
-    GR_TRY(gr_feed_prepare(t->feed, 0, 0, &t->ready));
-    for (int64_t step = 0; step < t->config->train.steps; step++)
-        GR_TRY(train_step(t, step));
+/* Failed saves are survived: the older checkpoints are as they were, and the next one may succeed. */
+#define FAILED_SAVES_MAX 2
+
+static gr_err save_checkpoint(gr_trainer *t) {
+    t->state.optimizer = gr_optimizer_counts_get(t->optimizer);
+    gr_err e = gr_checkpoint_save(t->checkpointer, &t->state);
+    if (e == GR_STORAGE && ++t->failed_saves <= FAILED_SAVES_MAX) {
+        gr_warn(
+            "checkpoint of step %lld was not saved: %s; training goes on", (long long)t->state.step, gr_error_text());
+        return GR_OK;
+    }
+    GR_TRY(e);
+    t->failed_saves = 0;
+    gr_stop_remember(t->state.step);
     return GR_OK;
 }
 
-static gr_err save_weights(gr_trainer *t, gr_train_result *result) {
-    char path[GR_PATH_MAX + 32], *text = NULL;
-    bool first = t->comm->rank[GR_WORLD] == 0;
-    GR_TRY(gr_comm_agree(t->comm, first ? gr_config_text(t->config, &text) : GR_OK));
-    gr_err e = gr_params_save(gr_model_params(t->model), t->comm, gr_model_weights(t->model),
-        gr_run_path(t->config, "model.safetensors", path), text, &result->parameter_hash);
-    free(text);
-    return e;
+/* At the boundary between two steps: a checkpoint where one is due, and the end where one was asked for. */
+static gr_err step_boundary(gr_trainer *t) {
+    bool stop;
+    GR_TRY(gr_stop_agreed(t->comm, &stop));
+    int64_t done = t->state.step, every = t->config->checkpoint.every_steps;
+    if (stop || done == t->config->train.steps || (every && done % every == 0))
+        GR_TRY(save_checkpoint(t));
+    if (!stop || done == t->config->train.steps)
+        return GR_OK;
+    gr_info("asked to stop after step %lld; run the same command again to go on", (long long)done);
+    return gr_comm_agree(t->comm, t->failed_saves ? GR_STORAGE : gr_fail_silently(GR_PREEMPTED));
 }
 
-gr_err gr_train_run(const gr_config *config, gr_comm *comm, gr_run_folder folder, gr_train_result *result) {
-    gr_trainer t = {.config = config, .comm = comm};
+static gr_err train(gr_trainer *t) {
+    const gr_config *c = t->config;
+    if (t->state.step >= c->train.steps) {
+        gr_info("nothing to do: %lld of %lld steps are done", (long long)t->state.step, (long long)c->train.steps);
+        return GR_OK;
+    }
+    if (t->state.step == 0)
+        GR_TRY(evaluate_first(t));
+    GR_TRY(gr_feed_prepare(t->feed, t->state.cursor, 0, &t->ready));
+    while (t->state.step < c->train.steps) {
+        GR_TRY(train_step(t, t->state.step));
+        t->state.step++;
+        t->state.cursor += (uint64_t)c->train.global_batch_windows;
+        GR_TRY(step_boundary(t));
+    }
+    return GR_OK;
+}
+
+/* Collective; failures to write are agreed by all ranks. */
+static gr_err save_weights(gr_trainer *t, gr_train_result *result) {
+    char path[GR_PATH_MAX + 32];
+    return gr_params_save(gr_model_params(t->model), t->comm, gr_model_weights(t->model),
+        gr_run_path(t->config, "model.safetensors", path), t->config_text, &result->parameter_hash);
+}
+
+gr_err gr_train_run(const gr_train_options *o, gr_train_result *result) {
+    gr_trainer t = {.o = o, .config = o->config, .comm = o->comm, .lock = -1};
+    t.first = t.last = (gr_eval_loss){.nats_per_token = NAN, .nats_per_byte = NAN};
     *result = (gr_train_result){0};
-    gr_err e = gr_trainer_open(&t, folder);
+    gr_err e = gr_trainer_open(&t);
     if (!e)
         e = train(&t);
     if (!e)
