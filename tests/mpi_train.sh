@@ -94,10 +94,11 @@ for n in 1 2; do
     awk "BEGIN{d=$loss-$(value r42 loss_valid 40); if (d<0) d=-d; exit !(d < 1e-4)}" || die "eval on $n ranks gives $loss"
 done
 
-# An existing run folder is refused, --fresh renames it aside.
+# A folder that is no run's is refused, --fresh renames an old run aside.
+mkdir foreign
 code=0
-mpi 2 train c.json --set run.dir=r1 >again.out 2>again.err || code=$?
-[ $code -eq 64 ] || die "an existing run folder is refused with 64, got $code"
+mpi 2 train c.json --set run.dir=foreign >again.out 2>again.err || code=$?
+[ $code -eq 64 ] || die "a foreign folder is refused with 64, got $code"
 [ "$(grep -c 'error\[E64\]' again.err)" -eq 1 ] || die "one rank reports: $(cat again.err)"
 mpi 2 train c.json --set run.dir=r1 --set train.steps=1 --fresh >again.out 2>again.err || die "--fresh starts over"
 [ -e r1.old-1/model.safetensors ] && [ -e r1/model.safetensors ] || die "--fresh renames the old run aside"

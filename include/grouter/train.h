@@ -23,10 +23,16 @@ typedef enum gr_feed_kind {
  * feed whose router this one's tables must share. config, comm and map are borrowed. */
 GR_MUST gr_err gr_feed_open(gr_feed **out, gr_feed_kind kind, const gr_config *config, gr_comm *comm,
     const gr_expert_map *map, const gr_feed *like);
+/* Where training begins: the limits are those of the steps from here on. */
+typedef struct gr_feed_start {
+    int64_t step;
+    uint64_t cursor;
+} gr_feed_start;
+
 /* The same in two halves: survey finds everything that can be wrong and the limits, allocate takes the memory for
  * plans, which gr_feed_prepare needs. Collective, both. */
 GR_MUST gr_err gr_feed_survey(gr_feed **out, gr_feed_kind kind, const gr_config *config, gr_comm *comm,
-    const gr_expert_map *map, const gr_feed *like);
+    const gr_expert_map *map, const gr_feed *like, gr_feed_start start);
 GR_MUST gr_err gr_feed_allocate(gr_feed *f);
 /* Bytes that gr_feed_allocate takes with these limits; `layout` is the one it places by. */
 GR_MUST gr_err gr_feed_measure(

@@ -173,17 +173,17 @@ static void micro_limits(gr_feed *f, uint64_t cursor, uint64_t micro) {
 }
 
 /* Exact maxima over every micro-batch of the run. One rank alone keeps all its pairs: no look at the data is needed. */
-static void find_limits(gr_feed *f) {
+static void find_limits(gr_feed *f, gr_feed_start start) {
     f->limits = (gr_plan_limits){.N = f->B * f->T, .K = f->K, .n_rank = f->map->n_rank, .E_local = f->map->E_local};
     if (f->map->n_rank == 1) {
         f->limits.pair_max = (uint64_t)f->limits.N * f->K;
         return;
     }
-    uint64_t n_step = f->kind == GR_FEED_TRAIN ? (uint64_t)f->config->train.steps : 1;
+    int64_t n_step = f->kind == GR_FEED_TRAIN ? f->config->train.steps - start.step : 1;
     uint64_t n_micro = gr_feed_micro_batches(f), G = (uint64_t)f->config->train.global_batch_windows;
-    for (uint64_t step = 0; step < n_step; step++)
+    for (int64_t step = 0; step < n_step; step++)
         for (uint64_t micro = 0; micro < n_micro; micro++)
-            micro_limits(f, step * G, micro);
+            micro_limits(f, start.cursor + (uint64_t)step * G, micro);
 }
 
 gr_plan_limits gr_plan_limits_max(const gr_plan_limits *a, const gr_plan_limits *b) {
@@ -250,22 +250,22 @@ gr_err gr_feed_allocate(gr_feed *f) {
     return gr_comm_agree(f->comm, allocate(f));
 }
 
-static gr_err survey(gr_feed *f, const gr_feed *like) {
+static gr_err survey(gr_feed *f, const gr_feed *like, gr_feed_start start) {
     GR_TRY(gr_comm_agree(f->comm, open_sources(f, like)));
     GR_TRY(open_touch_counts(f));
-    find_limits(f);
+    find_limits(f, start);
     return GR_OK;
 }
 
 gr_err gr_feed_survey(gr_feed **out, gr_feed_kind kind, const gr_config *config, gr_comm *comm,
-    const gr_expert_map *map, const gr_feed *like) {
+    const gr_expert_map *map, const gr_feed *like, gr_feed_start start) {
     *out = NULL;
     gr_feed *f;
     GR_TRY(gr_alloc((void **)&f, 1, sizeof *f, "feed"));
     f->kind = kind;
     f->comm = comm;
     set_shape(f, config, map);
-    gr_err e = survey(f, like);
+    gr_err e = survey(f, like, start);
     if (e) {
         gr_feed_close(f);
         return e;
@@ -276,7 +276,7 @@ gr_err gr_feed_survey(gr_feed **out, gr_feed_kind kind, const gr_config *config,
 
 gr_err gr_feed_open(gr_feed **out, gr_feed_kind kind, const gr_config *config, gr_comm *comm, const gr_expert_map *map,
     const gr_feed *like) {
-    GR_TRY(gr_feed_survey(out, kind, config, comm, map, like));
+    GR_TRY(gr_feed_survey(out, kind, config, comm, map, like, (gr_feed_start){0}));
     gr_err e = gr_feed_allocate(*out);
     if (e) {
         gr_feed_close(*out);

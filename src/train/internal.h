@@ -77,10 +77,10 @@ typedef struct gr_trainer {
     gr_facts facts;
     char *config_text;
     char checkpoints[GR_PATH_MAX + 32]; /* their folder */
-    int lock;           /* descriptor, -1 = none; rank 0 */
-    gr_run_state state; /* after the last step */
-    int failed_saves;   /* in a row */
-    double peak_flops;  /* of all ranks together */
+    int lock;                           /* descriptor, -1 = none; rank 0 */
+    gr_run_state state;                 /* after the last step */
+    int failed_saves;                   /* in a row */
+    double peak_flops;                  /* of all ranks together */
     gr_memory_table memory;
     uint64_t resident_before; /* this process's bytes before the arenas existed */
 

@@ -8,9 +8,10 @@
  */
 
 static gr_err survey_feeds(gr_trainer *t) {
-    GR_TRY(gr_feed_survey(&t->feed, GR_FEED_TRAIN, t->config, t->comm, &t->map, NULL));
+    gr_feed_start start = {.step = t->found.state.step, .cursor = t->found.state.cursor}; /* 0 without a checkpoint */
+    GR_TRY(gr_feed_survey(&t->feed, GR_FEED_TRAIN, t->config, t->comm, &t->map, NULL, start));
     if (t->config->data.n_valid)
-        GR_TRY(gr_feed_survey(&t->valid, GR_FEED_VALID, t->config, t->comm, &t->map, t->feed));
+        GR_TRY(gr_feed_survey(&t->valid, GR_FEED_VALID, t->config, t->comm, &t->map, t->feed, (gr_feed_start){0}));
     return GR_OK;
 }
 
