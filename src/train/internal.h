@@ -13,9 +13,6 @@ typedef enum gr_run_kind {
 /* What stands at run.dir; anything but a run folder is refused (64) unless it may be renamed aside. Changes nothing. */
 GR_MUST gr_err gr_run_folder_look(const gr_config *config, gr_run_folder folder, gr_run_kind *kind);
 
-/* So many bytes must fit the disk that run.dir is on or will be on: 69. */
-GR_MUST gr_err gr_run_folder_check_room(const gr_config *config, double n_byte);
-
 /* Exclusive lock of the folder, held until the process ends: 64 naming the holder. *fd is its descriptor. */
 GR_MUST gr_err gr_run_folder_lock(const gr_config *config, int *fd);
 

@@ -5,7 +5,6 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -52,30 +51,6 @@ gr_err gr_run_folder_lock(const gr_config *config, int *fd) {
     if (ftruncate(*fd, 0) != 0 || pwrite(*fd, holder, (size_t)n, 0) != n)
         return gr_fail(GR_STORAGE, "%s: cannot be written: %s", path, strerror(errno));
     return GR_OK;
-}
-
-gr_err gr_run_folder_check_room(const gr_config *config, double n_byte) {
-    char path[GR_PATH_MAX];
-    struct statvfs disk;
-    snprintf(path, sizeof path, "%s", config->run.dir);
-    while (statvfs(path, &disk) != 0) { /* the folder may not exist yet: then the one it will be made in */
-        if ((errno != ENOENT && errno != ENOTDIR) || strcmp(path, ".") == 0)
-            return gr_fail(
-                GR_STORAGE, "run.dir: %s: the disk of its folder cannot be examined: %s", path, strerror(errno));
-        char *slash = strrchr(path, '/');
-        if (!slash)
-            snprintf(path, sizeof path, ".");
-        else
-            slash[slash == path] = 0;
-    }
-    double room = (double)disk.f_bavail * (double)disk.f_frsize;
-    if (room >= n_byte)
-        return GR_OK;
-    return gr_fail(GR_RESOURCE,
-        "run.dir: expected %.1f MiB of free disk for checkpoints, got %.1f MiB in %s; free some, choose another "
-        "run.dir or lower "
-        "checkpoint.keep_last",
-        n_byte / 1048576, room / 1048576, path);
 }
 
 /* First free name of dir.old-1, dir.old-2, ... */

@@ -192,21 +192,10 @@ static gr_err check_alike(gr_trainer *t) {
     return gr_comm_agree(t->comm, e);
 }
 
-/* Weights and two moments in fp32 per checkpoint, 5 % for headers and the rest. While one is written, all that are kept
- * stay. */
-static gr_err check_room(const gr_trainer *t) {
-    gr_model_count n;
-    gr_model_count_config(&t->config->model, t->config->data.seq_len, &n);
-    double size = 3.0 * sizeof(float) * (double)(n.matrices + n.norms) * 1.05;
-    double n_checkpoint = t->found.found ? 1 : (double)t->config->checkpoint.keep_last + 1;
-    return gr_run_folder_check_room(t->config, n_checkpoint * size);
-}
-
-/* The checkpoint against this run, and room for the next ones: before any memory is taken. */
+/* The checkpoint against this run, before any memory is taken. */
 static gr_err check_resume(gr_trainer *t) {
     bool first = t->comm->rank[GR_WORLD] == 0;
     gr_facts_make(&t->facts, t->config, t->feed, t->comm);
-    GR_TRY(gr_comm_agree(t->comm, first ? check_room(t) : GR_OK));
     return gr_comm_agree(t->comm, first && t->found.found ? gr_resume_check(t->o, &t->found, &t->facts) : GR_OK);
 }
 
@@ -215,13 +204,12 @@ gr_err gr_trainer_open(gr_trainer *t) {
     gr_run_kind kind;
     gr_stop_listen();
     GR_TRY(check_alike(t));
-    GR_TRY(gr_comm_agree(t->comm, gr_config_check_ranks(t->config, t->comm->size[GR_WORLD])));
     GR_TRY(find_checkpoint(t, &kind));
     GR_TRY(gr_trainer_shape(t));
     GR_TRY(gr_trainer_survey(t));
     GR_TRY(check_resume(t));
     GR_TRY(gr_forecast_fit_host(&t->memory, t->comm));
-    GR_TRY(gr_comm_agree(t->comm, first ? gr_forecast_fit_disk(c) : GR_OK));
+    GR_TRY(gr_comm_agree(t->comm, first ? gr_forecast_fit_disk(t->config) : GR_OK));
     GR_TRY(gr_trainer_allocate(t));
     if (t->found.found)
         GR_TRY(load_checkpoint(t));
