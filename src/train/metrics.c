@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -44,8 +45,9 @@ static size_t bytes_kept(const char *text, size_t n, int64_t last) {
 
 /* A run that goes on from a checkpoint writes the steps after it again. */
 static gr_err cut_off(const char *path, int64_t last) {
-    if (!gr_path_exists(path))
-        return GR_OK;
+    struct stat st;
+    if (stat(path, &st) != 0 || !S_ISREG(st.st_mode))
+        return GR_OK; /* new, or a device: nothing to cut */
     gr_map log;
     GR_TRY(gr_map_open(&log, path, GR_STORAGE));
     size_t kept = bytes_kept((const char *)log.p, log.n, last);
