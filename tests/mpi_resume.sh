@@ -18,7 +18,7 @@ die() {
 train() { # RANKS EP DIR [ARGUMENT...]: output in DIR.out and DIR.err
     local n=$1 ep=$2 dir=$3
     shift 3
-    "${launch[@]}" -n "$n" "$binary" train c.json --set run.dir="$dir" --set parallel.expert_parallel_size="$ep" "$@" \
+    "${launch[@]}" -n "$n" "$binary" train "$PWD/c.json" --set run.dir="$dir" --set parallel.expert_parallel_size="$ep" "$@" \
         >"$dir.out" 2>"$dir.err"
 }
 hash_of() { tail -1 "$1.out" | grep -E '^parameter hash [0-9a-f]{32}$' || die "no parameter hash: $(cat "$1.err")"; }
@@ -63,7 +63,7 @@ grep -q 'durable' whole.err || die "a durable checkpoint is announced"
 train 2 2 asked &
 pid=$!
 wait_for_step asked 13
-pkill -USR1 -P $pid mpirun 2>/dev/null || kill -USR1 $pid
+kill -USR1 "$(pgrep -P $pid mpirun || echo $pid)"
 code=0
 wait $pid || code=$?
 [ $code -eq 85 ] || die "asked to stop: code $code, $(cat asked.err)"
@@ -73,11 +73,23 @@ grep -q 'going on from' asked.err || die "going on is said"
 [ "$(hash_of asked)" = "$whole" ] || die "a stopped run ends with the bits of one that was not"
 cmp <(log_of whole) <(log_of asked) || die "the log of a stopped run equals that of one that was not"
 
+# Asked twice: it leaves at once, and nothing is lost but the steps since the last checkpoint.
+train 2 2 twice &
+pid=$!
+wait_for_step twice 23
+launcher=$(pgrep -P $pid mpirun || echo $pid)
+kill -USR1 "$launcher" && sleep 0.01 && kill -USR1 "$launcher" || true
+code=0
+wait $pid || code=$?
+[ $code -eq 85 ] || [ $code -eq 0 ] || die "asked twice: code $code, $(cat twice.err)"
+train 2 2 twice || die "going on after leaving at once: $(cat twice.err)"
+[ "$(hash_of twice)" = "$whole" ] || die "a run that left at once ends with the bits of one that did not"
+
 # Killed at once: the same, from the last checkpoint.
 train 2 2 killed &
 pid=$!
 wait_for_step killed 27
-pkill -KILL -f "run.dir=killed" || true
+pkill -KILL -f "$PWD/c.json --set run.dir=killed" || true
 wait $pid || true
 train 2 2 killed || die "going on after a kill: $(cat killed.err)"
 [ "$(hash_of killed)" = "$whole" ] || die "a killed run ends with the bits of one that was not"
@@ -132,6 +144,6 @@ cp busy.err busy.first
 code=0
 "${launch[@]}" -n 1 "$binary" train c.json --set run.dir=busy --set parallel.expert_parallel_size=1 >second.out 2>second.err || code=$?
 [ $code -eq 64 ] && grep -q 'locked by process' second.err || die "a second run in the folder: code $code, $(cat second.err)"
-pkill -KILL -f "run.dir=busy" || true
+pkill -KILL -f "$PWD/c.json --set run.dir=busy" || true
 wait $pid || true
 echo "stopped, killed, damaged, moved and doubled runs behave"

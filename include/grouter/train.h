@@ -117,6 +117,11 @@ typedef struct gr_train_options {
     int n_override;
 } gr_train_options;
 
+/* From now on SIGUSR1, SIGUSR2, SIGTERM and SIGINT ask the run to stop between two steps; a second one ends the process
+ * at once with 85, naming the newest durable checkpoint. Call it once, before anything starts threads (the comm
+ * does). 69. */
+GR_MUST gr_err gr_stop_listen(void);
+
 /* Trains as the config says; collective. Fills the run folder: config.resolved.json, environment.json, metrics.jsonl,
  * checkpoints/, model.safetensors. Nothing is created unless config, data and memory are in order; errors until then
  * are agreed by all ranks. In an existing run folder it goes on from the newest checkpoint that verifies: in the same

@@ -58,6 +58,8 @@ static gr_err run_train(int argc, char **argv) {
     GR_TRY(parse_question(dry, ranks, memory, &question));
     gr_session s;
     gr_train_result result;
+    if (!dry)
+        GR_TRY(gr_stop_listen());
     gr_err e = gr_session_open(&s, path, set, n_set);
     if (!e && dry)
         return gr_session_close(&s, gr_train_dry_run(s.config, s.comm, &question, stdout));

@@ -51,9 +51,6 @@ void gr_facts_make(gr_facts *f, const gr_config *config, const gr_feed *feed, co
  * are 64, all at once. By rank 0. */
 GR_MUST gr_err gr_resume_check(const gr_train_options *o, const gr_checkpoint_found *found, const gr_facts *facts);
 
-/* Signals that ask the run to stop (USR1, USR2, TERM, INT): from now on they raise a flag; a second one ends the
- * process at once with 85, naming the newest durable checkpoint. */
-void gr_stop_listen(void);
 void gr_stop_remember(int64_t step); /* the newest durable checkpoint; -1: none */
 /* True on all ranks if any was asked. */
 GR_MUST gr_err gr_stop_agreed(gr_comm *comm, bool *stop);

@@ -202,7 +202,6 @@ static gr_err check_resume(gr_trainer *t) {
 gr_err gr_trainer_open(gr_trainer *t) {
     bool first = t->comm->rank[GR_WORLD] == 0;
     gr_run_kind kind;
-    gr_stop_listen();
     GR_TRY(check_alike(t));
     GR_TRY(find_checkpoint(t, &kind));
     GR_TRY(gr_trainer_shape(t));
