@@ -51,16 +51,24 @@ step_median() { # metrics, key: over the steps after the second
         awk '{ value[NR] = $1 } END { printf "%.6g\n", NR % 2 ? value[(NR + 1) / 2] : (value[NR / 2] + value[NR / 2 + 1]) / 2 }'
 }
 
+# Writes the products' rates to FOLDER/gemm.txt; prints the ranks' rates of the largest one added up.
+gemm_rate() { # folder, ranks, threads, config, settings...
+    launch "$2" "$3" build/tests/bench_gemm "${@:4}" >"$1/gemm.txt"
+    sed -n 's/^largest: .* \([0-9.]*\) GFLOP.*/\1/p' "$1/gemm.txt" | awk '{ sum += $1 } END { print sum }'
+}
+
 bench_layout() { # model, dtype, ranks, threads
-    local config=configs/bench/$1.json folder=build/bench/$1 micro global rate line ms phase
+    local config=configs/bench/$1.json folder=build/bench/$1 micro global rate after line ms phase
     micro=$(config_number "$config" micro_batch_windows) global=$(config_number "$config" global_batch_windows)
     [[ $((micro * $3)) -le $global ]] || micro=$((global / $3))
     local set=(train.micro_batch_windows="$micro" parallel.expert_parallel_size="$3")
-    launch "$3" "$4" build/tests/bench_gemm "$config" "${set[@]}" >"$folder/gemm.txt"
-    rate=$(sed -n 's/^largest: .* \([0-9.]*\) GFLOP.*/\1/p' "$folder/gemm.txt" | awk '{ sum += $1 } END { print sum }')
+    rate=$(gemm_rate "$folder" "$3" "$4" "$config" "${set[@]}")
     rm -rf "$folder/run"
     launch "$3" "$4" "$program" train "$config" "${set[@]/#/--set=}" >"$folder/train.log" 2>&1 ||
         { cat "$folder/train.log" >&2 && exit 1; }
+    # Measured again behind the training: what disturbs only one of them does not raise the share.
+    after=$(gemm_rate "$folder" "$3" "$4" "$config" "${set[@]}")
+    rate=$(printf '%s\n' "$rate" "$after" | LC_ALL=C sort -g | tail -n 1)
     local metrics=$folder/run/metrics.jsonl
     ms=$(step_median "$metrics" step_ms)
     line=""
@@ -73,7 +81,7 @@ bench_layout() { # model, dtype, ranks, threads
         -v tokens="$(step_median "$metrics" tokens_per_s)" -v flops="$(step_median "$metrics" model_flops_per_s)" 'BEGIN {
         printf "%-7s %-5s %-6s %9.0f %8.1f %8.1f %6.1f%% %8.1f%s\n", model, dtype, layout, tokens, flops / 1e9, rate,
             100 * flops / 1e9 / rate, ms, line }'
-    sed -n 's/^largest: */        largest product of a rank: /p' "$folder/gemm.txt" | head -n 1
+    sed -n 's/^largest: \(.*[0-9]\)  .*/        largest product of a rank: \1/p' "$folder/gemm.txt" | head -n 1
 }
 
 read -r load _ </proc/loadavg
