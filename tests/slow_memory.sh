@@ -39,7 +39,7 @@ bytes() {
 
 compare() { # LOG LEAST: the line of step 3
     local line measured predicted off
-    line=$(grep 'memory after step 3' "$1") || die "expected a line about memory in: $(<"$1")"
+    line=$(grep 'memory after 3 steps' "$1") || die "expected a line about memory in: $(<"$1")"
     echo "$line"
     read -r measured predicted < <(sed -E 's/.*: ([0-9.]+) (.iB) measured, ([0-9.]+) (.iB) predicted/\1 \2 \3 \4/' <<<"$line" |
         { read -r a b c d; echo "$(bytes "$a" "$b") $(bytes "$c" "$d")"; })

@@ -71,6 +71,8 @@ bad 2 'trian.*train' trian
 bad 2 'config file' train
 bad 2 '--fersh.*--fresh' train good.json --fersh
 bad 2 '--set.*value' train good.json --set
+bad 2 'model.hiden_size.*did you mean "model.hidden_size"' train good.json --override model.hiden_size
+bad 2 '--override: unknown key' train good.json --override 'data.train[0'
 bad 2 '--out' tokens ../nothing.txt
 bad 2 '--experts' route --method hash --fit t --vocab 257 --experts zero --top-k 2 --out x.router
 

@@ -30,7 +30,7 @@ silent_stderr() { [ ! -s err ] || fail "expected nothing on stderr"; }
 
 expect 0 --help
 silent_stderr
-for code in 0 2 64 65 66 69 70 71 73 74; do
+for code in 0 2 64 65 66 69 70 71 73 74 85; do
     grep -qE "^  $code +[a-z]" out || fail "expected exit code $code in the help"
 done
 commands=$(sed -n '/^commands:/,/^$/s/^  \([a-z]*\) .*/\1/p' out)

@@ -58,6 +58,8 @@ static gr_err run_train(int argc, char **argv) {
     GR_TRY(parse_question(dry, ranks, memory, &question));
     gr_session s;
     gr_train_result result;
+    for (int i = 0; i < n_override; i++)
+        GR_TRY(gr_config_check_override(override[i]));
     if (!dry)
         GR_TRY(gr_stop_listen());
     gr_err e = gr_session_open(&s, path, set, n_set);

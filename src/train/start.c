@@ -4,8 +4,6 @@
 #include <unistd.h>
 
 #include "internal.h"
-/* ---------------------------------------------------------------- start: everything that can be wrong, agreed by all
- */
 
 static gr_err survey_feeds(gr_trainer *t) {
     gr_feed_start start = {.step = t->found.state.step, .cursor = t->found.state.cursor}; /* 0 without a checkpoint */

@@ -83,7 +83,7 @@ static void compare_memory(const gr_trainer *t) {
     uint64_t now = gr_memory_resident(), before = t->resident_before;
     char measured[32], predicted[32];
     if (now > before)
-        gr_info("memory after step 3: %s measured, %s predicted", gr_bytes_text(now - before, measured),
+        gr_info("memory after 3 steps: %s measured, %s predicted", gr_bytes_text(now - before, measured),
             gr_bytes_text(t->memory.total, predicted));
 }
 
@@ -105,7 +105,7 @@ static gr_err train_step(gr_trainer *t, int64_t step) {
     if (evaluation_due(t, step + 1))
         GR_TRY(evaluate(t, &t->last));
     gr_metrics_step(t->metrics, &t->record);
-    if (step + 1 == 3)
+    if (step + 1 - t->found.state.step == 3)
         compare_memory(t);
     return GR_OK;
 }
