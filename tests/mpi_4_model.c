@@ -13,32 +13,16 @@
 static gr_backend *backend;
 static gr_comm *comm;
 
-static const gr_model_config config = {
-    .vocab_size = 61,
-    .hidden_size = 24,
-    .num_hidden_layers = 3,
-    .num_attention_heads = 4,
-    .num_key_value_heads = 2,
-    .head_dim = 6,
-    .intermediate_size = 20,
-    .moe_intermediate_size = 10,
-    .num_experts = 8,
-    .num_experts_per_tok = 3,
-    .shared_expert_intermediate_size = 6,
-    .first_k_dense_replace = 1,
-    .rms_norm_eps = 1e-5,
-    .rope_theta = 1000,
-    .initializer_range = 0.2,
-    .use_qk_norm = true,
-};
-
-static const model_case_options training = {.config = &config, .n_window = 2, .T = 13, .only_expert = -1};
+static const model_case_options training = {.config = &model_case_config, .n_window = 2, .T = 13, .only_expert = -1};
 
 static void check(int R_ep, bool unused_slots, int only_expert) {
     assert_int_equal(gr_comm_group(comm, R_ep), GR_OK);
     model_case_result r = model_case_run(backend, comm,
-        &(model_case_options){
-            .config = &config, .n_window = 2, .T = 13, .unused_slots = unused_slots, .only_expert = only_expert});
+        &(model_case_options){.config = &model_case_config,
+            .n_window = 2,
+            .T = 13,
+            .unused_slots = unused_slots,
+            .only_expert = only_expert});
     if (!(r.loss_error <= 1e-5 && r.gradient_error <= 1e-5))
         fail_msg("R_ep %d: loss error %.3g, gradient error %.3g in %s", R_ep, r.loss_error, r.gradient_error, r.worst);
 }
@@ -109,7 +93,8 @@ static void twenty_steps_with_sharded_moments_equal_one_rank(void **state) {
 
 static void recomputation_changes_no_bit_in_any_layout(void **state) {
     (void)state;
-    const model_case_options o = {.config = &config, .n_window = 2, .T = 13, .unused_slots = true, .only_expert = -1};
+    const model_case_options o = {
+        .config = &model_case_config, .n_window = 2, .T = 13, .unused_slots = true, .only_expert = -1};
     for (int R_ep = 1; R_ep <= 4; R_ep *= 2) {
         assert_int_equal(gr_comm_group(comm, R_ep), GR_OK);
         assert_true(model_case_recompute_is_exact(backend, comm, &o, 4));
@@ -122,7 +107,7 @@ static void recomputed_expert_parallel_equals_the_reference(void **state) {
     for (gr_recompute recompute = GR_RECOMPUTE_EXPERTS; recompute <= GR_RECOMPUTE_BLOCK; recompute++) {
         model_case_result r = model_case_run(backend, comm,
             &(model_case_options){
-                .config = &config, .n_window = 2, .T = 13, .only_expert = -1, .recompute = recompute});
+                .config = &model_case_config, .n_window = 2, .T = 13, .only_expert = -1, .recompute = recompute});
         assert_true(r.loss_error <= 1e-5 && r.gradient_error <= 1e-5);
     }
 }

@@ -39,25 +39,6 @@ void *__wrap_aligned_alloc(size_t align, size_t n) {
     return __real_aligned_alloc(align, n);
 }
 
-static const gr_model_config config = {
-    .vocab_size = 61,
-    .hidden_size = 24,
-    .num_hidden_layers = 3,
-    .num_attention_heads = 4,
-    .num_key_value_heads = 2,
-    .head_dim = 6,
-    .intermediate_size = 20,
-    .moe_intermediate_size = 10,
-    .num_experts = 8,
-    .num_experts_per_tok = 3,
-    .shared_expert_intermediate_size = 6,
-    .first_k_dense_replace = 1,
-    .rms_norm_eps = 1e-5,
-    .rope_theta = 1000,
-    .initializer_range = 0.2,
-    .use_qk_norm = true,
-};
-
 /* Allocation calls of a whole run of so many steps. */
 static int calls_of(int steps, gr_recompute recompute) {
     gr_backend *backend;
@@ -65,7 +46,7 @@ static int calls_of(int steps, gr_recompute recompute) {
     assert_int_equal(gr_backend_open(&backend, "cpu"), GR_OK);
     assert_int_equal(gr_comm_open(&comm, "self"), GR_OK);
     assert_int_equal(gr_comm_group(comm, 1), GR_OK);
-    const model_case_options o = {.config = &config,
+    const model_case_options o = {.config = &model_case_config,
         .n_window = 2,
         .T = 40,
         .unused_slots = true,

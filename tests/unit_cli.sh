@@ -9,20 +9,7 @@ mkdir -p "$work"
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 
-fail() {
-    echo "FAILED: $*"
-    echo "--- stdout"; cat out
-    echo "--- stderr"; cat err
-    exit 1
-}
-
-# expect CODE ARGS...: runs the binary; leaves its output in out and err.
-expect() {
-    local code=$1 got=0
-    shift
-    "$binary" "$@" >out 2>err || got=$?
-    [ "$got" -eq "$code" ] || fail "grouter-train $*: expected exit code $code, got $got"
-}
+source "$SOURCE_DIR/tests/command.sh"
 on_stdout() { grep -qF -- "$1" out || fail "expected on stdout: $1"; }
 on_stderr() { grep -qF -- "$1" err || fail "expected on stderr: $1"; }
 silent_stdout() { [ ! -s out ] || fail "expected nothing on stdout"; }

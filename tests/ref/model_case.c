@@ -7,6 +7,25 @@
 
 #include "grouter/optim.h"
 
+const gr_model_config model_case_config = {
+    .vocab_size = 61,
+    .hidden_size = 24,
+    .num_hidden_layers = 3,
+    .num_attention_heads = 4,
+    .num_key_value_heads = 2,
+    .head_dim = 6,
+    .intermediate_size = 20,
+    .moe_intermediate_size = 10,
+    .num_experts = 8,
+    .num_experts_per_tok = 3,
+    .shared_expert_intermediate_size = 6,
+    .first_k_dense_replace = 1,
+    .rms_norm_eps = 1e-5,
+    .rope_theta = 1000,
+    .initializer_range = 0.2,
+    .use_qk_norm = true,
+};
+
 #define MUST(expr)                                                                                                     \
     do {                                                                                                               \
         if (expr) {                                                                                                    \

@@ -7,6 +7,9 @@
 #include "grouter/optim.h"
 #include "ref_model.h"
 
+/* A few kB with every kind of layer: dense and MoE, shared expert, grouped queries, q and k norms. */
+extern const gr_model_config model_case_config;
+
 typedef struct model_case_options {
     const gr_model_config *config;
     int n_window, T;   /* per rank */
