@@ -67,6 +67,18 @@ static gr_err rename_aside(const char *dir) {
     return GR_OK;
 }
 
+/* A run that is alive must not lose its folder; a folder that is no run's gets no lock file of ours. */
+static gr_err clear_the_way(const gr_config *config) {
+    char path[GR_PATH_MAX + 32];
+    int lock = -1;
+    if (gr_path_exists(gr_run_path(config, "config.resolved.json", path)))
+        GR_TRY(gr_run_folder_lock(config, &lock));
+    gr_err e = rename_aside(config->run.dir);
+    if (lock >= 0)
+        close(lock);
+    return e;
+}
+
 static gr_err make_folder(const char *dir) {
     char parent[GR_PATH_MAX];
     snprintf(parent, sizeof parent, "%s", dir);
@@ -192,13 +204,8 @@ static gr_err write_environment(const gr_config *config, const gr_comm *comm, co
 
 gr_err gr_run_folder_make(const gr_train_options *o, bool goes_on, const gr_backend *backend, int *lock) {
     const gr_config *config = o->config;
-    if (!goes_on && gr_path_exists(config->run.dir)) {
-        int old; /* a run that is alive must not lose its folder */
-        GR_TRY(gr_run_folder_lock(config, &old));
-        gr_err e = rename_aside(config->run.dir);
-        close(old);
-        GR_TRY(e);
-    }
+    if (!goes_on && gr_path_exists(config->run.dir))
+        GR_TRY(clear_the_way(config));
     if (!goes_on)
         GR_TRY(make_folder(config->run.dir));
     if (*lock < 0)
