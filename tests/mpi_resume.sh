@@ -144,6 +144,11 @@ cp busy.err busy.first
 code=0
 "${launch[@]}" -n 1 "$binary" train c.json --set run.dir=busy --set parallel.expert_parallel_size=1 >second.out 2>second.err || code=$?
 [ $code -eq 64 ] && grep -q 'locked by process' second.err || die "a second run in the folder: code $code, $(cat second.err)"
+code=0
+"${launch[@]}" -n 1 "$binary" train "$PWD/c.json" --fresh --set run.dir=busy --set parallel.expert_parallel_size=1 >second.out \
+    2>second.err || code=$?
+[ $code -eq 64 ] && grep -q 'locked by process' second.err || die "--fresh under a live run: code $code, $(cat second.err)"
+[ ! -e busy.old-1 ] || die "a live run's folder was renamed"
 pkill -KILL -f "$PWD/c.json --set run.dir=busy" || true
 wait $pid || true
 echo "stopped, killed, damaged, moved and doubled runs behave"
