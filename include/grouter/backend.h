@@ -104,6 +104,22 @@ typedef struct gr_norm {
     float *dw; /* [width], accumulated */
 } gr_norm;
 
+/* y = relu((x - mean) * rstd * w + b) (+ residual) per row, mean and rstd = 1/sqrt(variance + eps) over the row.
+ * Backward, with g = dy where the relu's argument is > 0, else 0, and n = (x - mean) * rstd:
+ * dx = rstd * (w g - mean(w g) - n mean(w g n)); dw += sum_i g n; db += sum_i g. The residual's gradient is dy. */
+typedef struct gr_layer_norm {
+    int64_t n_row, width; /* rows are packed */
+    float eps;
+    const void *x;        /* act [n_row, width] */
+    const float *w, *b;   /* [width] fp32 */
+    const void *residual; /* act [n_row, width] or NULL */
+    void *y;              /* act [n_row, width] */
+    float *mean, *rstd;   /* [n_row]: saved by forward */
+    const void *dy;       /* act [n_row, width] */
+    void *dx;             /* act [n_row, width], overwritten; not dy */
+    float *dw, *db;       /* [width], accumulated */
+} gr_layer_norm;
+
 /* Rotary embedding in place, half-split: dims i and i + hd/2 of each head turn by angle position*theta^(-2i/hd);
  * position = row % T. Backward turns back. */
 typedef struct gr_rope {
@@ -115,11 +131,17 @@ typedef struct gr_rope {
 } gr_rope;
 
 /* Attention over packed windows of T tokens, n_window of them; query head j uses key/value head j / (H/H_kv).
- * o = softmax(q k^T / sqrt(head_dim)) v, causal or over the whole window; lse saved for backward. In blocks: scratch
- * does not grow with T^2. */
+ * o = softmax(q k^T / sqrt(head_dim)) v, causal or over the whole window, in either case of no more than the row's
+ * document if documents are given; lse saved for backward. In blocks: scratch does not grow with T^2. */
 typedef enum gr_attend { GR_ATTEND_CAUSAL, GR_ATTEND_BIDIRECTIONAL } gr_attend;
+/* Positions in the window: row t sees keys of [first[t], end[t]) only; first <= t < end, neither ever falls in a
+ * window. NULL: one document. */
+typedef struct gr_documents {
+    const uint32_t *first, *end; /* [n_window*T] */
+} gr_documents;
 typedef struct gr_attention {
     gr_attend mask;
+    gr_documents documents;
     int64_t n_window, T, H, H_kv, head_dim;
     int64_t ldq, ldk, ldv, ldo; /* elements between token rows; dq, dk, dv, dout use ldq, ldk, ldv, ldo */
     const void *q, *k, *v;      /* act [n_window*T, heads*head_dim] */
@@ -182,6 +204,8 @@ struct gr_backend {
     gr_err (*embed_backward)(gr_backend *b, gr_lane lane, const gr_embed *a);
     gr_err (*norm_forward)(gr_backend *b, gr_lane lane, const gr_norm *a);
     gr_err (*norm_backward)(gr_backend *b, gr_lane lane, const gr_norm *a);
+    gr_err (*layer_norm_forward)(gr_backend *b, gr_lane lane, const gr_layer_norm *a);
+    gr_err (*layer_norm_backward)(gr_backend *b, gr_lane lane, const gr_layer_norm *a);
     gr_err (*rope)(gr_backend *b, gr_lane lane, const gr_rope *a);
     gr_err (*attention_forward)(gr_backend *b, gr_lane lane, const gr_attention *a);
     gr_err (*attention_backward)(gr_backend *b, gr_lane lane, const gr_attention *a);

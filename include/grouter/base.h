@@ -165,6 +165,24 @@ const char *gr_dtype_name(gr_dtype dtype); /* safetensors spelling: "F32", "BF16
 uint16_t gr_bf16_from_f32(float x);
 float gr_f32_from_bf16(uint16_t x);
 
+/* ---------------------------------------------------------------- what a network sees of a window */
+
+/* What part of the window is seen from position t. The DOC masks end at the borders of t's document; the token that
+ * ends a document belongs to it. */
+typedef enum gr_mask {
+    GR_MASK_NONE, /* the token or position alone */
+    GR_MASK_CAUSAL,
+    GR_MASK_BIDIRECTIONAL,
+    GR_MASK_CAUSAL_DOC,
+    GR_MASK_BIDIRECTIONAL_DOC,
+    GR_N_MASK
+} gr_mask;
+typedef enum gr_position {
+    GR_POSITION_NONE,
+    GR_POSITION_WINDOW, /* 0..T-1 over the window */
+    GR_N_POSITION
+} gr_position;
+
 /* ---------------------------------------------------------------- UTF-8 (RFC 3629) */
 
 /* Bytes of the sequence at the beginning of p[n], n >= 1; 0 if it is cut short, overlong, a surrogate or above

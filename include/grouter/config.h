@@ -16,6 +16,19 @@ typedef enum gr_comm_kind { GR_COMM_AUTO, GR_COMM_SELF, GR_COMM_MPI } gr_comm_ki
 typedef enum gr_recompute { GR_RECOMPUTE_NONE, GR_RECOMPUTE_EXPERTS, GR_RECOMPUTE_BLOCK } gr_recompute;
 typedef enum gr_source { GR_SOURCE_TABLE } gr_source;
 
+/* What the last layer feeds. */
+typedef enum gr_head {
+    GR_HEAD_TOKENS, /* logits of the next token: a language model */
+    GR_HEAD_SCORES, /* scores of experts: a Grouter. Its layers are dense: first_k_dense_replace = num_hidden_layers */
+} gr_head;
+
+/* What lies between a Grouter's embedding and its scores. */
+typedef enum gr_body {
+    GR_BODY_ATTENTION,       /* num_hidden_layers pre-norm blocks and a final norm */
+    GR_BODY_LINEAR,          /* nothing */
+    GR_BODY_RESIDUAL_LINEAR, /* num_hidden_layers times [linear, layer norm, ReLU], intermediate_size wide inside */
+} gr_body;
+
 /* model{}: Hugging Face names where Hugging Face has one. */
 typedef struct gr_model_config {
     int vocab_size, hidden_size, num_hidden_layers;
@@ -28,6 +41,14 @@ typedef struct gr_model_config {
     double rms_norm_eps, rope_theta;
     double initializer_range; /* standard deviation of the initial weights */
     bool tie_word_embeddings, use_qk_norm;
+    gr_head head;
+    /* Of a Grouter only; language models see the whole window before them, at positions 0..T-1 of the window. */
+    int num_labels; /* rows of its score matrix: the experts it chooses among */
+    gr_body body;
+    gr_mask mask; /* NONE exactly when the body is not ATTENTION */
+    gr_position position;
+    int document_end; /* token that ends a document, for the DOC masks; -1: none */
+    int zero_token;   /* its embedding is zero and stays it; -1: none */
 } gr_model_config;
 
 typedef struct gr_data_file {

@@ -25,7 +25,10 @@ typedef enum gr_param_kind {
     GR_PARAM_DENSE,
     GR_PARAM_SHARED,
     GR_PARAM_EXPERT,
-    GR_PARAM_HEAD
+    GR_PARAM_HEAD,
+    GR_PARAM_LINEAR, /* of a context-free Grouter's layers */
+    GR_PARAM_SCORE,  /* of a Grouter: one row per expert it chooses among */
+    GR_PARAM_BIAS    /* added per element: of layer norms; of a Grouter's scores, where only bias routing reads it */
 } gr_param_kind;
 
 typedef struct gr_param {
@@ -38,7 +41,9 @@ typedef struct gr_param {
     int64_t stride;    /* elements between matrices */
     bool decay;        /* weight decay applies: matrices and embeddings, not norms */
     gr_group owner;    /* GR_WORLD: replicated, gradients summed over the world; GR_EDP: experts */
-    float init_std;    /* 0: ones (norms) */
+    bool frozen;       /* gets no gradient; the optimizer leaves it alone */
+    float init_std;    /* 0: ones (norms) or zeros (biases) */
+    int64_t zero_row;  /* this row of the matrix is 0 and stays it; -1: none */
 } gr_param;
 
 typedef struct gr_params {
@@ -81,6 +86,12 @@ void gr_model_count_config(const gr_model_config *c, int64_t T, gr_model_count *
 
 typedef struct gr_model gr_model;
 
+/* What backward goes into. */
+typedef enum gr_trained {
+    GR_TRAINED_ALL,
+    GR_TRAINED_SCORES, /* of a Grouter: only its score matrix; everything else is frozen */
+} gr_trained;
+
 typedef struct gr_model_options {
     const gr_model_config *config;
     gr_backend *backend;
@@ -89,6 +100,7 @@ typedef struct gr_model_options {
     const gr_plan_limits *limits; /* N = B*T own tokens and the largest rows and pairs of any micro-batch */
     int64_t T;
     bool train; /* false: no gradients, no saved activations beyond one layer */
+    gr_trained trained;
     /* Of the training model; gradients are bit-identical in all three. NONE keeps every layer's activations. EXPERTS
      * keeps one FFN half (received rows, hidden units of experts, shared expert and dense layers) for all layers:
      * backward makes it again from the residual stream. BLOCK keeps only the residual stream before each layer and one
@@ -122,8 +134,8 @@ float *gr_model_gradients(gr_model *m); /* same layout */
 /* One micro-batch of this rank. */
 typedef struct gr_batch {
     const uint32_t *token;  /* [N] */
-    const int32_t *target;  /* [N], -1 = ignored */
-    const gr_plan *plan;    /* host; serves every layer, forward and backward */
+    const int32_t *target;  /* [N], -1 = ignored; a Grouter needs none */
+    const gr_plan *plan;    /* host; serves every layer, forward and backward; a Grouter needs none */
     const float *pair_gate; /* [n_pair], host */
 } gr_batch;
 
@@ -138,6 +150,15 @@ GR_MUST gr_err gr_model_step(gr_model *m, const gr_batch *b, float loss_scale, d
 /* Forward only. */
 GR_MUST gr_err gr_model_loss(gr_model *m, const gr_batch *b, double *loss_sum, gr_phases *phases);
 GR_MUST gr_err gr_model_zero_gradients(gr_model *m);
+
+/* A Grouter (GR_HEAD_SCORES, storage type F32): scores [N, num_labels] fp32 of the batch's tokens, without the bias;
+ * and, if asked for, the rows that the score matrix multiplies, [N, D] fp32. Backend memory of the model, valid until
+ * its next call. */
+GR_MUST gr_err gr_model_scores(
+    gr_model *m, const gr_batch *b, float **scores, const float **features, gr_phases *phases);
+/* Accumulates the gradients of what is trained, from dscores [N, num_labels] (may be the scores' own memory), after
+ * gr_model_scores of the same batch. */
+GR_MUST gr_err gr_model_scores_backward(gr_model *m, const gr_batch *b, const float *dscores, gr_phases *phases);
 
 /* ---------------------------------------------------------------- whole tensors by name (safetensors)
  * `flat` is any host array in the params' layout: weights, gradients, moments. */

@@ -17,21 +17,6 @@
 #define GR_SCALE_MIN 1e-6f /* scale/K stays far above where bf16 loses relative precision */
 #define GR_SCALE_MAX 1e6f
 
-/* What part of the window a router sees when it routes token t. */
-typedef enum gr_mask {
-    GR_MASK_NONE /* the token or position alone */,
-    GR_MASK_CAUSAL,
-    GR_MASK_BIDIRECTIONAL,
-    GR_MASK_CAUSAL_DOC,
-    GR_MASK_BIDIRECTIONAL_DOC,
-    GR_N_MASK
-} gr_mask;
-typedef enum gr_position {
-    GR_POSITION_NONE,
-    GR_POSITION_WINDOW /* 0..T-1 over the window */,
-    GR_N_POSITION
-} gr_position;
-
 typedef struct gr_routes_info {
     uint32_t E, K, T;
     float scale;     /* the gates of a token sum to this */

@@ -33,6 +33,8 @@ gr_err gr_cpu_embed_forward(gr_backend *b, gr_lane lane, const gr_embed *a);
 gr_err gr_cpu_embed_backward(gr_backend *b, gr_lane lane, const gr_embed *a);
 gr_err gr_cpu_norm_forward(gr_backend *b, gr_lane lane, const gr_norm *a);
 gr_err gr_cpu_norm_backward(gr_backend *b, gr_lane lane, const gr_norm *a);
+gr_err gr_cpu_layer_norm_forward(gr_backend *b, gr_lane lane, const gr_layer_norm *a);
+gr_err gr_cpu_layer_norm_backward(gr_backend *b, gr_lane lane, const gr_layer_norm *a);
 gr_err gr_cpu_rope(gr_backend *b, gr_lane lane, const gr_rope *a);
 gr_err gr_cpu_attention_forward(gr_backend *b, gr_lane lane, const gr_attention *a);
 gr_err gr_cpu_attention_backward(gr_backend *b, gr_lane lane, const gr_attention *a);

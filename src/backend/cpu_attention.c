@@ -9,11 +9,13 @@
 
 #define QUERY_BLOCK 64
 
-/* One query block of one head. Pointers are to the block's first row, or to the window's first key. */
+/* One query block of one head. Pointers are to the block's first row, or to the first key that any of its rows sees. */
 typedef struct block {
-    int64_t first;   /* position of the first query row in its window */
-    int64_t n_query; /* rows */
-    int64_t n_key;   /* keys that any of the rows may see */
+    int64_t first;                                 /* position of the first query row in its window */
+    int64_t n_query;                               /* rows */
+    int64_t first_key;                             /* position in the window */
+    int64_t n_key;                                 /* keys that any of the rows may see, from first_key on */
+    const uint32_t *document_first, *document_end; /* of the rows; NULL: one document */
     const gr_act *q, *dout, *o;
     const gr_act *k, *v;
     gr_act *dq, *dk, *dv;
@@ -45,10 +47,19 @@ static block block_of(const gr_attention *a, int64_t window, int64_t head, int64
     const int64_t first = index * QUERY_BLOCK, row = window * a->T + first;
     const int64_t left = a->T - first, n_query = left < QUERY_BLOCK ? left : QUERY_BLOCK;
     const int64_t column = head * a->head_dim, kv_column = head / (a->H / a->H_kv) * a->head_dim;
-    const int64_t k = window * a->T * a->ldk + kv_column, v = window * a->T * a->ldv + kv_column;
+    const uint32_t *document_first = a->documents.first ? a->documents.first + row : NULL;
+    const uint32_t *document_end = a->documents.end ? a->documents.end + row : NULL;
+    const int64_t first_key = document_first ? document_first[0] : 0;
+    const int64_t end_all = document_end ? document_end[n_query - 1] : a->T;
+    const int64_t end_key = a->mask == GR_ATTEND_CAUSAL ? first + n_query : end_all;
+    const int64_t key_row = window * a->T + first_key;
+    const int64_t k = key_row * a->ldk + kv_column, v = key_row * a->ldv + kv_column;
     return (block){.first = first,
         .n_query = n_query,
-        .n_key = a->mask == GR_ATTEND_CAUSAL ? first + n_query : a->T,
+        .first_key = first_key,
+        .n_key = end_key - first_key,
+        .document_first = document_first,
+        .document_end = document_end,
         .q = (const gr_act *)a->q + row * a->ldq + column,
         .o = (const gr_act *)a->o + row * a->ldo + column,
         .dout = a->dout ? (const gr_act *)a->dout + row * a->ldo + column : NULL,
@@ -60,9 +71,22 @@ static block block_of(const gr_attention *a, int64_t window, int64_t head, int64
         .lse = a->lse + (window * a->H + head) * a->T + first};
 }
 
-/* Keys that row i of the block sees. */
-static int64_t keys_seen(const gr_attention *a, const block *t, int64_t i) {
-    return a->mask == GR_ATTEND_CAUSAL ? t->first + i + 1 : t->n_key;
+/* Keys that row i of the block sees, counted from the block's first. */
+typedef struct keys {
+    int64_t first, end;
+} keys;
+
+static keys keys_seen(const gr_attention *a, const block *t, int64_t i) {
+    const int64_t first = t->document_first ? t->document_first[i] : 0;
+    const int64_t end = t->document_end ? t->document_end[i] : a->T;
+    return (keys){
+        .first = first - t->first_key, .end = (a->mask == GR_ATTEND_CAUSAL ? t->first + i + 1 : end) - t->first_key};
+}
+
+/* Zeros for the keys that a row does not see. */
+static void clear_unseen(keys seen, int64_t n_key, float *row) {
+    memset(row, 0, (size_t)seen.first * sizeof *row);
+    memset(row + seen.end, 0, (size_t)(n_key - seen.end) * sizeof *row);
 }
 
 static float scale_of(const gr_attention *a) {
@@ -72,18 +96,18 @@ static float scale_of(const gr_attention *a) {
 /* ---------------------------------------------------------------- forward */
 
 /* Scores to exp(scale (s - largest)), unseen keys to 0. Returns log-sum-exp of the scaled scores. */
-static float softmax_row(int64_t n_seen, int64_t n_key, float scale, float *s, float *inverse_sum) {
-    float largest = s[0], sum = 0;
+static float softmax_row(keys seen, int64_t n_key, float scale, float *s, float *inverse_sum) {
+    float largest = s[seen.first], sum = 0;
 #pragma omp simd reduction(max : largest)
-    for (int64_t j = 0; j < n_seen; j++)
+    for (int64_t j = seen.first; j < seen.end; j++)
         largest = s[j] > largest ? s[j] : largest;
     const float shift = largest * scale;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < n_seen; j++) {
+    for (int64_t j = seen.first; j < seen.end; j++) {
         s[j] = gr_cpu_exp(s[j] * scale - shift);
         sum += s[j];
     }
-    memset(s + n_seen, 0, (size_t)(n_key - n_seen) * sizeof *s);
+    clear_unseen(seen, n_key, s);
     *inverse_sum = 1.0f / sum;
     return shift + logf(sum);
 }
@@ -150,15 +174,15 @@ gr_err gr_cpu_attention_forward(gr_backend *b, gr_lane lane, const gr_attention 
 /* ---------------------------------------------------------------- backward */
 
 /* s: scores to probabilities; d: dout v^T to scale * p * (d - delta), the gradient of q k^T. */
-static void gradient_row(int64_t n_seen, int64_t n_key, float scale, float lse, float delta, float *s, float *d) {
+static void gradient_row(keys seen, int64_t n_key, float scale, float lse, float delta, float *s, float *d) {
 #pragma omp simd
-    for (int64_t j = 0; j < n_seen; j++) {
+    for (int64_t j = seen.first; j < seen.end; j++) {
         const float p = gr_cpu_exp(s[j] * scale - lse);
         s[j] = p;
         d[j] = scale * p * (d[j] - delta);
     }
-    memset(s + n_seen, 0, (size_t)(n_key - n_seen) * sizeof *s);
-    memset(d + n_seen, 0, (size_t)(n_key - n_seen) * sizeof *d);
+    clear_unseen(seen, n_key, s);
+    clear_unseen(seen, n_key, d);
 }
 
 /* <dout, o> of each row: the sum over keys of p times dp. */

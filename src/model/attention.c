@@ -51,6 +51,8 @@ static gr_norm head_norm(gr_model *m, int l, head_kind kind) {
 /* The heads of q and k are neighbours, so one call turns both. */
 static gr_err rotate(gr_model *m, void *qkv, bool inverse) {
     shape z = shape_of(m);
+    if (gr_model_rotated(m) == 0)
+        return GR_OK;
     return m->backend->rope(m->backend, GR_LANE_COMPUTE,
         &(gr_rope){.n_row = m->N,
             .T = m->T,
@@ -63,10 +65,15 @@ static gr_err rotate(gr_model *m, void *qkv, bool inverse) {
             .inverse = inverse});
 }
 
+static bool sees_ahead(const gr_model_config *c) {
+    return c->head == GR_HEAD_SCORES && (c->mask == GR_MASK_BIDIRECTIONAL || c->mask == GR_MASK_BIDIRECTIONAL_DOC);
+}
+
 static gr_attention attend_args(gr_model *m, int l) {
     shape z = shape_of(m);
     attention_saved *s = attention_of(m, l);
-    return (gr_attention){.mask = GR_ATTEND_CAUSAL,
+    return (gr_attention){.mask = sees_ahead(&m->config) ? GR_ATTEND_BIDIRECTIONAL : GR_ATTEND_CAUSAL,
+        .documents = {.first = m->document_first, .end = m->document_end},
         .n_window = m->N / m->T,
         .T = m->T,
         .H = z.H,

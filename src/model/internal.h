@@ -8,9 +8,10 @@
 #define NONE (-1)
 typedef struct layer_params {
     int64_t norm1, wqkv, q_norm, k_norm, wo, norm2;
-    int64_t ffn13, ffn2;       /* dense layer, or shared expert */
-    int64_t ffn_width;         /* of those, 0 = none */
-    int64_t expert13, expert2; /* NONE in dense layers */
+    int64_t ffn13, ffn2;        /* dense layer, or shared expert */
+    int64_t ffn_width;          /* of those, 0 = none */
+    int64_t expert13, expert2;  /* NONE in dense layers */
+    int64_t linear, ln_w, ln_b; /* of a residual linear body */
 } layer_params;
 
 /* What a block's halves keep for backward. Layers that keep nothing share one slot: all of them without training; with
@@ -33,6 +34,12 @@ typedef struct ffn_saved {
     void *ffn_h;  /* act [N, 2*ffn_width] */
 } ffn_saved;
 
+/* What a layer of a residual linear body keeps. */
+typedef struct linear_saved {
+    void *z;            /* act [N, width] product, before the layer norm */
+    float *mean, *rstd; /* [N] */
+} linear_saved;
+
 struct gr_model {
     gr_model_config config;
     gr_backend *backend;
@@ -40,8 +47,9 @@ struct gr_model {
     gr_plan_limits limits;
     int64_t N, T, D;
     bool train;
+    gr_trained trained;
     gr_params params;
-    int64_t embed, final_norm, head; /* offsets; head = embed when tied */
+    int64_t embed, final_norm, head; /* offsets; head = embed when tied; scores: head is the score matrix */
     layer_params *layer;             /* [L] */
 
     gr_model_memory memory; /* what the layouts took */
@@ -49,23 +57,28 @@ struct gr_model {
     float *weights, *gradients; /* flat, gradients NULL without training */
     float *cosine, *sine;       /* [T, head_dim/2] */
     uint32_t *iota;             /* [N+1] 0, 1, 2, ...: the identity as a sum list */
+    uint32_t *document_first;   /* [N] of the current batch; NULL: windows are not divided */
+    uint32_t *document_end;     /* [N] */
 
     attention_saved *attention; /* [n_attention]: L, or 1 slot shared by all layers */
     ffn_saved *ffn;             /* [n_ffn]: L, or 1 */
-    void **x;                   /* act [N, D] residual stream before each layer: n_x = L+1 in training, else 2 */
-    int n_attention, n_ffn, n_x;
+    linear_saved *linear;       /* [n_linear]: L, 1, or 0 unless the body is residual linear */
+    void **x;                   /* act [N, stream_width] before each layer: n_x = L+1 in training, else 2 */
+    int n_attention, n_ffn, n_linear, n_x;
+    int64_t stream_width; /* D; of a residual linear body its widest layer */
 
     /* scratch, shared by the layers */
     void *final;            /* act [N, D] final norm's output */
     float *rstd_final;      /* [N] */
     void *logits;           /* act [gr_logits_chunk, V] */
+    float *scores;          /* [N, num_labels] */
     double *loss_sum;       /* [1] */
     void *ffn_a, *ffn_da;   /* act [N, ffn_width] */
     void *ffn_y;            /* act [N, D] */
     void *send, *partial;   /* act [send_max, D], [recv_max, D] */
     void *pair_out;         /* act [pair_max, D] */
     void *pair_a, *pair_da; /* act [pair_max, F] */
-    void *dres;             /* act [N + recv_max, D] gradient of the residual stream, received rows behind */
+    void *dres;             /* act [N + recv_max, stream_width] of the residual stream, received rows behind */
     void *dn, *dqkv, *d_o;  /* act [N, D], [N, A], [N, H*head_dim] */
 
     gr_moe moe; /* of the current micro-batch */
@@ -74,6 +87,33 @@ struct gr_model {
 /* Weights as the ops read them, and gradients, at an offset of the parameter table. */
 static inline const void *weight_at(const gr_model *m, int64_t offset) {
     return m->weights + offset;
+}
+
+static inline bool is_linear_body(const gr_model_config *c) {
+    return c->head == GR_HEAD_SCORES && c->body == GR_BODY_RESIDUAL_LINEAR;
+}
+
+/* Width before layer l of a residual linear body; l = L: of its output. */
+static inline int64_t gr_linear_width(const gr_model_config *c, int l) {
+    return l == 0 || l == c->num_hidden_layers ? c->hidden_size : c->intermediate_size;
+}
+
+/* A Grouter without attention: what it knows of positions is turned into the embedding. */
+static inline bool is_context_free(const gr_model_config *c) {
+    return c->head == GR_HEAD_SCORES && c->body != GR_BODY_ATTENTION;
+}
+
+/* Elements that rotary embedding turns together: of a head, or of the whole embedding; 0: positions do not count. */
+static inline int64_t gr_model_rotated(const gr_model *m) {
+    const gr_model_config *c = &m->config;
+    if (c->head == GR_HEAD_SCORES && c->position == GR_POSITION_NONE)
+        return 0;
+    return is_context_free(c) ? m->D : c->head_dim;
+}
+
+/* Does backward reach below the score matrix? */
+static inline bool trains_body(const gr_model *m) {
+    return m->train && m->trained == GR_TRAINED_ALL;
 }
 
 static inline const float *norm_at(const gr_model *m, int64_t offset) {
@@ -105,7 +145,8 @@ static inline void *stream_before(const gr_model *m, int l) {
 void gr_model_layout_run(gr_model *m, gr_arena *arena);
 void gr_model_layout_step(gr_model *m, gr_arena *arena);
 
-/* embed.c, attention.c, block.c, loss.c. Backward runs the gradient of the residual stream through m->dres in place. */
+/* embed.c, attention.c, block.c, linear.c, loss.c. Backward runs the gradient of the residual stream through m->dres in
+ * place. */
 gr_err gr_model_embed_forward(gr_model *m, const uint32_t *token);
 gr_err gr_model_embed_backward(gr_model *m, const uint32_t *token);
 gr_err gr_model_attention_forward(gr_model *m, int l);
@@ -113,6 +154,12 @@ gr_err gr_model_attention_backward(gr_model *m, int l);
 gr_err gr_model_ffn_forward(gr_model *m, int l);
 gr_err gr_model_ffn_recompute(gr_model *m, int l); /* what forward kept, from mid: all but the results */
 gr_err gr_model_ffn_backward(gr_model *m, int l);
+gr_err gr_model_linear_forward(gr_model *m, int l);
+gr_err gr_model_linear_backward(gr_model *m, int l);
+/* model.c: all layers of a batch, and back. */
+gr_err gr_model_layers_forward(gr_model *m, const gr_batch *b);
+gr_err gr_model_layers_backward(gr_model *m, const gr_batch *b);
+gr_norm gr_model_final_norm(gr_model *m);
 gr_err gr_model_head_forward(gr_model *m, const int32_t *target, double *loss_sum);
 gr_err gr_model_head_backward(gr_model *m, const int32_t *target, float loss_scale, double *loss_sum);
 

@@ -18,9 +18,14 @@ void gr_model_layout_run(gr_model *m, gr_arena *arena) {
     m->memory.weights = taken(arena, &mark);
     m->gradients = m->train ? GR_TAKE(arena, m->params.n_element, float) : NULL;
     m->memory.gradients = taken(arena, &mark);
-    m->cosine = GR_TAKE(arena, m->T * m->config.head_dim / 2, float);
-    m->sine = GR_TAKE(arena, m->T * m->config.head_dim / 2, float);
+    int64_t n_angle = m->T * gr_model_rotated(m) / 2;
+    m->cosine = GR_TAKE(arena, n_angle, float);
+    m->sine = GR_TAKE(arena, n_angle, float);
     m->iota = GR_TAKE(arena, m->N + 1, uint32_t);
+    bool divided = m->config.head == GR_HEAD_SCORES &&
+                   (m->config.mask == GR_MASK_CAUSAL_DOC || m->config.mask == GR_MASK_BIDIRECTIONAL_DOC);
+    m->document_first = divided ? GR_TAKE(arena, m->N, uint32_t) : NULL;
+    m->document_end = divided ? GR_TAKE(arena, m->N, uint32_t) : NULL;
     m->memory.tables = taken(arena, &mark);
 }
 
@@ -60,10 +65,19 @@ static void layout_ffn(const gr_model *m, gr_arena *arena, ffn_saved *s, bool mo
     s->ffn_h = take_act(m, arena, m->N * 2 * ffn_width);
 }
 
+static void layout_linear(gr_model *m, gr_arena *arena) {
+    for (int i = 0; i < m->n_linear; i++) {
+        m->linear[i] = (linear_saved){.z = take_act(m, arena, m->N * m->stream_width),
+            .mean = GR_TAKE(arena, m->N, float),
+            .rstd = GR_TAKE(arena, m->N, float)};
+    }
+}
+
 static void layout_saved(gr_model *m, gr_arena *arena) {
     const gr_model_config *c = &m->config;
     for (int i = 0; i < m->n_attention; i++)
         layout_attention(m, arena, &m->attention[i]);
+    layout_linear(m, arena);
     if (m->n_ffn == 1) { /* shared: room for every kind of layer */
         layout_ffn(m, arena, m->ffn, c->first_k_dense_replace < c->num_hidden_layers, ffn_width_max(m));
         return;
@@ -85,12 +99,12 @@ static void layout_scratch(gr_model *m, gr_arena *arena) {
     m->partial = take_act(m, arena, recv * D);
     m->pair_out = take_act(m, arena, pair * D);
     m->pair_a = take_act(m, arena, pair * F);
-    if (!m->train)
+    if (!trains_body(m))
         return;
     m->ffn_da = take_act(m, arena, N * widest);
     m->pair_da = take_act(m, arena, pair * F);
-    m->dres = take_act(m, arena, (N + recv) * D);
-    m->dn = take_act(m, arena, N * D);
+    m->dres = take_act(m, arena, (N + recv) * m->stream_width);
+    m->dn = take_act(m, arena, N * m->stream_width);
     m->dqkv = take_act(m, arena, N * qkv_width(c));
     m->d_o = take_act(m, arena, N * c->num_attention_heads * c->head_dim);
 }
@@ -99,10 +113,13 @@ void gr_model_layout_step(gr_model *m, gr_arena *arena) {
     size_t mark = arena->used;
     int64_t V = m->config.vocab_size;
     for (int i = 0; i < m->n_x; i++)
-        m->x[i] = take_act(m, arena, m->N * m->D);
+        m->x[i] = take_act(m, arena, m->N * m->stream_width);
     layout_saved(m, arena);
     m->memory.activations = taken(arena, &mark);
-    m->logits = take_act(m, arena, gr_logits_chunk(m->N, V) * V);
+    if (m->config.head == GR_HEAD_SCORES)
+        m->scores = GR_TAKE(arena, m->N * m->config.num_labels, float);
+    else
+        m->logits = take_act(m, arena, gr_logits_chunk(m->N, V) * V);
     m->memory.logits = taken(arena, &mark);
     layout_scratch(m, arena);
     m->memory.scratch = taken(arena, &mark);

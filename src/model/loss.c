@@ -1,7 +1,7 @@
 /* Final norm, head and cross-entropy. Head and loss are one op: its forward and backward share each chunk of logits. */
 #include "internal.h"
 
-static gr_norm final_norm(gr_model *m) {
+gr_norm gr_model_final_norm(gr_model *m) {
     return (gr_norm){.n_row = m->N,
         .width = m->D,
         .n_sub = 1,
@@ -27,7 +27,7 @@ static gr_cross_entropy head_args(gr_model *m, const int32_t *target) {
 
 static gr_err run_head(gr_model *m, const gr_cross_entropy *args, double *loss_sum) {
     gr_backend *b = m->backend;
-    gr_norm norm = final_norm(m);
+    gr_norm norm = gr_model_final_norm(m);
     GR_TRY(b->norm_forward(b, GR_LANE_COMPUTE, &norm));
     GR_TRY(b->fill_zero(b, GR_LANE_COMPUTE, m->loss_sum, sizeof *m->loss_sum));
     GR_TRY(b->cross_entropy(b, GR_LANE_COMPUTE, args));
@@ -48,7 +48,7 @@ gr_err gr_model_head_backward(gr_model *m, const int32_t *target, float loss_sca
     args.dx = m->dn;
     args.dw = gradient_at(m, m->head);
     GR_TRY(run_head(m, &args, loss_sum));
-    gr_norm norm = final_norm(m);
+    gr_norm norm = gr_model_final_norm(m);
     norm.dy = m->dn;
     norm.dx = m->dres;
     norm.dx_write = GR_OVERWRITE;

@@ -32,6 +32,9 @@ static layer_params find_layer(const gr_model *m, int l) {
     layer.ffn13 = offset_of(p, l, dense ? "mlp.gate_proj.weight" : "mlp.shared_expert.gate_proj.weight");
     layer.ffn2 = offset_of(p, l, dense ? "mlp.down_proj.weight" : "mlp.shared_expert.down_proj.weight");
     layer.ffn_width = dense ? m->config.intermediate_size : m->config.shared_expert_intermediate_size;
+    layer.linear = offset_of(p, l, "linear.weight");
+    layer.ln_w = offset_of(p, l, "layer_norm.weight");
+    layer.ln_b = offset_of(p, l, "layer_norm.bias");
     return layer;
 }
 
@@ -41,6 +44,11 @@ static gr_err find_params(gr_model *m, const gr_model_options *o) {
     m->embed = offset_of(&m->params, -1, "model.embed_tokens.weight");
     m->final_norm = offset_of(&m->params, -1, "model.norm.weight");
     m->head = o->config->tie_word_embeddings ? m->embed : offset_of(&m->params, -1, "lm_head.weight");
+    if (o->config->head == GR_HEAD_SCORES)
+        m->head = offset_of(&m->params, -1, "score.weight");
+    if (o->trained == GR_TRAINED_SCORES)
+        for (int i = 0; i < m->params.n; i++)
+            m->params.list[i].frozen = m->params.list[i].kind != GR_PARAM_SCORE;
     GR_TRY(gr_alloc((void **)&m->layer, (size_t)o->config->num_hidden_layers, sizeof *m->layer, "layer table"));
     for (int l = 0; l < o->config->num_hidden_layers; l++)
         m->layer[l] = find_layer(m, l);
@@ -72,9 +80,9 @@ static gr_err place(gr_model *m, layout_function layout, const char *what, void 
 
 /* Angles in double: at position 40,000 a float angle has lost three digits. */
 static void fill_rotation(gr_model *m) {
-    int64_t half = m->config.head_dim / 2;
+    int64_t width = gr_model_rotated(m), half = width / 2;
     for (int64_t i = 0; i < half; i++) {
-        double frequency = pow(m->config.rope_theta, -2.0 * (double)i / (double)m->config.head_dim);
+        double frequency = pow(m->config.rope_theta, -2.0 * (double)i / (double)width);
         for (int64_t t = 0; t < m->T; t++) {
             m->cosine[t * half + i] = (float)cos((double)t * frequency);
             m->sine[t * half + i] = (float)sin((double)t * frequency);
@@ -85,9 +93,12 @@ static void fill_rotation(gr_model *m) {
 /* How many slots the activations kept for backward take. */
 static void count_slots(gr_model *m, const gr_model_options *o) {
     int L = o->config->num_hidden_layers;
-    m->n_attention = o->train && o->recompute != GR_RECOMPUTE_BLOCK ? L : 1;
-    m->n_ffn = o->train && o->recompute == GR_RECOMPUTE_NONE ? L : 1;
-    m->n_x = o->train ? L + 1 : 2;
+    bool keep = o->train && o->trained == GR_TRAINED_ALL, linear = is_linear_body(o->config);
+    int blocks = linear ? 0 : L;
+    m->n_attention = keep && o->recompute != GR_RECOMPUTE_BLOCK ? blocks : blocks > 0;
+    m->n_ffn = keep && o->recompute == GR_RECOMPUTE_NONE ? blocks : blocks > 0;
+    m->n_linear = linear ? (keep ? L : L > 0) : 0;
+    m->n_x = keep ? L + 1 : 2;
 }
 
 /* Everything that follows from the options without memory for the model. */
@@ -100,11 +111,16 @@ static gr_err describe(gr_model *m, const gr_model_options *o) {
     m->T = o->T;
     m->D = o->config->hidden_size;
     m->train = o->train;
+    m->trained = o->trained;
+    m->stream_width = m->D;
+    if (is_linear_body(o->config) && o->config->intermediate_size > m->D)
+        m->stream_width = o->config->intermediate_size;
     count_slots(m, o);
     GR_ASSERT(m->backend->host_memory, "backend %s: host code fills tables and reads plans in place", m->backend->name);
     GR_TRY(find_params(m, o));
     GR_TRY(gr_alloc((void **)&m->attention, (size_t)m->n_attention, sizeof *m->attention, "activation table"));
     GR_TRY(gr_alloc((void **)&m->ffn, (size_t)m->n_ffn, sizeof *m->ffn, "activation table"));
+    GR_TRY(gr_alloc((void **)&m->linear, (size_t)m->n_linear, sizeof *m->linear, "activation table"));
     return gr_alloc((void **)&m->x, (size_t)m->n_x, sizeof *m->x, "activation table");
 }
 
@@ -157,6 +173,7 @@ void gr_model_close(gr_model *m) {
     m->backend->release(m->backend, m->step_memory);
     m->backend->release(m->backend, m->run_memory);
     free(m->x);
+    free(m->linear);
     free(m->ffn);
     free(m->attention);
     free(m->layer);
@@ -198,10 +215,28 @@ static void set_plan(gr_model *m, const gr_batch *b) {
         .da = m->pair_da};
 }
 
-static gr_err forward_layers(gr_model *m, const gr_batch *b) {
-    set_plan(m, b);
+/* Where each position's document begins and ends in its window. */
+static void set_documents(gr_model *m, const uint32_t *token) {
+    for (int64_t window = 0; m->document_first && window < m->N; window += m->T) {
+        const uint32_t *t = token + window;
+        uint32_t *first = m->document_first + window, *end = m->document_end + window, T = (uint32_t)m->T;
+        for (uint32_t i = 0; i < T; i++)
+            first[i] = i == 0 ? 0 : t[i - 1] == (uint32_t)m->config.document_end ? i : first[i - 1];
+        for (uint32_t i = T; i-- > 0;)
+            end[i] = i + 1 == T || t[i] == (uint32_t)m->config.document_end ? i + 1 : end[i + 1];
+    }
+}
+
+gr_err gr_model_layers_forward(gr_model *m, const gr_batch *b) {
+    if (b->plan)
+        set_plan(m, b);
+    set_documents(m, b->token);
     GR_TRY(gr_model_embed_forward(m, b->token));
     for (int l = 0; l < m->config.num_hidden_layers; l++) {
+        if (m->n_linear) {
+            GR_TRY(gr_model_linear_forward(m, l));
+            continue;
+        }
         GR_TRY(gr_model_attention_forward(m, l));
         GR_TRY(gr_model_ffn_forward(m, l));
     }
@@ -211,15 +246,19 @@ static gr_err forward_layers(gr_model *m, const gr_batch *b) {
 /* Fills the shared slots with layer l's activations, by forward's ops on forward's inputs: the same bits. The last
  * layer's are still there. */
 static gr_err recompute(gr_model *m, int l) {
-    if (l == m->config.num_hidden_layers - 1)
+    if (l == m->config.num_hidden_layers - 1 || m->n_linear)
         return GR_OK;
     if (m->n_attention == 1)
         GR_TRY(gr_model_attention_forward(m, l));
     return m->n_ffn == 1 ? gr_model_ffn_recompute(m, l) : GR_OK;
 }
 
-static gr_err backward_layers(gr_model *m, const gr_batch *b) {
+gr_err gr_model_layers_backward(gr_model *m, const gr_batch *b) {
     for (int l = m->config.num_hidden_layers - 1; l >= 0; l--) {
+        if (m->n_linear) {
+            GR_TRY(gr_model_linear_backward(m, l));
+            continue;
+        }
         GR_TRY(recompute(m, l));
         GR_TRY(gr_model_ffn_backward(m, l));
         GR_TRY(gr_model_attention_backward(m, l));
@@ -234,13 +273,13 @@ static double since_ms(double start_s) {
 gr_err gr_model_step(gr_model *m, const gr_batch *b, float loss_scale, double *loss_sum, gr_phases *phases) {
     GR_ASSERT(m->train, "model opened without training");
     double start_s = gr_time_s();
-    GR_TRY(forward_layers(m, b));
+    GR_TRY(gr_model_layers_forward(m, b));
     double forward_exchange_ms = m->moe.exchange_ms;
     phases->forward_ms += since_ms(start_s) - forward_exchange_ms;
 
     start_s = gr_time_s();
     GR_TRY(gr_model_head_backward(m, b->target, loss_scale, loss_sum));
-    GR_TRY(backward_layers(m, b));
+    GR_TRY(gr_model_layers_backward(m, b));
     phases->backward_ms += since_ms(start_s) - (m->moe.exchange_ms - forward_exchange_ms);
     phases->exchange_ms += m->moe.exchange_ms;
     return GR_OK;
@@ -248,7 +287,7 @@ gr_err gr_model_step(gr_model *m, const gr_batch *b, float loss_scale, double *l
 
 gr_err gr_model_loss(gr_model *m, const gr_batch *b, double *loss_sum, gr_phases *phases) {
     double start_s = gr_time_s();
-    GR_TRY(forward_layers(m, b));
+    GR_TRY(gr_model_layers_forward(m, b));
     GR_TRY(gr_model_head_forward(m, b->target, loss_sum));
     phases->forward_ms += since_ms(start_s) - m->moe.exchange_ms;
     phases->exchange_ms += m->moe.exchange_ms;

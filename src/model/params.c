@@ -4,7 +4,7 @@
  * experts layer by layer, one block w13 [E_local][2F][D] and one block w2 [E_local][D][F]. What one GEMM reads in one
  * go (q|k|v, gate|up) is contiguous. Every group starts at a multiple of 64 bytes; the elements between groups belong
  * to no parameter and are 0 in weights, gradients and moments alike. */
-#include "grouter/model.h"
+#include "internal.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -12,7 +12,7 @@
 
 #define GROUP_ALIGN (GR_ALIGN / (int64_t)sizeof(float))
 #define ENTRIES_PER_LAYER_MAX 14 /* 4 norms, q k v o, three of a dense MLP or shared expert, three of experts */
-#define ENTRIES_OUTSIDE_MAX 3    /* embedding, final norm, head */
+#define ENTRIES_OUTSIDE_MAX 4    /* embedding, final norm, head or scores with their bias */
 
 typedef struct table {
     gr_params *out;
@@ -52,8 +52,13 @@ static gr_param *entry_add(table *t, gr_param_kind kind, int64_t offset, int64_t
         .stride = rows * columns,
         .decay = true,
         .owner = GR_WORLD,
-        .init_std = t->std};
+        .init_std = t->std,
+        .zero_row = -1};
     return p;
+}
+
+static void name_set(gr_param *p, const char *name) {
+    snprintf(p->name, sizeof p->name, "%s", name);
 }
 
 static void name_in_layer(gr_param *p, int layer, const char *suffix) {
@@ -66,12 +71,17 @@ static void layer_matrix(
     name_in_layer(entry_add(t, kind, offset, rows, columns), layer, suffix);
 }
 
-static gr_param *norm_add(table *t, int64_t width) {
-    gr_param *p = entry_add(t, GR_PARAM_NORM, group_take(t, 1, 1, width), width, 1);
+/* A norm's weights or a bias. */
+static gr_param *vector_add(table *t, gr_param_kind kind, int64_t width) {
+    gr_param *p = entry_add(t, kind, group_take(t, 1, 1, width), width, 1);
     p->n_dim = 1;
     p->decay = false;
     p->init_std = 0;
     return p;
+}
+
+static gr_param *norm_add(table *t, int64_t width) {
+    return vector_add(t, GR_PARAM_NORM, width);
 }
 
 static void attention_add(table *t, const gr_model_config *c, int layer) {
@@ -135,21 +145,44 @@ static void experts_add(table *t, const gr_model_config *c, int layer) {
     t->out->list[t->out->n - 1].init_std = t->residual_std;
 }
 
+/* One layer of a residual linear body (algorithms: a linear map, layer norm, ReLU). */
+static void linear_layer_add(table *t, const gr_model_config *c, int layer) {
+    int64_t in = gr_linear_width(c, layer), out = gr_linear_width(c, layer + 1);
+    layer_matrix(t, layer, "linear.weight", GR_PARAM_LINEAR, group_take(t, 1, out, in), out, in);
+    name_in_layer(norm_add(t, out), layer, "layer_norm.weight");
+    name_in_layer(vector_add(t, GR_PARAM_BIAS, out), layer, "layer_norm.bias");
+}
+
+static void body_add(table *t, const gr_model_config *c) {
+    bool linear = c->head == GR_HEAD_SCORES && c->body == GR_BODY_RESIDUAL_LINEAR;
+    for (int l = 0; l < c->num_hidden_layers; l++)
+        (linear ? linear_layer_add : dense_layer_add)(t, c, l);
+    if (c->head == GR_HEAD_TOKENS || c->body == GR_BODY_ATTENTION)
+        name_set(norm_add(t, c->hidden_size), "model.norm.weight");
+}
+
+static void scores_add(table *t, const gr_model_config *c) {
+    int64_t labels = c->num_labels, D = c->hidden_size;
+    name_set(entry_add(t, GR_PARAM_SCORE, group_take(t, 1, labels, D), labels, D), "score.weight");
+    gr_param *bias = vector_add(t, GR_PARAM_BIAS, labels);
+    bias->frozen = true;
+    name_set(bias, "score.bias");
+}
+
 static void table_fill(table *t, const gr_model_config *c) {
     int64_t V = c->vocab_size, D = c->hidden_size;
     gr_param *embed = entry_add(t, GR_PARAM_EMBED, group_take(t, 1, V, D), V, D);
-    snprintf(embed->name, sizeof embed->name, "model.embed_tokens.weight");
-    for (int l = 0; l < c->num_hidden_layers; l++)
-        dense_layer_add(t, c, l);
-    gr_param *norm = norm_add(t, D);
-    snprintf(norm->name, sizeof norm->name, "model.norm.weight");
-    if (!c->tie_word_embeddings) {
-        gr_param *head = entry_add(t, GR_PARAM_HEAD, group_take(t, 1, V, D), V, D);
-        snprintf(head->name, sizeof head->name, "lm_head.weight");
-    }
+    name_set(embed, "model.embed_tokens.weight");
+    if (c->head == GR_HEAD_SCORES)
+        embed->zero_row = c->zero_token;
+    body_add(t, c);
+    if (c->head == GR_HEAD_SCORES)
+        scores_add(t, c);
+    else if (!c->tie_word_embeddings)
+        name_set(entry_add(t, GR_PARAM_HEAD, group_take(t, 1, V, D), V, D), "lm_head.weight");
     t->next = aligned_to(t->next, GROUP_ALIGN * t->dense_shards);
     t->out->n_dense = t->next;
-    for (int l = c->first_k_dense_replace; l < c->num_hidden_layers; l++)
+    for (int l = c->first_k_dense_replace; l < c->num_hidden_layers && c->head == GR_HEAD_TOKENS; l++)
         experts_add(t, c, l);
     t->out->n_element = t->out->n_dense + aligned_to(t->next - t->out->n_dense, GROUP_ALIGN * t->expert_shards);
 }
@@ -203,14 +236,16 @@ const gr_param *gr_params_find(const gr_params *p, const char *name_format) {
 static void matrix_init(const gr_param *p, uint64_t seed, uint64_t stream, float *w) {
     int64_t n = gr_param_size(p);
     float std = p->init_std;
-    if (p->kind == GR_PARAM_NORM) {
+    if (std == 0) {
         for (int64_t i = 0; i < n; i++)
-            w[i] = 1;
+            w[i] = p->kind == GR_PARAM_NORM ? 1 : 0;
         return;
     }
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i++)
         w[i] = std * gr_random_normal(seed, stream, (uint64_t)i);
+    if (p->zero_row >= 0)
+        memset(w + p->zero_row * p->dim[1], 0, (size_t)p->dim[1] * sizeof *w);
 }
 
 void gr_params_init(const gr_params *p, uint64_t seed, float *weights) {

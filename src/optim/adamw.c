@@ -47,6 +47,8 @@ static gr_err spans_make(gr_optimizer *o) {
     for (int i = 0; i < p->n; i++) {
         const gr_param *at = &p->list[i];
         int64_t end = i + 1 < p->n ? at[1].offset : p->n_element;
+        if (at->frozen)
+            continue;
         span_add(o, &o->held[at->owner == GR_EDP], at->offset, end, at->decay);
     }
     return GR_OK;
