@@ -18,7 +18,9 @@ static void write_alone(gr_hash128 *hash) {
     gr_comm *self;
     fixture_open(&whole, 1, 0);
     assert_int_equal(gr_comm_open(&self, "self"), GR_OK);
-    assert_int_equal(gr_params_save(&whole.params, self, whole.flat, alone_path, "{}", hash), GR_OK);
+    assert_int_equal(
+        gr_params_save(&whole.params, self, whole.flat, alone_path, &(gr_metadata){"grouter_config", "{}"}, hash),
+        GR_OK);
     gr_comm_close(self, GR_OK);
     fixture_close(&whole);
 }
@@ -40,7 +42,8 @@ static void any_layout_writes_the_same_file_and_reads_its_share(void **state) {
     weights_fixture f;
     gr_hash128 hash = {0}, alone = {0};
     fixture_open(&f, 2, (uint32_t)comm->rank[GR_EP]);
-    assert_int_equal(gr_params_save(&f.params, comm, f.flat, path, "{}", &hash), GR_OK);
+    assert_int_equal(
+        gr_params_save(&f.params, comm, f.flat, path, &(gr_metadata){"grouter_config", "{}"}, &hash), GR_OK);
     if (comm->rank[GR_WORLD] == 0) {
         write_alone(&alone);
         assert_true(hash.lo == alone.lo && hash.hi == alone.hi);

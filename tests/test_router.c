@@ -191,7 +191,7 @@ static void test_an_id_outside_the_vocabulary_is_refused(void **state) {
     gr_router_close(r);
 }
 
-static void assert_saved_and_opened(const gr_router *r, const char *path) {
+static void assert_saved_and_opened(gr_router *r, const char *path) {
     gr_router *opened;
     assert_int_equal(gr_router_save(r, path), 0);
     assert_int_equal(gr_router_open(&opened, path), 0);

@@ -20,7 +20,9 @@ static gr_comm *self_open(void) {
 static gr_hash128 save(const weights_fixture *f, const char *to, const char *config) {
     gr_hash128 hash = {0};
     gr_comm *c = self_open();
-    assert_int_equal(gr_params_save(&f->params, c, f->flat, to, config, &hash), GR_OK);
+    assert_int_equal(
+        gr_params_save(&f->params, c, f->flat, to, config ? &(gr_metadata){"grouter_config", config} : NULL, &hash),
+        GR_OK);
     gr_comm_close(c, GR_OK);
     return hash;
 }

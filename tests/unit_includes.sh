@@ -59,6 +59,7 @@ part_of_public() {
     case $1 in
     json.h | io.h) echo base ;;
     routes.h) echo data ;;
+    grouter.h) echo router ;;
     checkpoint.h) echo train ;;
     *) echo "${1%.h}" ;;
     esac

@@ -180,10 +180,10 @@ int64_t gr_whole_offset(const gr_params *p, const gr_whole *w);
 
 /* Collective over the world, errors (69, 74) are agreed by all ranks: rank 0 writes all tensors as F32, whole, in the
  * table's order with experts by logical id: the same bytes from any layout. Only the first expert-parallel group sends.
- * Metadata: "format" "pt" and, if config_text (used on rank 0) is given, "grouter_config". *hash (rank 0): XXH3-128
+ * Metadata: "format" "pt" and, unless it is NULL, `more` (used on rank 0). *hash (rank 0): XXH3-128
  * over each tensor's name and bytes in that order. path NULL: only the hash. */
 GR_MUST gr_err gr_params_save(
-    const gr_params *p, gr_comm *comm, const float *flat, const char *path, const char *config_text, gr_hash128 *hash);
+    const gr_params *p, gr_comm *comm, const float *flat, const char *path, const gr_metadata *more, gr_hash128 *hash);
 /* Every rank reads what it owns. Missing, extra, wrongly shaped or typed (not F32) tensors: 66 with a table of
  * expected/found, before anything is copied. */
 GR_MUST gr_err gr_params_load(const gr_params *p, const char *path, float *flat);

@@ -19,7 +19,7 @@ gr_err gr_inspect_router(const char *path, bool json) {
     gr_report_begin(&r, json);
     gr_report_text(&r, "kind", NULL, "router");
     gr_report_text(&r, "file", "router", path);
-    gr_report_text(&r, "method", "method", i->method == GR_ROUTER_HASH ? "hash" : "random");
+    gr_report_text(&r, "method", "method", gr_router_method_name(i->method));
     if (i->method == GR_ROUTER_HASH)
         gr_report_count(&r, "vocab", "vocabulary V", i->V);
     else

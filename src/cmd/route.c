@@ -157,6 +157,7 @@ static gr_err make_router(const route_args *a) {
 typedef struct table_job {
     gr_comm *comm;
     const char *out;
+    gr_backend *backend;
     gr_router *router;
     gr_tokens *tokens;
     gr_routes_info info;
@@ -168,9 +169,8 @@ typedef struct table_job {
 
 /* The same text on every machine and day, so that a table's bytes depend on its inputs only. */
 static void set_provenance(gr_routes_info *info, const route_args *a, const gr_router_info *router) {
-    const char *method = router->method == GR_ROUTER_HASH ? "hash" : "random";
-    snprintf(info->provenance, sizeof info->provenance, "%s router %s on tokens %s", method, a->text[ROUTER],
-        a->text[TOKENS]);
+    snprintf(info->provenance, sizeof info->provenance, "%s router %s on tokens %s",
+        gr_router_method_name(router->method), a->text[ROUTER], a->text[TOKENS]);
     for (char *p = info->provenance; *p; p++)
         if ((unsigned char)*p < 0x20 || *p == 0x7f)
             *p = '?';
@@ -190,6 +190,8 @@ static gr_err job_open(table_job *j, const route_args *a) {
             "%s: expected at least %" PRIu64 " tokens for one window, got %" PRIu64 "; use a smaller --seq-len",
             a->text[TOKENS], a->seq_len + 1, info->n_token);
     set_provenance(info, a, gr_router_get(j->router));
+    GR_TRY(gr_backend_open(&j->backend, "auto"));
+    GR_TRY(gr_router_prepare(j->router, j->backend, info->T));
     const size_t n_pair = (size_t)info->T * info->K; /* at most 2^31 * 64 */
     GR_TRY(gr_alloc((void **)&j->window, (size_t)info->T + 1, sizeof *j->window, "window tokens"));
     GR_TRY(gr_alloc((void **)&j->ids, n_pair, sizeof *j->ids, "window expert ids"));
@@ -203,6 +205,7 @@ static void job_close(table_job *j) {
     gr_routes_writer_close(j->writer);
     gr_tokens_close(j->tokens);
     gr_router_close(j->router);
+    gr_backend_close(j->backend);
 }
 
 /* Rank 0 creates the file, the others join it. */
@@ -233,7 +236,7 @@ static gr_err route_share(table_job *j) {
     const uint64_t first = rank * each + (rank < rest ? rank : rest), end = first + each + (rank < rest);
     const uint32_t T = j->info.T;
     const gr_router_info *router = gr_router_get(j->router);
-    const uint32_t n_vocab = router->method == GR_ROUTER_HASH ? router->V : UINT32_MAX;
+    const uint32_t n_vocab = router->V ? router->V : UINT32_MAX;
     gr_progress progress;
     gr_progress_start(
         &progress, n_rank > 1 ? "routing (rank 0's share)" : "routing", "Mtokens", 1e6, (end - first) * T);

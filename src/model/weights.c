@@ -98,7 +98,7 @@ static void sink_close(sink *s) {
     gr_hasher_close(s->hasher);
 }
 
-static gr_err sink_open(sink *s, const char *path, const char *config_text, const gr_whole *list, int n) {
+static gr_err sink_open(sink *s, const char *path, const gr_metadata *more, const gr_whole *list, int n) {
     *s = (sink){0};
     GR_TRY(gr_hasher_open(&s->hasher));
     if (!path)
@@ -111,8 +111,8 @@ static gr_err sink_open(sink *s, const char *path, const char *config_text, cons
         tensors[i] = (gr_tensor){
             .name = list[i].name, .dtype = GR_F32, .n_dim = p->n_dim, .dim = {p->dim[0], p->n_dim > 1 ? p->dim[1] : 0}};
     }
-    gr_metadata metadata[2] = {{"format", "pt"}, {"grouter_config", config_text}};
-    gr_err err = gr_safetensors_writer_open(&s->writer, path, tensors, n, metadata, config_text ? 2 : 1);
+    gr_metadata metadata[2] = {{"format", "pt"}, more ? *more : (gr_metadata){0}};
+    gr_err err = gr_safetensors_writer_open(&s->writer, path, tensors, n, metadata, more ? 2 : 1);
     free(tensors);
     return err;
 }
@@ -140,9 +140,9 @@ static gr_err tensors_write(gather *g, sink *s, gr_err err, const gr_whole *list
 }
 
 static gr_err root_save(
-    gather *g, const char *path, const char *config_text, const gr_whole *list, int n, gr_hash128 *hash) {
+    gather *g, const char *path, const gr_metadata *more, const gr_whole *list, int n, gr_hash128 *hash) {
     sink s;
-    gr_err err = sink_open(&s, path, config_text, list, n);
+    gr_err err = sink_open(&s, path, more, list, n);
     err = tensors_write(g, &s, err, list, n);
     if (!err)
         *hash = gr_hasher_128(s.hasher);
@@ -159,7 +159,7 @@ static gr_err entries_send(gather *g) {
 }
 
 gr_err gr_params_save(
-    const gr_params *p, gr_comm *comm, const float *flat, const char *path, const char *config_text, gr_hash128 *hash) {
+    const gr_params *p, gr_comm *comm, const float *flat, const char *path, const gr_metadata *more, gr_hash128 *hash) {
     bool root = comm->rank[GR_WORLD] == 0, takes_part = comm->rank[GR_WORLD] < comm->size[GR_EP];
     gather g = {.p = p, .comm = comm, .flat = flat};
     gr_whole *list = NULL;
@@ -170,7 +170,7 @@ gr_err gr_params_save(
     err = gr_comm_agree(comm, err); /* before anybody waits for the rows of a rank without memory */
     if (!err) {
         if (root)
-            err = root_save(&g, path, config_text, list, n, hash);
+            err = root_save(&g, path, more, list, n, hash);
         else if (takes_part)
             err = entries_send(&g);
         err = gr_comm_agree(comm, err);

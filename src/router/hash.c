@@ -3,7 +3,7 @@
  * Router file, little-endian: char[8] "GRROUTER" | u32 version 1 | u32 header bytes 64 | u32 method | u32 V | u32 E |
  * u32 K | f32 scale | u32 0 | u64 seed | u8[16] 0 | table u16[V][K], ids ascending | u64 XXH3-64 of everything before.
  * The router hash is XXH3-128 from `method` to the table's end: settings and tensors, never the data. */
-#include "grouter/router.h"
+#include "internal.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -14,13 +14,6 @@
 #define HEADER_BYTES 64
 #define SETTINGS_AT 16
 #define VOCAB_MAX (1u << 24)
-
-struct gr_router {
-    gr_router_info info;
-    float gate;      /* scale/K as bf16 */
-    uint64_t stream; /* random only */
-    uint16_t *table; /* [V][K] ascending; NULL for random */
-};
 
 /* ---------------------------------------------------------------- making */
 
@@ -63,27 +56,6 @@ static gr_err router_make(gr_router **out, const gr_router_info *info, const cha
     }
     *out = r;
     return GR_OK;
-}
-
-void gr_router_close(gr_router *r) {
-    if (!r)
-        return;
-    free(r->table);
-    free(r);
-}
-
-const gr_router_info *gr_router_get(const gr_router *r) {
-    return &r->info;
-}
-
-void gr_router_describe(const gr_router *r, gr_routes_info *info) {
-    info->E = r->info.E;
-    info->K = r->info.K;
-    info->scale = r->info.scale;
-    info->variable_k = false;
-    info->mask = GR_MASK_NONE;
-    info->position = GR_POSITION_NONE;
-    info->router = r->info.hash;
 }
 
 /* ---------------------------------------------------------------- bytes: file and hash */
@@ -201,26 +173,13 @@ static gr_err decode_table(gr_router *r, gr_map map, const char *path) {
     return GR_OK;
 }
 
-static gr_err open_mapped(gr_router **out, gr_map map, const char *path) {
+gr_err gr_router_open_table(gr_router **out, gr_map map, const char *path) {
     gr_router_info info = {0};
     GR_TRY(check_frame(map, path));
     GR_TRY(decode_info(&info, map, path));
     GR_TRY(router_make(out, &info, path));
     GR_TRY(decode_table(*out, map, path));
     return set_hash(*out);
-}
-
-gr_err gr_router_open(gr_router **out, const char *path) {
-    gr_map map = {0};
-    *out = NULL;
-    GR_TRY(gr_map_open(&map, path, GR_DATA));
-    gr_err err = open_mapped(out, map, path);
-    gr_map_close(&map);
-    if (err) {
-        gr_router_close(*out);
-        *out = NULL;
-    }
-    return err;
 }
 
 /* ---------------------------------------------------------------- fitting the balanced hash */
@@ -351,7 +310,7 @@ static void draw(const gr_router *r, uint64_t position, uint16_t *row) {
     }
 }
 
-gr_err gr_router_route(
+gr_err gr_router_route_table(
     const gr_router *r, uint64_t window, uint32_t T, const uint32_t *tokens, uint16_t *ids, float *gates) {
     const uint32_t K = r->info.K;
     for (uint32_t t = 0; t < T; t++) {

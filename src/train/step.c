@@ -187,7 +187,8 @@ static gr_err train(gr_trainer *t) {
 static gr_err save_weights(gr_trainer *t, gr_train_result *result) {
     char path[GR_PATH_MAX + 32];
     return gr_params_save(gr_model_params(t->model), t->comm, gr_model_weights(t->model),
-        gr_run_path(t->config, "model.safetensors", path), t->config_text, &result->parameter_hash);
+        gr_run_path(t->config, "model.safetensors", path),
+        &(gr_metadata){.key = "grouter_config", .value = t->config_text}, &result->parameter_hash);
 }
 
 gr_err gr_train_run(const gr_train_options *o, gr_train_result *result) {

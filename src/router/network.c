@@ -1,0 +1,53 @@
+/* network.c: a Grouter's network evaluated one window at a time. */
+#include "internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct gr_network {
+    gr_comm *alone;
+    gr_model *model;
+    gr_plan_limits limits;
+};
+
+static gr_err open_model(gr_network *n, const gr_grouter *g, gr_backend *backend, uint32_t T) {
+    GR_TRY(gr_comm_open(&n->alone, "self"));
+    n->limits = (gr_plan_limits){.N = T, .n_rank = 1, .E_local = g->map.E_local};
+    GR_TRY(gr_model_open(&n->model, &(gr_model_options){.config = &g->spec.network,
+                                        .backend = backend,
+                                        .comm = n->alone,
+                                        .map = &g->map,
+                                        .limits = &n->limits,
+                                        .T = T}));
+    return backend->upload(backend, GR_LANE_COMPUTE, gr_model_weights(n->model), g->weights,
+        (size_t)g->params.n_element * sizeof *g->weights);
+}
+
+gr_err gr_network_open(gr_network **out, const gr_grouter *g, gr_backend *backend, uint32_t T) {
+    *out = NULL;
+    gr_network *n;
+    GR_TRY(gr_alloc((void **)&n, 1, sizeof *n, "Grouter network"));
+    gr_err e = open_model(n, g, backend, T);
+    if (e) {
+        gr_network_close(n);
+        return e;
+    }
+    *out = n;
+    return GR_OK;
+}
+
+void gr_network_close(gr_network *n) {
+    if (!n)
+        return;
+    gr_model_close(n->model);
+    gr_comm_close(n->alone, GR_OK);
+    free(n);
+}
+
+gr_err gr_network_scores(gr_network *n, const uint32_t *tokens, const float **scores, const float **features) {
+    float *found;
+    gr_phases phases = {0};
+    GR_TRY(gr_model_scores(n->model, &(gr_batch){.token = tokens}, &found, features, &phases));
+    *scores = found;
+    return GR_OK;
+}
