@@ -15,7 +15,7 @@ gr_err gr_model_scores(gr_model *m, const gr_batch *batch, float **scores, const
     GR_ASSERT(m->config.head == GR_HEAD_SCORES && b->dtype == GR_F32, "a model without scores, or stored as %s",
         gr_dtype_name(b->dtype));
     double start_s = gr_time_s();
-    GR_TRY(gr_model_layers_forward(m, batch));
+    GR_TRY(gr_model_layers_forward(m, batch, 0));
     if (m->final_norm != NONE) {
         gr_norm norm = gr_model_final_norm(m);
         GR_TRY(b->norm_forward(b, GR_LANE_COMPUTE, &norm));
