@@ -30,6 +30,7 @@ typedef struct gr_routing {
 typedef enum gr_head {
     GR_HEAD_TOKENS, /* logits of the next token: a language model */
     GR_HEAD_SCORES, /* scores of experts: a Grouter. Its layers are dense: first_k_dense_replace = num_hidden_layers */
+    GR_HEAD_ROUTER, /* logits of the last layer's router: a source that ends there, without experts in that layer */
 } gr_head;
 
 /* What lies between a Grouter's embedding and its scores. */
@@ -57,8 +58,8 @@ typedef struct gr_model_config {
     gr_body body;
     gr_mask mask; /* NONE exactly when the body is not ATTENTION */
     gr_position position;
-    int document_end; /* token that ends a document, for the DOC masks; -1: none */
-    int zero_token;   /* its embedding is zero and stays it; -1: none */
+    int document_end;    /* token that ends a document, for the DOC masks; -1: none */
+    int zero_token;      /* its embedding is zero and stays it; -1: none */
     bool norm_topk_prob; /* learned gates: softmax over the chosen experts, else over all */
     gr_routing routing;  /* routing{} once more: with learned gates every MoE layer has a router */
 } gr_model_config;

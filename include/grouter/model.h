@@ -170,9 +170,9 @@ GR_MUST gr_err gr_model_router_sums_get(gr_model *m, gr_router_sums *sums, uint6
 /* MoE layers with a router; 0 with fixed gates. */
 int gr_model_routers(const gr_model_config *c);
 
-/* A Grouter (GR_HEAD_SCORES, storage type F32): scores [N, num_labels] fp32 of the batch's tokens, without the bias;
- * and, if asked for, the rows that the score matrix multiplies, [N, D] fp32. Backend memory of the model, valid until
- * its next call. */
+/* Storage type F32. A Grouter (GR_HEAD_SCORES): scores [N, num_labels] fp32 of the batch's tokens, without the bias. A
+ * source cut off at a router (GR_HEAD_ROUTER): that router's logits [N, num_experts]. And, if asked for, the rows that
+ * the last matrix multiplies, [N, D] fp32. Backend memory of the model, valid until its next call. */
 GR_MUST gr_err gr_model_scores(
     gr_model *m, const gr_batch *b, float **scores, const float **features, gr_phases *phases);
 /* Accumulates the gradients of what is trained, from dscores [N, num_labels] (may be the scores' own memory), after

@@ -5,7 +5,7 @@ static bool is_moe(const gr_model *m, int l) {
     return m->layer[l].expert13 != NONE;
 }
 
-static gr_norm middle_norm(gr_model *m, int l) {
+gr_norm gr_model_middle_norm(gr_model *m, int l) {
     ffn_saved *s = ffn_of(m, l);
     return (gr_norm){.n_row = m->N,
         .width = m->D,
@@ -67,7 +67,7 @@ gr_err gr_model_ffn_forward(gr_model *m, int l) {
     gr_backend *b = m->backend;
     ffn_saved *s = ffn_of(m, l);
     void *out = stream_before(m, l + 1);
-    gr_norm norm = middle_norm(m, l);
+    gr_norm norm = gr_model_middle_norm(m, l);
     GR_TRY(b->norm_forward(b, GR_LANE_COMPUTE, &norm));
     const void *base = attention_of(m, l)->mid;
     if (m->layer[l].ffn_width) {
@@ -88,7 +88,7 @@ gr_err gr_model_ffn_forward(gr_model *m, int l) {
 gr_err gr_model_ffn_recompute(gr_model *m, int l) {
     gr_backend *b = m->backend;
     ffn_saved *s = ffn_of(m, l);
-    gr_norm norm = middle_norm(m, l);
+    gr_norm norm = gr_model_middle_norm(m, l);
     GR_TRY(b->norm_forward(b, GR_LANE_COMPUTE, &norm));
     if (m->layer[l].ffn_width) {
         gr_ffn f = plain_ffn(m, l);
@@ -121,7 +121,7 @@ gr_err gr_model_ffn_backward(gr_model *m, int l) {
         GR_TRY(gr_moe_combine(&m->moe, base, m->dn));
         GR_TRY(gr_model_gate_backward(m, l));
     }
-    gr_norm norm = middle_norm(m, l);
+    gr_norm norm = gr_model_middle_norm(m, l);
     norm.dy = m->dn;
     norm.dx = m->dres;
     norm.dx_write = GR_ACCUMULATE;

@@ -2,7 +2,8 @@
 #include "grouter/model.h"
 
 int gr_model_routers(const gr_model_config *c) {
-    return c->routing.gates == GR_GATES_LEARNED ? c->num_hidden_layers - c->first_k_dense_replace : 0;
+    int n_cut = c->head == GR_HEAD_ROUTER; /* its router only makes logits: no choice, no plan */
+    return c->routing.gates == GR_GATES_LEARNED ? c->num_hidden_layers - n_cut - c->first_k_dense_replace : 0;
 }
 
 void gr_model_count_config(const gr_model_config *c, int64_t T, gr_model_count *out) {

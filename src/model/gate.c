@@ -25,7 +25,7 @@ static gr_router_op router_args(gr_model *m, int l) {
         .count = s->count};
 }
 
-static gr_err make_logits(gr_model *m, int l, float *logits) {
+gr_err gr_model_gate_logits(gr_model *m, int l, float *logits) {
     return m->backend->gemm(m->backend, GR_LANE_COMPUTE,
         &(gr_gemm){.layout = GR_NT,
             .m = m->N,
@@ -73,7 +73,7 @@ gr_err gr_model_gate_forward(gr_model *m, int l) {
         op.loss = m->router_loss;
         op.load = m->load + (l - m->config.first_k_dense_replace) * op.E;
     }
-    GR_TRY(make_logits(m, l, s->p));
+    GR_TRY(gr_model_gate_logits(m, l, s->p));
     if (op.choice == GR_CHOICE_GIVEN)
         GR_TRY(b->upload(b, GR_LANE_COMPUTE, s->ids, m->batch->ids, (size_t)(op.n * op.K) * sizeof *s->ids));
     GR_TRY(b->router_forward(b, GR_LANE_COMPUTE, &op));

@@ -116,6 +116,11 @@ static inline const void *weight_at(const gr_model *m, int64_t offset) {
     return m->weights + offset;
 }
 
+/* The layer whose router is the head of a source that was cut off. */
+static inline bool is_cut(const gr_model_config *c, int l) {
+    return c->head == GR_HEAD_ROUTER && l == c->num_hidden_layers - 1;
+}
+
 static inline bool is_linear_body(const gr_model_config *c) {
     return c->head == GR_HEAD_SCORES && c->body == GR_BODY_RESIDUAL_LINEAR;
 }
@@ -178,9 +183,12 @@ void gr_model_layout_step(gr_model *m, gr_arena *arena);
 /* With routing.source learned: plans, in host memory. */
 void gr_model_layout_plans(gr_model *m, gr_arena *arena);
 
+gr_norm gr_model_middle_norm(gr_model *m, int l); /* block.c: the norm before a layer's experts */
+
 /* gate.c: the routers. Forward reads n2 of ffn_of(l), makes the layer's choices, plan and gates, and sets m->moe to
  * them; select only sets it again; backward adds to dn. All do nothing with fixed gates. */
 gr_err gr_model_gate_forward(gr_model *m, int l);
+gr_err gr_model_gate_logits(gr_model *m, int l, float *logits); /* [N, E] */
 void gr_model_gate_select(gr_model *m, int l);
 gr_err gr_model_gate_backward(gr_model *m, int l);
 

@@ -132,8 +132,8 @@ static void layout_scratch(gr_model *m, gr_arena *arena) {
     const gr_model_config *c = &m->config;
     int64_t N = m->N, D = m->D, F = c->moe_intermediate_size, widest = ffn_width_max(m);
     int64_t send = (int64_t)m->limits.send_max, recv = (int64_t)m->limits.recv_max, pair = (int64_t)m->limits.pair_max;
-    m->final = take_act(m, arena, N * D);
-    m->rstd_final = GR_TAKE(arena, N, float);
+    m->final = take_act(m, arena, m->final_norm != NONE ? N * D : 0);
+    m->rstd_final = GR_TAKE(arena, m->final_norm != NONE ? N : 0, float);
     m->loss_sum = GR_TAKE(arena, 1, double);
     m->ffn_a = take_act(m, arena, N * widest);
     m->ffn_y = take_act(m, arena, widest ? N * D : 0);
@@ -160,6 +160,8 @@ void gr_model_layout_step(gr_model *m, gr_arena *arena) {
     m->memory.activations = taken(arena, &mark);
     if (m->config.head == GR_HEAD_SCORES)
         m->scores = GR_TAKE(arena, m->N * m->config.num_labels, float);
+    else if (m->config.head == GR_HEAD_ROUTER)
+        m->scores = GR_TAKE(arena, m->N * m->config.num_experts, float);
     else
         m->logits = take_act(m, arena, gr_logits_chunk(m->N, V) * V);
     m->memory.logits = taken(arena, &mark);

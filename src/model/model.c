@@ -32,7 +32,8 @@ static layer_params find_layer(const gr_model *m, int l) {
         .expert2 = offset_of(p, l, "mlp.experts.%u.down_proj.weight")};
     layer.ffn13 = offset_of(p, l, dense ? "mlp.gate_proj.weight" : "mlp.shared_expert.gate_proj.weight");
     layer.ffn2 = offset_of(p, l, dense ? "mlp.down_proj.weight" : "mlp.shared_expert.down_proj.weight");
-    layer.ffn_width = dense ? m->config.intermediate_size : m->config.shared_expert_intermediate_size;
+    if (layer.ffn13 != NONE)
+        layer.ffn_width = dense ? m->config.intermediate_size : m->config.shared_expert_intermediate_size;
     layer.linear = offset_of(p, l, "linear.weight");
     layer.ln_w = offset_of(p, l, "layer_norm.weight");
     layer.ln_b = offset_of(p, l, "layer_norm.bias");
@@ -272,6 +273,15 @@ static void set_documents(gr_model *m, const uint32_t *token) {
     }
 }
 
+/* What comes after the attention half. */
+static gr_err second_half_forward(gr_model *m, int l) {
+    if (!is_cut(&m->config, l))
+        return gr_model_ffn_forward(m, l);
+    gr_norm norm = gr_model_middle_norm(m, l);
+    GR_TRY(m->backend->norm_forward(m->backend, GR_LANE_COMPUTE, &norm));
+    return gr_model_gate_logits(m, l, m->scores);
+}
+
 gr_err gr_model_layers_forward(gr_model *m, const gr_batch *b, double loss_scale) {
     set_plan(m, b, loss_scale);
     set_documents(m, b->token);
@@ -282,7 +292,7 @@ gr_err gr_model_layers_forward(gr_model *m, const gr_batch *b, double loss_scale
             continue;
         }
         GR_TRY(gr_model_attention_forward(m, l));
-        GR_TRY(gr_model_ffn_forward(m, l));
+        GR_TRY(second_half_forward(m, l));
     }
     return GR_OK;
 }

@@ -128,7 +128,7 @@ static void dense_layer_add(table *t, const gr_model_config *c, int layer) {
         int64_t E = c->num_experts, router = group_take(t, 1, E, c->hidden_size);
         layer_matrix(t, layer, "mlp.gate.weight", GR_PARAM_ROUTER, router, E, c->hidden_size);
     }
-    if (c->shared_expert_intermediate_size > 0)
+    if (c->shared_expert_intermediate_size > 0 && !is_cut(c, layer))
         mlp_add(t, layer, shared, GR_PARAM_SHARED, c->hidden_size, c->shared_expert_intermediate_size);
 }
 
@@ -163,7 +163,7 @@ static void body_add(table *t, const gr_model_config *c) {
     bool linear = c->head == GR_HEAD_SCORES && c->body == GR_BODY_RESIDUAL_LINEAR;
     for (int l = 0; l < c->num_hidden_layers; l++)
         (linear ? linear_layer_add : dense_layer_add)(t, c, l);
-    if (c->head == GR_HEAD_TOKENS || c->body == GR_BODY_ATTENTION)
+    if (c->head == GR_HEAD_TOKENS || (c->head == GR_HEAD_SCORES && c->body == GR_BODY_ATTENTION))
         name_set(norm_add(t, c->hidden_size), "model.norm.weight");
 }
 
@@ -184,11 +184,11 @@ static void table_fill(table *t, const gr_model_config *c) {
     body_add(t, c);
     if (c->head == GR_HEAD_SCORES)
         scores_add(t, c);
-    else if (!c->tie_word_embeddings)
+    else if (c->head == GR_HEAD_TOKENS && !c->tie_word_embeddings)
         name_set(entry_add(t, GR_PARAM_HEAD, group_take(t, 1, V, D), V, D), "lm_head.weight");
     t->next = aligned_to(t->next, GROUP_ALIGN * t->dense_shards);
     t->out->n_dense = t->next;
-    for (int l = c->first_k_dense_replace; l < c->num_hidden_layers && c->head == GR_HEAD_TOKENS; l++)
+    for (int l = c->first_k_dense_replace; l < c->num_hidden_layers - (c->head == GR_HEAD_ROUTER); l++)
         experts_add(t, c, l);
     t->out->n_element = t->out->n_dense + aligned_to(t->next - t->out->n_dense, GROUP_ALIGN * t->expert_shards);
 }

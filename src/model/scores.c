@@ -1,5 +1,6 @@
-/* The head of a Grouter: scores = features W^T with one row of W per expert; features are the body's output after its
- * final norm, or as it is where the body has none. */
+/* The heads that give scores. A Grouter's: scores = features W^T with one row of W per expert; features are the body's
+ * output after its final norm, or as it is where the body has none. A cut source's last layer makes its router's logits
+ * by itself. */
 #include "internal.h"
 
 static double since_ms(double start_s) {
@@ -7,20 +8,18 @@ static double since_ms(double start_s) {
 }
 
 static void *features_of(gr_model *m) {
+    if (m->config.head == GR_HEAD_ROUTER)
+        return ffn_of(m, m->config.num_hidden_layers - 1)->n2;
     return m->final_norm == NONE ? stream_before(m, m->config.num_hidden_layers) : m->final;
 }
 
-gr_err gr_model_scores(gr_model *m, const gr_batch *batch, float **scores, const float **features, gr_phases *phases) {
+static gr_err make_scores(gr_model *m) {
     gr_backend *b = m->backend;
-    GR_ASSERT(m->config.head == GR_HEAD_SCORES && b->dtype == GR_F32, "a model without scores, or stored as %s",
-        gr_dtype_name(b->dtype));
-    double start_s = gr_time_s();
-    GR_TRY(gr_model_layers_forward(m, batch, 0));
     if (m->final_norm != NONE) {
         gr_norm norm = gr_model_final_norm(m);
         GR_TRY(b->norm_forward(b, GR_LANE_COMPUTE, &norm));
     }
-    GR_TRY(b->gemm(b, GR_LANE_COMPUTE,
+    return b->gemm(b, GR_LANE_COMPUTE,
         &(gr_gemm){.layout = GR_NT,
             .m = m->N,
             .n = m->config.num_labels,
@@ -31,11 +30,22 @@ gr_err gr_model_scores(gr_model *m, const gr_batch *batch, float **scores, const
             .ldb = m->D,
             .c = m->scores,
             .ldc = m->config.num_labels,
-            .c_dtype = GR_F32}));
+            .c_dtype = GR_F32});
+}
+
+gr_err gr_model_scores(gr_model *m, const gr_batch *batch, float **scores, const float **features, gr_phases *phases) {
+    gr_backend *b = m->backend;
+    GR_ASSERT(m->config.head != GR_HEAD_TOKENS && b->dtype == GR_F32, "a model without scores, or stored as %s",
+        gr_dtype_name(b->dtype));
+    double start_s = gr_time_s();
+    GR_TRY(gr_model_layers_forward(m, batch, 0));
+    if (m->config.head == GR_HEAD_SCORES)
+        GR_TRY(make_scores(m));
     *scores = m->scores;
     if (features)
         *features = features_of(m);
-    phases->forward_ms += since_ms(start_s);
+    phases->exchange_ms += m->moe.exchange_ms;
+    phases->forward_ms += since_ms(start_s) - m->moe.exchange_ms;
     return GR_OK;
 }
 
