@@ -128,6 +128,69 @@ static void recomputation_changes_no_bit(void **state) {
     assert_true(model_case_recompute_is_exact(backend, comm, &o, 1));
 }
 
+/* With a router in every MoE layer. */
+static gr_model_config routed(const gr_model_config *base, gr_source source, bool norm_topk_prob) {
+    gr_model_config c = *base;
+    c.norm_topk_prob = norm_topk_prob;
+    c.routing = (gr_routing){.source = source, .gates = GR_GATES_LEARNED, .scale = 1.5, .z_loss_coef = 0.02};
+    c.routing.aux_loss_coef = source == GR_SOURCE_LEARNED ? 0.3 : 0;
+    return c;
+}
+
+static void check_routed(const model_case_options *o) {
+    model_case_result r = model_case_run(backend, comm, o);
+    if (!(r.loss_error <= 1e-5 && r.gradient_error <= 1e-5 && r.router_error <= 1e-5))
+        fail_msg("loss error %.3g, gradient error %.3g in %s, router losses %.3g", r.loss_error, r.gradient_error,
+            r.worst, r.router_error);
+    assert_false(r.load_wrong);
+}
+
+static void learned_routes_equal_the_reference(void **state) {
+    (void)state;
+    for (int normalise = 0; normalise < 2; normalise++) {
+        gr_model_config c = routed(&plain, GR_SOURCE_LEARNED, normalise);
+        check_routed(&(model_case_options){.config = &c, .n_window = 3, .T = 33, .only_expert = -1});
+        c = routed(&mixed, GR_SOURCE_LEARNED, normalise);
+        check_routed(&(model_case_options){.config = &c, .n_window = 2, .T = 17, .only_expert = -1});
+    }
+}
+
+static void learned_gates_of_given_experts_equal_the_reference(void **state) {
+    (void)state;
+    for (int normalise = 0; normalise < 2; normalise++) {
+        gr_model_config c = routed(&mixed, GR_SOURCE_TABLE, normalise);
+        check_routed(&(model_case_options){.config = &c, .n_window = 2, .T = 17, .only_expert = -1});
+        check_routed(&(model_case_options){.config = &c, .n_window = 1, .T = 17, .only_expert = 6});
+    }
+}
+
+static void learned_routes_to_one_and_to_all_experts_equal_the_reference(void **state) {
+    (void)state;
+    gr_model_config c = routed(&plain, GR_SOURCE_LEARNED, false);
+    c.num_experts_per_tok = 1;
+    check_routed(&(model_case_options){.config = &c, .n_window = 2, .T = 19, .only_expert = -1});
+    check_routed(&(model_case_options){.config = &c, .n_window = 2, .T = 19, .only_expert = -1, .zero_routers = true});
+    c = routed(&plain, GR_SOURCE_LEARNED, true);
+    c.num_experts_per_tok = c.num_experts;
+    check_routed(&(model_case_options){.config = &c, .n_window = 1, .T = 9, .only_expert = -1});
+}
+
+static void dense_layers_need_no_router(void **state) {
+    (void)state;
+    gr_model_config c = routed(&plain, GR_SOURCE_LEARNED, true);
+    c.first_k_dense_replace = c.num_hidden_layers;
+    check_routed(&(model_case_options){.config = &c, .n_window = 1, .T = 12, .only_expert = -1});
+}
+
+static void recomputation_routes_as_before(void **state) {
+    (void)state;
+    gr_model_config c = routed(&mixed, GR_SOURCE_LEARNED, true);
+    model_case_options o = {.config = &c, .n_window = 2, .T = 17, .only_expert = -1};
+    assert_true(model_case_recompute_is_exact(backend, comm, &o, 2));
+    c = routed(&plain, GR_SOURCE_TABLE, false);
+    assert_true(model_case_recompute_is_exact(backend, comm, &o, 1));
+}
+
 static size_t activations_of(const gr_model_config *c, gr_recompute recompute) {
     enum { N = 64 };
     gr_expert_map map;
@@ -178,6 +241,11 @@ int main(void) {
         cmocka_unit_test(recomputed_models_equal_the_reference),
         cmocka_unit_test(recomputation_changes_no_bit),
         cmocka_unit_test(recomputation_keeps_one_slot_for_all_layers),
+        cmocka_unit_test(learned_routes_equal_the_reference),
+        cmocka_unit_test(learned_gates_of_given_experts_equal_the_reference),
+        cmocka_unit_test(learned_routes_to_one_and_to_all_experts_equal_the_reference),
+        cmocka_unit_test(dense_layers_need_no_router),
+        cmocka_unit_test(recomputation_routes_as_before),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }

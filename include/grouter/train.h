@@ -18,7 +18,10 @@ typedef enum gr_feed_kind {
     GR_FEED_VALID, /* data.valid in file order: eval.windows windows, the same at each evaluation */
 } gr_feed_kind;
 
-/* Opens token files and route tables, binds them to each other and to the config (65), and computes the exact plan
+/* With routing.source learned there are no route tables: micro-batches are tokens and targets of the own windows, without
+ * a plan, and the limits are those of any choice.
+ *
+ * Opens token files and route tables, binds them to each other and to the config (65), and computes the exact plan
  * limits of every micro-batch of the run from the touch counts. Collective: all ranks fail or none. `like`, or NULL: a
  * feed whose router this one's tables must share. config, comm and map are borrowed. */
 GR_MUST gr_err gr_feed_open(gr_feed **out, gr_feed_kind kind, const gr_config *config, gr_comm *comm,
@@ -40,7 +43,10 @@ GR_MUST gr_err gr_feed_measure(
 void gr_feed_close(gr_feed *f); /* accepts NULL */
 const gr_plan_limits *gr_feed_limits(const gr_feed *f);
 uint64_t gr_feed_rows(const gr_feed *f); /* rows this rank sends in one dispatch, summed over all micro-batches */
-const gr_routes_info *gr_feed_table(const gr_feed *f, int i); /* of file i */
+/* What file i holds, for people and comparison, into text[GR_FEED_CONTENT_MAX]: hash and router of its route table;
+ * without one, the number of tokens and the hash of the first and the last window. Returns text. */
+enum { GR_FEED_CONTENT_MAX = 128 };
+const char *gr_feed_content(const gr_feed *f, int i, char text[GR_FEED_CONTENT_MAX]);
 uint64_t gr_feed_windows(const gr_feed *f);       /* windows of all files (train), of one evaluation (valid) */
 uint64_t gr_feed_micro_batches(const gr_feed *f); /* per step (train), per evaluation (valid) */
 
@@ -51,7 +57,7 @@ typedef struct gr_micro {
     gr_batch batch;
     uint64_t n_target;    /* of this rank, not ignored */
     uint64_t n_byte;      /* of those, bytes of the byte-level vocabulary; 0 for other vocabularies */
-    const uint32_t *load; /* [E] pairs per expert over the expert-parallel group's windows */
+    const uint32_t *load; /* [E] pairs per expert over the expert-parallel group's windows; NULL without tables */
 } gr_micro;
 
 /* Micro-batch `micro` of the step that starts at stream index `cursor` (valid: cursor 0). Reads and checks the routes
@@ -71,7 +77,10 @@ typedef struct gr_step_record {
     double bytes_nats_valid; /* nats per byte, NaN when not measured */
     /* step_ms: the whole step without its evaluation; eval_ms counts with loss_valid only */
     double step_ms, prepare_ms, forward_ms, backward_ms, exchange_ms, reduce_ms, optimizer_ms, eval_ms;
-    double max_vio;
+    double aux_loss, z_loss; /* of learned routers, multiplied by their coefficients; NaN without them */
+    /* load of the fullest expert over the mean load, minus 1, of the global batch; with learned routes the mean over
+     * layers and the largest of any layer (else NaN) */
+    double max_vio, max_vio_layer;
     bool skipped;
 } gr_step_record;
 

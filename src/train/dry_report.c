@@ -37,7 +37,10 @@ static void print_parameters(const gr_dry_report *r, const gr_model_count *n, FI
     snprintf(note, sizeof note, "%.2f %% of matrices and embeddings; %d per layer",
         100.0 * (double)n->experts / (double)n->matrices, m->num_experts);
     print_count(out, "routed experts", n->experts, note);
-    snprintf(note, sizeof note, "%d experts a layer, head but not input embedding", m->num_experts_per_tok);
+    if (gr_model_routers(m))
+        print_count(out, "routers", (int64_t)gr_model_routers(m) * m->num_experts * m->hidden_size, "");
+    snprintf(note, sizeof note, "%d experts a layer, head%s but not input embedding", m->num_experts_per_tok,
+        gr_model_routers(m) ? " and routers" : "");
     print_count(out, "active per token", n->active, note);
 }
 
@@ -56,15 +59,39 @@ static void print_flops(const gr_dry_report *r, const gr_model_count *n, FILE *o
 
 static void print_memory(const gr_dry_report *r, FILE *out) {
     fprintf(out, "\nmemory of a rank: %s\n",
-        r->exact ? "largest plans of the run, from the route tables" : "plans at uniform routing and 25 % more");
+        r->learned ? "plans at worst, since learned routes are known only in the step"
+        : r->exact ? "largest plans of the run, from the route tables"
+                   : "plans at uniform routing and 25 % more");
     for (int i = 0; i < GR_MEMORY_ITEMS; i++)
         if (r->memory.item[i].n_byte)
             print_bytes(out, r->memory.item[i].name, (double)r->memory.item[i].n_byte, "");
     print_bytes(out, "total", (double)r->memory.total, "");
     print_bytes(out, "needed", (double)gr_forecast_margin(r->memory.total), "2 % and 32 MiB more, for libraries");
-    if (!r->exact && r->R_ep > 1)
+    if (!r->exact && !r->learned && r->R_ep > 1)
         print_bytes(
             out, "total at worst", (double)r->memory_worst, "if all tokens of a group chose experts of one rank");
+}
+
+/* What routers add: gates out and their gradients back with every row, and the choices of a token to its group. */
+static void print_router_messages(const gr_dry_report *r, int n_transfer, FILE *out) {
+    const gr_config *c = r->config;
+    int n_router = gr_model_routers(&c->model), K = c->model.num_experts_per_tok;
+    char note[160];
+    if (n_router == 0 || r->R_ep == 1)
+        return;
+    double gates = n_router * K * (double)sizeof(float);
+    snprintf(note, sizeof note, "%d bytes a row, out and back in %d layers", K * (int)sizeof(float), n_router);
+    print_bytes(out, "gates", 2 * r->rows * gates, note);
+    if (!r->learned)
+        return;
+    double tokens = (double)c->train.global_batch_windows / r->n_rank * c->data.seq_len;
+    snprintf(note, sizeof note, "%d bytes a token to %d ranks in %d layers", K * (int)sizeof(uint16_t), r->R_ep - 1,
+        n_router);
+    print_bytes(out, "choices", tokens * K * (double)sizeof(uint16_t) * (r->R_ep - 1) * n_router, note);
+    double n_return = 2.0 * n_router, width = (double)r->row_bytes;
+    double worst = r->sent_worst * (width * (n_transfer - n_return) + gates);
+    worst += r->returned_worst * (width * n_return + gates);
+    print_bytes(out, "rows and gates at worst", worst, "if all own tokens left for all ranks, and all others came");
 }
 
 static void print_messages(const gr_dry_report *r, FILE *out) {
@@ -78,6 +105,7 @@ static void print_messages(const gr_dry_report *r, FILE *out) {
     snprintf(note, sizeof note, "%s: %.0f rows x %zu bytes x %d transfers over %d layers",
         r->exact ? "from the route tables" : "at uniform routing", r->rows, r->row_bytes, n_transfer, n_moe);
     print_bytes(out, "dispatch and combine", bytes, r->R_ep > 1 ? note : "experts are whole on each rank");
+    print_router_messages(r, n_transfer, out);
     double dense = 2.0 * (double)r->n_dense * (r->n_rank - 1) / r->n_rank;
     double experts = 2.0 * (double)r->n_expert * (R_edp - 1) / R_edp;
     print_bytes(out, "gradients and weights", 4 * (dense + experts), "each element once to its sum, once back");
@@ -92,6 +120,8 @@ static void print_disk(const gr_dry_report *r, const gr_model_count *n, FILE *ou
     print_bytes(out, "checkpoints", gr_forecast_disk(c, kept), note);
     print_bytes(out, "final weights", (double)(n->matrices + n->norms) * sizeof(float), "");
 
+    if (r->learned)
+        return;
     uint64_t T = (uint64_t)c->data.seq_len;
     uint64_t n_window = r->n_window ? r->n_window : (uint64_t)c->train.steps * (uint64_t)c->train.global_batch_windows;
     gr_routes_info info = {.E = (uint32_t)c->model.num_experts,

@@ -43,7 +43,7 @@ static int note_absent_tokens(const char *prefix, FILE *out) {
 static int note_absent_files(const gr_data_file *file, int n_file, FILE *out) {
     int n_absent = 0;
     for (int i = 0; i < n_file; i++)
-        n_absent += note_absent_tokens(file[i].tokens, out) + note_absent(file[i].routes, out);
+        n_absent += note_absent_tokens(file[i].tokens, out) + (*file[i].routes ? note_absent(file[i].routes, out) : 0);
     return n_absent;
 }
 
@@ -59,7 +59,7 @@ static gr_err check_present(const gr_config *c, const gr_data_file *file) {
     gr_err e = GR_OK;
     if (note_absent_tokens(file->tokens, NULL) == 0)
         e = gr_tokens_open(&tokens, file->tokens);
-    if (!e && gr_path_exists(file->routes))
+    if (!e && *file->routes && gr_path_exists(file->routes))
         e = gr_routes_open(&routes, file->routes);
     if (!e && tokens && routes)
         e = gr_routes_match(routes, tokens, (uint32_t)c->data.seq_len, (uint32_t)c->model.num_experts,
@@ -99,7 +99,17 @@ static void take_largest(gr_dry_report *r, const gr_trainer *t) {
     if (t->memory.total > r->memory.total)
         r->memory = t->memory;
     r->n_window = gr_feed_windows(t->feed);
-    r->exact = true;
+    r->exact = !r->learned;
+}
+
+/* Rows of a step without tables. */
+static void expect_rows(gr_dry_report *r, const gr_trainer *t) {
+    const gr_config *c = t->config;
+    double n_micro = (double)c->train.global_batch_windows / (r->n_rank * c->train.micro_batch_windows);
+    r->rows = gr_forecast_rows(c, &t->map) * n_micro;
+    gr_plan_limits worst = gr_forecast_limits_worst(c, &t->map);
+    r->sent_worst = (double)worst.send_max * n_micro;
+    r->returned_worst = (double)worst.recv_max * n_micro;
 }
 
 /* ---------------------------------------------------------------- ranks that are not here
@@ -125,12 +135,13 @@ static gr_err forecast_uniform(gr_dry_report *r, gr_trainer *t) {
     const gr_config *c = t->config;
     gr_plan_limits likely = gr_forecast_limits(c, &t->map, SPARE), worst = gr_forecast_limits_worst(c, &t->map);
     gr_memory_table at_worst;
-    GR_TRY(gr_forecast_memory(t, &likely, c->data.n_valid ? &likely : NULL, &r->memory));
     GR_TRY(gr_forecast_memory(t, &worst, c->data.n_valid ? &worst : NULL, &at_worst));
+    r->memory = at_worst;
     r->memory_worst = at_worst.total;
-    int per_micro = r->n_rank * c->train.micro_batch_windows;
-    r->rows = gr_forecast_rows(c, &t->map) * (c->train.global_batch_windows / per_micro);
-    return GR_OK;
+    expect_rows(r, t);
+    if (r->learned)
+        return GR_OK;
+    return gr_forecast_memory(t, &likely, c->data.n_valid ? &likely : NULL, &r->memory);
 }
 
 /* One rank as if it were this one. */
@@ -146,7 +157,10 @@ static gr_err visit_rank(gr_dry_report *r, int n_rank, int rank) {
         e = forecast_uniform(r, &t);
     else if (!e && !(e = gr_trainer_survey(&t))) {
         take_largest(r, &t);
-        r->rows += (double)gr_feed_rows(t.feed) / (double)r->config->train.steps / r->R_ep;
+        if (r->learned)
+            expect_rows(r, &t);
+        else
+            r->rows += (double)gr_feed_rows(t.feed) / (double)r->config->train.steps / r->R_ep;
     }
     gr_trainer_close(&t);
     gr_comm_close(comm, GR_OK);
@@ -184,6 +198,8 @@ static gr_err agree_figures(gr_dry_report *r, gr_trainer *t) {
     if (!e)
         e = t->comm->sum(t->comm, GR_WORLD, GR_U64, &n_row, 1);
     r->rows = (double)n_row / R / (double)t->config->train.steps;
+    if (r->learned)
+        expect_rows(r, t);
     return e;
 }
 
@@ -281,7 +297,7 @@ static gr_err run_here(gr_dry_report *r, gr_comm *comm, const gr_dry_run *o, FIL
 }
 
 gr_err gr_train_dry_run(const gr_config *config, gr_comm *comm, const gr_dry_run *o, FILE *out) {
-    gr_dry_report r = {.config = config};
+    gr_dry_report r = {.config = config, .learned = config->routing.source == GR_SOURCE_LEARNED};
     int n_rank = o->n_rank ? o->n_rank : comm->size[GR_WORLD];
     bool asked = o->n_rank || o->memory_gib > 0;
     int n_absent = comm->rank[GR_WORLD] == 0 && asked ? note_all_absent(config, NULL) : 0;

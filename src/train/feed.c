@@ -2,12 +2,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "grouter/train.h"
+#include "internal.h"
 
 typedef struct source {
     gr_tokens *tokens;
     gr_routes *routes;
-    gr_touch touch; /* empty when the group is one rank: nothing moves */
+    gr_touch touch;      /* empty when the group is one rank: nothing moves */
+    uint64_t ends_hash; /* without routes: of the first and the last window */
 } source;
 
 /* What one micro-batch owns; two of them, so that the next can be prepared while one is in use. */
@@ -18,6 +19,7 @@ typedef struct slot {
     uint32_t *load;   /* [E] */
     gr_plan plan;
     gr_plan_builder *builder;
+    uint16_t *ids; /* [N, K] of the own tokens, for learned gates */
 } slot;
 
 struct gr_feed {
@@ -25,6 +27,7 @@ struct gr_feed {
     const gr_config *config;
     gr_comm *comm;
     const gr_expert_map *map;
+    bool tables; /* routes come from them */
     int n_source;
     source *source;
     gr_stream stream;
@@ -81,6 +84,29 @@ static uint64_t group_first(const gr_feed *f, uint64_t cursor, uint64_t micro) {
 
 /* ---------------------------------------------------------------- opening */
 
+/* Both ends of a file, as far as windows go: enough to tell one file from another without reading it all. */
+static gr_err hash_ends(gr_feed *f, source *s, uint64_t n_window) {
+    size_t n = f->T + 1;
+    void *memory;
+    GR_TRY(gr_alloc(&memory, 2 * n, sizeof(uint32_t), "two windows"));
+    uint32_t *token = memory, V = (uint32_t)f->config->model.vocab_size;
+    gr_err e = gr_window_read(s->tokens, 0, f->T, V, token);
+    if (!e)
+        e = gr_window_read(s->tokens, n_window - 1, f->T, V, token + n);
+    s->ends_hash = gr_hash64(token, 2 * n * sizeof *token);
+    free(memory);
+    return e;
+}
+
+static gr_err check_slots(const gr_feed *f, const gr_routes *routes) {
+    if (f->config->routing.gates == GR_GATES_FIXED || !gr_routes_get(routes)->variable_k)
+        return GR_OK;
+    return gr_fail(GR_DATA,
+        "%s: expected a table in which every token uses all its K slots, got one with unused slots (variable_k); "
+        "learned gates need another table, or set routing.gates to fixed",
+        gr_routes_path(routes));
+}
+
 static gr_err check_router(const gr_feed *f, const gr_routes *routes, const gr_routes *other) {
     const gr_routes_info *a = gr_routes_get(routes), *b = gr_routes_get(other);
     if (memcmp(&a->router, &b->router, sizeof a->router) == 0)
@@ -101,8 +127,11 @@ static gr_err open_source(gr_feed *f, int i, const gr_data_file *file, const gr_
             file->tokens, f->T + 1, (unsigned long long)gr_tokens_count(s->tokens));
     f->stream_file[i] = (gr_stream_file){.n_window = n, .weight = file->weight};
     f->n_window += n;
+    if (!f->tables)
+        return hash_ends(f, s, n);
     GR_TRY(gr_routes_open(&s->routes, file->routes));
     GR_TRY(gr_routes_match(s->routes, s->tokens, f->T, f->E, f->K));
+    GR_TRY(check_slots(f, s->routes));
     return check_router(f, s->routes, like ? like->source[0].routes : f->source[0].routes);
 }
 
@@ -132,7 +161,7 @@ static gr_err open_touch(gr_feed *f, bool save) {
 
 /* Rank 0 makes missing sidecars, then everyone reads them. */
 static gr_err open_touch_counts(gr_feed *f) {
-    if (f->map->n_rank == 1)
+    if (f->map->n_rank == 1 || !f->tables)
         return GR_OK;
     bool first = f->comm->rank[GR_WORLD] == 0;
     GR_TRY(gr_comm_agree(f->comm, first ? open_touch(f, true) : GR_OK));
@@ -172,8 +201,12 @@ static void micro_limits(gr_feed *f, uint64_t cursor, uint64_t micro) {
     f->limits.pair_max = pair > f->limits.pair_max ? pair : f->limits.pair_max;
 }
 
-/* Exact maxima over every micro-batch of the run. One rank alone keeps all its pairs: no look at the data is needed. */
+/* Exact maxima over every micro-batch of the run; without tables of any choice. One rank alone keeps all its pairs: no look at the data is needed. */
 static void find_limits(gr_feed *f, gr_feed_start start) {
+    if (!f->tables) {
+        f->limits = gr_plan_limits_worst(f->B * f->T, f->K, f->map);
+        return;
+    }
     f->limits = (gr_plan_limits){.N = f->B * f->T, .K = f->K, .n_rank = f->map->n_rank, .E_local = f->map->E_local};
     if (f->map->n_rank == 1) {
         f->limits.pair_max = (uint64_t)f->limits.N * f->K;
@@ -199,13 +232,16 @@ gr_plan_limits gr_plan_limits_max(const gr_plan_limits *a, const gr_plan_limits 
 static void layout(gr_feed *f, gr_arena *a) {
     size_t N = f->limits.N, group = N * f->limits.n_rank * f->K;
     f->window_token = GR_TAKE(a, f->T + 1, uint32_t);
-    f->ids = GR_TAKE(a, group, uint16_t);
-    f->gates = GR_TAKE(a, group, float);
+    f->ids = f->tables ? GR_TAKE(a, group, uint16_t) : NULL;
+    f->gates = f->tables ? GR_TAKE(a, group, float) : NULL;
     for (int i = 0; i < 2; i++) {
         slot *s = &f->slot[i];
         s->token = GR_TAKE(a, N, uint32_t);
         s->target = GR_TAKE(a, N, int32_t);
+        if (!f->tables)
+            continue;
         s->pair_gate = GR_TAKE(a, f->limits.pair_max, float);
+        s->ids = f->config->routing.gates == GR_GATES_LEARNED ? GR_TAKE(a, N * f->K, uint16_t) : NULL;
         s->load = GR_TAKE(a, f->E, uint32_t);
         gr_plan_layout(a, &f->limits, f->map, &s->plan, &s->builder);
     }
@@ -223,6 +259,7 @@ static gr_err measure(gr_feed *f, size_t *n_byte) {
 static void set_shape(gr_feed *f, const gr_config *config, const gr_expert_map *map) {
     f->config = config;
     f->map = map;
+    f->tables = config->routing.source == GR_SOURCE_TABLE;
     f->B = (uint32_t)config->train.micro_batch_windows;
     f->T = (uint32_t)config->data.seq_len;
     f->K = (uint32_t)config->model.num_experts_per_tok;
@@ -308,8 +345,18 @@ uint64_t gr_feed_rows(const gr_feed *f) {
     return f->n_send;
 }
 
-const gr_routes_info *gr_feed_table(const gr_feed *f, int i) {
-    return gr_routes_get(f->source[i].routes);
+const char *gr_feed_content(const gr_feed *f, int i, char text[GR_FEED_CONTENT_MAX]) {
+    const source *s = &f->source[i];
+    char router[33];
+    if (!f->tables) {
+        snprintf(text, GR_FEED_CONTENT_MAX, "%llu tokens, ends %016llx", (unsigned long long)gr_tokens_count(s->tokens),
+            (unsigned long long)s->ends_hash);
+        return text;
+    }
+    const gr_routes_info *table = gr_routes_get(s->routes);
+    snprintf(text, GR_FEED_CONTENT_MAX, "table %016llx of router %s", (unsigned long long)table->table_hash,
+        gr_hash128_text(table->router, router));
+    return text;
 }
 
 uint64_t gr_feed_windows(const gr_feed *f) {
@@ -370,14 +417,21 @@ static gr_err fail_limits(gr_feed *f, uint64_t first) {
     return GR_DATA; /* what the plan said */
 }
 
-gr_err gr_feed_prepare(gr_feed *f, uint64_t cursor, uint64_t micro, gr_micro *out) {
-    slot *s = &f->slot[f->next_slot];
-    f->next_slot ^= 1;
-    *out = (gr_micro){.load = s->load,
-        .batch = {.token = s->token, .target = s->target, .plan = &s->plan, .pair_gate = s->pair_gate}};
+/* The own windows alone. */
+static gr_err prepare_tokens(gr_feed *f, slot *s, uint64_t first, gr_micro *out) {
+    for (uint32_t b = 0; b < f->B; b++) {
+        place p = place_of(f, first + (uint64_t)f->comm->rank[GR_EP] * f->B + b);
+        source *src = &f->source[p.source];
+        GR_TRY(gr_window_read(src->tokens, p.window, f->T, (uint32_t)f->config->model.vocab_size, f->window_token));
+        fill_own(f, s, b, &p, out);
+    }
+    return GR_OK;
+}
+
+/* All windows of the group, their routes, and the plan. */
+static gr_err prepare_routes(gr_feed *f, slot *s, uint64_t first, gr_micro *out) {
     memset(s->load, 0, f->E * sizeof *s->load);
     uint32_t rank = (uint32_t)f->comm->rank[GR_EP];
-    uint64_t first = group_first(f, cursor, micro);
     for (uint32_t j = 0; j < f->map->n_rank * f->B; j++) {
         place p = place_of(f, first + j);
         source *src = &f->source[p.source];
@@ -393,5 +447,22 @@ gr_err gr_feed_prepare(gr_feed *f, uint64_t cursor, uint64_t micro, gr_micro *ou
     if (gr_plan_build(&s->plan, s->builder, &f->limits, f->map, rank, f->ids, f->gates))
         return fail_limits(f, first);
     gr_plan_gates(&s->plan, f->gates, s->pair_gate);
+    size_t n_own = (size_t)f->limits.N * f->K;
+    if (s->ids)
+        memcpy(s->ids, f->ids + rank * n_own, n_own * sizeof *s->ids);
     return GR_OK;
+}
+
+gr_err gr_feed_prepare(gr_feed *f, uint64_t cursor, uint64_t micro, gr_micro *out) {
+    slot *s = &f->slot[f->next_slot];
+    f->next_slot ^= 1;
+    uint64_t first = group_first(f, cursor, micro);
+    *out = (gr_micro){.batch = {.token = s->token, .target = s->target}};
+    if (!f->tables)
+        return prepare_tokens(f, s, first, out);
+    out->load = s->load;
+    out->batch.plan = &s->plan;
+    out->batch.pair_gate = s->pair_gate;
+    out->batch.ids = s->ids;
+    return prepare_routes(f, s, first, out);
 }

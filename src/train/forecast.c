@@ -66,6 +66,8 @@ static int by_size(const void *a, const void *b) {
 static gr_err fill_table(const gr_trainer *t, const gr_model *model, size_t plans, gr_memory_table *out) {
     gr_optimizer_options optimizer = gr_trainer_optimizer_options(t, gr_model_params(model));
     gr_model_memory m = gr_model_memory_get(model);
+    if (!gr_add_size(plans, m.plans, &plans))
+        return gr_fail(GR_RESOURCE, "plans: expected a size that fits the address space; use a smaller micro-batch");
     unsigned recompute = t->config->train.recompute == GR_RECOMPUTE_BLOCK ? 0 : RECOMPUTE;
     unsigned shard = optimizer.zero == GR_ZERO_1 ? 0 : SHARD;
     *out = (gr_memory_table){

@@ -80,7 +80,8 @@ typedef struct gr_trainer {
 
     gr_micro ready; /* prepared ahead: the next micro-batch */
     double tokens_per_step;
-    uint64_t *load; /* [E] pairs per expert in this step's global batch */
+    int n_load;     /* 1: routes are the same in all layers; with learned routes the MoE layers */
+    uint64_t *load; /* [n_load, E] pairs per expert in this step's global batch */
     gr_step_record record;
     gr_eval_loss first, last;
 } gr_trainer;

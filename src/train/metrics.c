@@ -105,7 +105,7 @@ void gr_metrics_close(gr_metrics *m) {
 /* ---------------------------------------------------------------- text of bounded length */
 
 typedef struct text {
-    char s[1024];
+    char s[1536];
     size_t n;
 } text;
 
@@ -162,6 +162,8 @@ static void record_text(const gr_metrics *m, const gr_step_record *r, text *t) {
     text_add(t, "{\"schema\":%d,\"time\":\"%s\",\"step\":%lld,\"tokens_seen\":%llu", SCHEMA, when, (long long)r->step,
         (unsigned long long)r->tokens_seen);
     number_add(t, "loss", r->loss);
+    number_add(t, "aux_loss", r->aux_loss);
+    number_add(t, "z_loss", r->z_loss);
     number_add(t, "loss_valid", r->loss_valid);
     number_add(t, "nats_per_byte_valid", r->bytes_nats_valid);
     number_add(t, "grad_norm", r->grad_norm);
@@ -179,6 +181,7 @@ static void record_text(const gr_metrics *m, const gr_step_record *r, text *t) {
     number_add(t, "model_flops_per_s", flops);
     number_add(t, "peak_share", m->o.peak_flops > 0 ? flops / m->o.peak_flops : NAN);
     number_add(t, "maxvio", r->max_vio);
+    number_add(t, "maxvio_max", r->max_vio_layer);
     text_add(t, ",\"skipped\":%s", r->skipped ? "true" : "false");
     time_add(t, "eta_s", eta_s(m, r));
     text_add(t, "}\n");

@@ -100,12 +100,8 @@ void gr_facts_make(gr_facts *f, const gr_config *config, const gr_feed *feed, co
     f->n = 0;
     char key[64], value[256];
     for (int i = 0; i < config->data.n_train; i++) {
-        char router[33];
-        const gr_routes_info *table = gr_feed_table(feed, i);
         snprintf(key, sizeof key, "data.train[%d].content", i);
-        snprintf(value, sizeof value, "table %016llx of router %s", (unsigned long long)table->table_hash,
-            gr_hash128_text(table->router, router));
-        add_fact(f, key, value);
+        add_fact(f, key, gr_feed_content(feed, i, value));
     }
     snprintf(value, sizeof value, "%d", comm->size[GR_WORLD]);
     add_fact(f, "ranks", value);

@@ -79,7 +79,10 @@ static gr_err open_checkpointer(gr_trainer *t) {
 
 static gr_err open_local(gr_trainer *t) {
     t->state = (gr_run_state){.decay_steps = decay_steps(t)};
-    GR_TRY(gr_alloc((void **)&t->load, (size_t)t->config->model.num_experts, sizeof *t->load, "expert loads"));
+    const gr_model_config *c = &t->config->model;
+    t->n_load = c->routing.source == GR_SOURCE_LEARNED ? gr_model_routers(c) : 1;
+    size_t n_load = (size_t)t->n_load * (size_t)c->num_experts;
+    GR_TRY(gr_alloc((void **)&t->load, n_load, sizeof *t->load, "expert loads"));
     GR_TRY(open_model(t));
     gr_optimizer_options o = gr_trainer_optimizer_options(t, gr_model_params(t->model));
     return gr_optimizer_open(&t->optimizer, &o);
@@ -137,6 +140,16 @@ static gr_err open_metrics(gr_trainer *t) {
     return gr_metrics_open(&t->metrics, &o);
 }
 
+static void describe_routing(const gr_config *c) {
+    const gr_routing *r = &c->routing;
+    if (r->gates == GR_GATES_FIXED)
+        return;
+    gr_info("routing: %s %d of %d experts, learned gates of scale %g%s, aux loss %g, z loss %g",
+        r->source == GR_SOURCE_LEARNED ? "learned, top" : "from tables,", c->model.num_experts_per_tok,
+        c->model.num_experts, r->scale, c->model.norm_topk_prob ? "" : " over all experts", r->aux_loss_coef,
+        r->z_loss_coef);
+}
+
 static void describe(const gr_trainer *t) {
     const gr_config *c = t->config;
     gr_model_count n;
@@ -145,6 +158,7 @@ static void describe(const gr_trainer *t) {
         t->comm->name, t->comm->size[GR_WORLD], gr_thread_count(), t->comm->size[GR_EP], t->comm->size[GR_EDP]);
     gr_info("model: %lld parameters, %lld active per token, %lld in experts, %.4g FLOP per token",
         (long long)(n.matrices + n.norms), (long long)n.active, (long long)n.experts, n.flops_per_token);
+    describe_routing(c);
     gr_info("data: %llu windows of %d tokens, %.0f tokens per step, %lld steps (%.2f epochs)",
         (unsigned long long)gr_feed_windows(t->feed), c->data.seq_len, t->tokens_per_step, (long long)c->train.steps,
         (double)c->train.steps * c->train.global_batch_windows / (double)gr_feed_windows(t->feed));

@@ -29,36 +29,63 @@ static gr_err prepare_next(gr_trainer *t, int64_t step, uint64_t micro) {
     return GR_OK;
 }
 
-static gr_err run_micro_batches(gr_trainer *t, int64_t step, double *loss) {
+/* Losses of the global batch from the sums of this rank. */
+static gr_err gather_losses(gr_trainer *t, double loss_sum) {
+    gr_router_sums routers;
+    bool learned = t->config->routing.source == GR_SOURCE_LEARNED;
+    GR_TRY(gr_model_router_sums_get(t->model, &routers, learned ? t->load : NULL));
+    double sum[3] = {loss_sum, routers.aux_loss, routers.z_loss};
+    GR_TRY(t->comm->sum(t->comm, GR_WORLD, GR_F64, sum, 3));
+    t->record.loss = sum[0] / t->tokens_per_step;
+    if (learned)
+        t->record.aux_loss = sum[1];
+    if (t->config->routing.gates == GR_GATES_LEARNED)
+        t->record.z_loss = sum[2];
+    return GR_OK;
+}
+
+static gr_err run_micro_batches(gr_trainer *t, int64_t step) {
     gr_phases phases = {0};
     double loss_sum = 0;
-    memset(t->load, 0, (size_t)t->config->model.num_experts * sizeof *t->load);
+    memset(t->load, 0, (size_t)t->n_load * (size_t)t->config->model.num_experts * sizeof *t->load);
     GR_TRY(gr_model_zero_gradients(t->model));
     for (uint64_t micro = 0; micro < gr_feed_micro_batches(t->feed); micro++) {
         gr_micro now = t->ready;
         GR_TRY(prepare_next(t, step, micro));
         GR_TRY(gr_model_step(t->model, &now.batch, (float)(1.0 / t->tokens_per_step), &loss_sum, &phases));
-        for (int e = 0; e < t->config->model.num_experts; e++)
+        for (int e = 0; now.load && e < t->config->model.num_experts; e++)
             t->load[e] += now.load[e];
     }
-    GR_TRY(t->comm->sum(t->comm, GR_WORLD, GR_F64, &loss_sum, 1));
-    *loss = loss_sum / t->tokens_per_step;
+    GR_TRY(gather_losses(t, loss_sum));
     t->record.forward_ms = phases.forward_ms;
     t->record.backward_ms = phases.backward_ms;
     t->record.exchange_ms = phases.exchange_ms;
     return GR_OK;
 }
 
-/* MaxVio of the global batch: every expert-parallel group has counted its own windows. */
-static gr_err max_vio(gr_trainer *t, double *out) {
-    size_t E = (size_t)t->config->model.num_experts;
-    GR_TRY(t->comm->sum(t->comm, GR_EDP, GR_U64, t->load, E));
+static double max_vio_of(const uint64_t *load, size_t E) {
     uint64_t most = 0, all = 0;
     for (size_t e = 0; e < E; e++) {
-        most = t->load[e] > most ? t->load[e] : most;
-        all += t->load[e];
+        most = load[e] > most ? load[e] : most;
+        all += load[e];
     }
-    *out = all ? (double)most * (double)E / (double)all - 1 : 0;
+    return all ? (double)most * (double)E / (double)all - 1 : 0;
+}
+
+/* MaxVio of the global batch. From tables every expert-parallel group has counted its own windows; learned routers have
+ * counted those of their rank. */
+static gr_err max_vio(gr_trainer *t) {
+    bool learned = t->config->routing.source == GR_SOURCE_LEARNED;
+    size_t E = (size_t)t->config->model.num_experts, n_layer = (size_t)t->n_load;
+    GR_TRY(t->comm->sum(t->comm, learned ? GR_WORLD : GR_EDP, GR_U64, t->load, n_layer * E));
+    double sum = 0, most = 0;
+    for (size_t l = 0; l < n_layer; l++) {
+        double vio = max_vio_of(t->load + l * E, E);
+        sum += vio;
+        most = vio > most ? vio : most;
+    }
+    t->record.max_vio = n_layer ? sum / (double)n_layer : NAN;
+    t->record.max_vio_layer = learned && n_layer ? most : NAN;
     return GR_OK;
 }
 
@@ -89,9 +116,10 @@ static void compare_memory(const gr_trainer *t) {
 
 static gr_err train_step(gr_trainer *t, int64_t step) {
     double start_s = gr_time_s();
-    t->record = (gr_step_record){.step = step + 1, .loss_valid = NAN, .bytes_nats_valid = NAN};
+    t->record = (gr_step_record){
+        .step = step + 1, .loss_valid = NAN, .bytes_nats_valid = NAN, .aux_loss = NAN, .z_loss = NAN};
     t->record.tokens_seen = (uint64_t)(step + 1) * (uint64_t)t->tokens_per_step;
-    GR_TRY(run_micro_batches(t, step, &t->record.loss));
+    GR_TRY(run_micro_batches(t, step));
     gr_update update;
     GR_TRY(gr_optimizer_step(
         t->optimizer, step, t->record.loss, gr_model_weights(t->model), gr_model_gradients(t->model), &update));
@@ -100,7 +128,7 @@ static gr_err train_step(gr_trainer *t, int64_t step) {
     t->record.skipped = update.skipped;
     t->record.reduce_ms = update.reduce_ms;
     t->record.optimizer_ms = update.optimizer_ms;
-    GR_TRY(max_vio(t, &t->record.max_vio));
+    GR_TRY(max_vio(t));
     t->record.step_ms = since_ms(start_s);
     if (evaluation_due(t, step + 1))
         GR_TRY(evaluate(t, &t->last));
@@ -127,7 +155,10 @@ static gr_err evaluate_first(gr_trainer *t) {
         .exchange_ms = none,
         .reduce_ms = none,
         .optimizer_ms = none,
-        .max_vio = none};
+        .aux_loss = none,
+        .z_loss = none,
+        .max_vio = none,
+        .max_vio_layer = none};
     if (!t->valid)
         return GR_OK;
     GR_TRY(evaluate(t, &t->first));

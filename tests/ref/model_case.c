@@ -115,13 +115,7 @@ static void runner_open(runner *r, gr_backend *backend, gr_comm *comm, const mod
     uint64_t R = (uint64_t)comm->size[GR_EP];
     *r = (runner){.backend = backend, .comm = comm, .o = o};
     MUST(gr_expert_map_open(&r->map, (uint32_t)o->config->num_experts, (uint32_t)R));
-    r->limits = (gr_plan_limits){.N = (uint32_t)N,
-        .K = (uint32_t)K,
-        .n_rank = (uint32_t)R,
-        .E_local = r->map.E_local,
-        .send_max = N * (R - 1),
-        .recv_max = N * (R - 1),
-        .pair_max = N * K * R};
+    r->limits = gr_plan_limits_worst((uint32_t)N, (uint32_t)K, &r->map);
     gr_arena arena = {0};
     gr_plan_layout(&arena, &r->limits, &r->map, &r->plan, &r->builder);
     r->memory = aligned_alloc(GR_ALIGN, arena.peak);
@@ -136,7 +130,11 @@ static void runner_open(runner *r, gr_backend *backend, gr_comm *comm, const mod
                                       .T = o->T,
                                       .train = true,
                                       .recompute = o->recompute}));
-    gr_params_init(gr_model_params(r->model), 3, gr_model_weights(r->model));
+    const gr_params *p = gr_model_params(r->model);
+    gr_params_init(p, 3, gr_model_weights(r->model));
+    for (int i = 0; i < p->n; i++)
+        for (int64_t k = 0; o->zero_routers && p->list[i].kind == GR_PARAM_ROUTER && k < gr_param_size(&p->list[i]); k++)
+            gr_model_weights(r->model)[p->list[i].offset + k] = 0;
 }
 
 static void runner_close(runner *r) {
@@ -154,8 +152,12 @@ static void runner_step(runner *r, const windows *w, int micro, double *loss) {
     const float *gates = w->gates + first * N * K;
     MUST(gr_plan_build(&r->plan, r->builder, &r->limits, &r->map, (uint32_t)r->comm->rank[GR_EP], ids, gates));
     gr_plan_gates(&r->plan, gates, r->pair_gate);
-    gr_batch batch = {
-        .token = w->token + own * N, .target = w->target + own * N, .plan = &r->plan, .pair_gate = r->pair_gate};
+    bool learned = r->o->config->routing.source == GR_SOURCE_LEARNED;
+    gr_batch batch = {.token = w->token + own * N,
+        .target = w->target + own * N,
+        .plan = learned ? NULL : &r->plan,
+        .pair_gate = learned ? NULL : r->pair_gate,
+        .ids = learned ? NULL : w->ids + own * N * K};
     gr_phases phases = {0};
     MUST(gr_model_step(r->model, &batch, 1.0f / (float)w->n, loss, &phases));
 }
@@ -239,6 +241,32 @@ bool model_case_recompute_is_exact(gr_backend *backend, gr_comm *comm, const mod
     return exact;
 }
 
+/* Losses of all ranks against the reference's, and every layer's loads: K of each token. */
+static void compare_routers(runner *r, const windows *w, const double expected[2], model_case_result *out) {
+    const gr_model_config *c = r->o->config;
+    size_t n_router = (size_t)gr_model_routers(c), E = (size_t)c->num_experts;
+    if (!n_router)
+        return;
+    gr_router_sums sums;
+    uint64_t *load = take(n_router * E, sizeof *load);
+    MUST(gr_model_router_sums_get(r->model, &sums, load));
+    double loss[2] = {sums.aux_loss, sums.z_loss};
+    MUST(r->comm->sum(r->comm, GR_WORLD, GR_F64, loss, 2));
+    MUST(r->comm->sum(r->comm, GR_WORLD, GR_U64, load, n_router * E));
+    for (int i = 0; i < 2; i++)
+        if (expected[i] != 0 || loss[i] != 0)
+            out->router_error = fmax(out->router_error, fabs(loss[i] * (double)w->n / expected[i] - 1));
+    for (size_t l = 0; l < n_router; l++) {
+        uint64_t all = 0;
+        for (size_t e = 0; e < E; e++) {
+            all += load[l * E + e];
+            out->load_wrong |= load[l * E + e] > (uint64_t)w->n;
+        }
+        out->load_wrong |= all != (uint64_t)(w->n * c->num_experts_per_tok);
+    }
+    free(load);
+}
+
 static void compare(const gr_params *params, const float *ours, const double *theirs, model_case_result *r) {
     for (int i = 0; i < params->n; i++) {
         const gr_param *p = &params->list[i];
@@ -291,13 +319,25 @@ model_case_result model_case_run(gr_backend *backend, gr_comm *comm, const model
     ref_model_open(&ref, o->config);
     double *weights = ref_alloc(ref.params.n_element), *gradient = ref_alloc(ref.params.n_element);
     ref_model_init(&ref, 3, weights);
-    ref_batch batch = {
-        .n_window = w.n / o->T, .T = o->T, .token = w.token, .target = w.target, .ids = w.ids, .gates = w.gates};
+    for (int i = 0; i < ref.params.n; i++) {
+        const gr_param *p = &ref.params.list[i];
+        for (int64_t k = 0; o->zero_routers && p->kind == GR_PARAM_ROUTER && k < gr_param_size(p); k++)
+            weights[p->offset + k] = 0;
+    }
+    double router_loss[2] = {0, 0};
+    ref_batch batch = {.n_window = w.n / o->T,
+        .T = o->T,
+        .token = w.token,
+        .target = w.target,
+        .ids = w.ids,
+        .gates = w.gates,
+        .router_loss = router_loss};
     double expected = ref_model_loss(&ref, weights, &batch, 1.0 / (double)w.n, gradient);
     double *share = ref_alloc(ours.params.n_element);
     ref_model_share(&ref, gradient, &ours.params, share);
     r.loss_error = fabs(loss - expected) / fabs(expected);
     compare(&ours.params, ours.gradients, share, &r);
+    compare_routers(&run, &w, router_loss, &r);
 
     free(share), free(gradient), free(weights);
     ref_model_close(&ref);

@@ -15,6 +15,7 @@ typedef struct model_case_options {
     int n_window, T;   /* per rank */
     bool unused_slots; /* some gates are exactly 0 */
     int only_expert;   /* >= 0: slot 0 of every token names it (a hostile table) */
+    bool zero_routers; /* every token has equal logits in every layer: all go to experts 0 to K-1 */
     gr_recompute recompute;
     gr_zero zero; /* of model_case_train */
 } model_case_options;
@@ -23,6 +24,8 @@ typedef struct model_case_result {
     double loss_error;     /* |ours - reference| / |reference| of the summed loss */
     double gradient_error; /* largest ||ours - reference|| / ||reference|| of any tensor on this rank */
     char worst[160];       /* its name */
+    double router_error;   /* largest relative difference of the routers' losses; 0 without routers */
+    bool load_wrong;       /* the routers' counts do not add up */
 } model_case_result;
 
 /* The same training run in another layout: n_window windows on each of n_part parts of the global batch; a comm of R

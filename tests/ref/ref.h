@@ -62,6 +62,19 @@ double ref_cross_entropy(int64_t n, int64_t D, int64_t V, const double *x, const
 void ref_cross_entropy_backward(int64_t n, int64_t D, int64_t V, const double *x, const double *w,
     const int32_t *target, double scale, double *dx, double *dw);
 
+/* The router of a layer on logits [n,E] of tokens in windows of T: ids [n,K] ascending, chosen as the K largest logits
+ * (ties to the lower id) if `choose`, else given; gates [n,K] = scale * softmax over the chosen (`normalise`) or over
+ * all experts. The losses are aux * sum_t sum_i count_i p_ti, with count_i the tokens of t's window at expert i, and
+ * z * sum_t logsumexp_t^2. The backward is of <dgate, gates> + both losses; counts are constants. */
+typedef struct ref_router {
+    bool choose, normalise;
+    int64_t n, T, E, K;
+    double scale, aux, z;
+    const double *logits;
+} ref_router;
+void ref_router_forward(const ref_router *s, uint16_t *ids, double *gates, double loss[2]); /* losses are added */
+void ref_router_backward(const ref_router *s, const uint16_t *ids, const double *dgate, double *dlogits);
+
 /* out[i,:] = table[id[i],:] */
 void ref_embed(int64_t n, int64_t width, const uint32_t *id, const double *table, double *out);
 void ref_embed_backward(int64_t n, int64_t width, const uint32_t *id, const double *dout, double *dtable);

@@ -11,6 +11,7 @@ typedef struct pass {
     double *g;
     const ref_batch *b;
     int64_t N, D;
+    double scale;
 } pass;
 
 static uint16_t *ids_alloc(size_t n) {
@@ -212,24 +213,85 @@ static bool common_mlp(const pass *p, int layer, const gr_param **w13, const gr_
     return true;
 }
 
-/* The pairs of one expert: tokens[n], gates[n] and their rows of `from`. */
+/* Where a layer's tokens go: the batch's routes, or what its router makes of the normed input n. */
+typedef struct layer_routes {
+    uint16_t *ids;          /* [N,K] */
+    double *gates, *dgates; /* [N,K] */
+    double *logits;         /* [N,E] */
+    ref_router op;
+} layer_routes;
+
+static bool has_router(const pass *p) {
+    return p->c->routing.gates == GR_GATES_LEARNED;
+}
+
+/* Adds the router's losses to loss[2]. */
+static void routes_open(const pass *p, int layer, const double *n, double *loss, layer_routes *r) {
+    const gr_model_config *c = p->c;
+    int64_t K = c->num_experts_per_tok, E = c->num_experts;
+    *r = (layer_routes){.ids = ids_alloc((size_t)(p->N * K)),
+        .gates = ref_alloc(p->N * K),
+        .dgates = ref_alloc(p->N * K),
+        .logits = ref_alloc(p->N * E)};
+    if (c->routing.source == GR_SOURCE_TABLE)
+        memcpy(r->ids, p->b->ids, (size_t)(p->N * K) * sizeof *r->ids);
+    for (int64_t i = 0; !has_router(p) && i < p->N * K; i++)
+        r->gates[i] = (double)p->b->gates[i];
+    if (!has_router(p))
+        return;
+    ref_linear(p->N, p->D, E, n, weight(p, layer, "mlp.gate.weight"), r->logits);
+    r->op = (ref_router){.choose = c->routing.source == GR_SOURCE_LEARNED,
+        .normalise = c->norm_topk_prob,
+        .n = p->N,
+        .T = p->b->T,
+        .E = E,
+        .K = K,
+        .scale = c->routing.scale,
+        .aux = c->routing.aux_loss_coef * (double)E / (double)(K * p->b->T),
+        .z = c->routing.z_loss_coef,
+        .logits = r->logits};
+    ref_router_forward(&r->op, r->ids, r->gates, loss);
+}
+
+static void routes_close(layer_routes *r) {
+    free(r->ids);
+    free(r->gates);
+    free(r->dgates);
+    free(r->logits);
+}
+
+static void routes_backward(const pass *p, int layer, layer_routes *r, const double *n, double *dn) {
+    if (!has_router(p))
+        return;
+    double *dlogits = ref_alloc(p->N * p->c->num_experts);
+    r->op.aux *= p->scale;
+    r->op.z *= p->scale;
+    ref_router_backward(&r->op, r->ids, r->dgates, dlogits);
+    ref_linear_backward(p->N, p->D, p->c->num_experts, n, weight(p, layer, "mlp.gate.weight"), dlogits, dn,
+        gradient(p, layer, "mlp.gate.weight"));
+    free(dlogits);
+}
+
+/* The pairs of one expert: entries of the routes, tokens, gates and their rows of `from`. */
 typedef struct expert_rows {
     int64_t n;
-    int64_t *token;
+    int64_t *entry, *token;
     double *gate, *x;
 } expert_rows;
 
-static void expert_open(const pass *p, uint32_t e, const double *from, expert_rows *r) {
+static void expert_open(const pass *p, uint32_t e, const layer_routes *routes, const double *from, expert_rows *r) {
     int K = p->c->num_experts_per_tok;
-    *r = (expert_rows){.token = calloc((size_t)(p->N * K), sizeof *r->token),
+    *r = (expert_rows){.token = calloc((size_t)(2 * p->N * K), sizeof *r->token),
         .gate = ref_alloc(p->N * K),
         .x = ref_alloc(p->N * K * p->D)};
     GR_ASSERT(r->token, "reference: no memory for %lld rows", (long long)(p->N * K));
+    r->entry = r->token + p->N * K;
     for (int64_t i = 0; i < p->N * K; i++) {
-        if (p->b->ids[i] != e || p->b->gates[i] == 0)
+        if (routes->ids[i] != e || routes->gates[i] == 0)
             continue;
+        r->entry[r->n] = i;
         r->token[r->n] = i / K;
-        r->gate[r->n] = (double)p->b->gates[i];
+        r->gate[r->n] = routes->gates[i];
         memcpy(r->x + r->n * p->D, from + i / K * p->D, (size_t)p->D * sizeof *from);
         r->n++;
     }
@@ -257,12 +319,12 @@ static ref_swiglu expert_op(const pass *p, uint32_t e, const expert_rows *r, con
         .w2 = p->w + w2->offset + e * w2->stride};
 }
 
-static void experts_forward(const pass *p, int layer, const double *n, double *y) {
+static void experts_forward(const pass *p, int layer, const layer_routes *routes, const double *n, double *y) {
     const gr_param *w13 = entry(p, layer, "mlp.experts.%u.gate_proj.weight");
     const gr_param *w2 = entry(p, layer, "mlp.experts.%u.down_proj.weight");
     for (uint32_t e = 0; e < w13->n_matrix; e++) {
         expert_rows r;
-        expert_open(p, e, n, &r);
+        expert_open(p, e, routes, n, &r);
         double *out = ref_alloc(r.n * p->D);
         ref_swiglu op = expert_op(p, e, &r, w13, w2);
         ref_swiglu_forward(&op, out);
@@ -272,19 +334,23 @@ static void experts_forward(const pass *p, int layer, const double *n, double *y
     }
 }
 
-static void experts_backward(const pass *p, int layer, const double *n, const double *dy, double *dn) {
+static void experts_backward(
+    const pass *p, int layer, layer_routes *routes, const double *n, const double *dy, double *dn) {
     const gr_param *w13 = entry(p, layer, "mlp.experts.%u.gate_proj.weight");
     const gr_param *w2 = entry(p, layer, "mlp.experts.%u.down_proj.weight");
     for (uint32_t e = 0; e < w13->n_matrix; e++) {
         expert_rows in, out;
-        expert_open(p, e, n, &in);
-        expert_open(p, e, dy, &out);
-        double *dx = ref_alloc(in.n * p->D);
+        expert_open(p, e, routes, n, &in);
+        expert_open(p, e, routes, dy, &out);
+        double *dx = ref_alloc(in.n * p->D), *dgate = ref_alloc(in.n);
         ref_swiglu op = expert_op(p, e, &in, w13, w2);
         ref_swiglu_backward(
-            &op, out.x, dx, p->g + w13->offset + e * w13->stride, p->g + w2->offset + e * w2->stride, NULL);
+            &op, out.x, dx, p->g + w13->offset + e * w13->stride, p->g + w2->offset + e * w2->stride, dgate);
         rows_add(p, &in, dx, dn);
+        for (int64_t i = 0; i < in.n; i++)
+            routes->dgates[in.entry[i]] = dgate[i];
         free(dx);
+        free(dgate);
         expert_close(&in);
         expert_close(&out);
     }
@@ -300,8 +366,13 @@ static void mlp_forward(const pass *p, int layer, const double *x, double *y) {
         ref_swiglu_forward(&s, common);
     for (int64_t i = 0; i < size; i++)
         y[i] = x[i] + common[i];
-    if (layer >= p->c->first_k_dense_replace)
-        experts_forward(p, layer, n, y);
+    if (layer >= p->c->first_k_dense_replace) {
+        double ignored[2] = {0, 0};
+        layer_routes routes;
+        routes_open(p, layer, n, p->b->router_loss ? p->b->router_loss : ignored, &routes);
+        experts_forward(p, layer, &routes, n, y);
+        routes_close(&routes);
+    }
     free(n);
     free(common);
 }
@@ -315,8 +386,14 @@ static void mlp_backward(const pass *p, int layer, const double *x, double *d) {
     const gr_param *w13, *w2;
     if (common_mlp(p, layer, &w13, &w2, &s))
         ref_swiglu_backward(&s, d, dn, p->g + w13->offset, p->g + w2->offset, NULL);
-    if (layer >= p->c->first_k_dense_replace)
-        experts_backward(p, layer, n, d, dn);
+    if (layer >= p->c->first_k_dense_replace) {
+        double ignored[2] = {0, 0};
+        layer_routes routes;
+        routes_open(p, layer, n, ignored, &routes);
+        experts_backward(p, layer, &routes, n, d, dn);
+        routes_backward(p, layer, &routes, n, dn);
+        routes_close(&routes);
+    }
     ref_norm_backward(
         p->N, p->D, p->c->rms_norm_eps, x, w, dn, d, gradient(p, layer, "post_attention_layernorm.weight"));
     free(n);
@@ -344,7 +421,7 @@ static double head(const pass *p, const double *x, double scale, double *d) {
 
 double ref_model_loss(const ref_model *m, const double *weights, const ref_batch *b, double scale, double *g) {
     pass p = {
-        .m = m, .c = &m->config, .w = weights, .g = g, .b = b, .N = b->n_window * b->T, .D = m->config.hidden_size};
+        .m = m, .c = &m->config, .w = weights, .g = g, .b = b, .N = b->n_window * b->T, .D = m->config.hidden_size, .scale = scale};
     int L = m->config.num_hidden_layers;
     int64_t size = p.N * p.D;
     double *x = ref_alloc((2 * L + 1) * size); /* what enters each half layer, and the last one's output */

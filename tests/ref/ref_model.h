@@ -35,11 +35,13 @@ typedef struct ref_batch {
     int64_t n_window, T;
     const uint32_t *token; /* [N] */
     const int32_t *target; /* [N], -1 = ignored */
-    const uint16_t *ids;   /* [N,K] logical experts */
-    const float *gates;    /* [N,K]; 0: the slot is unused */
+    const uint16_t *ids;   /* [N,K] logical experts; unused with routing.source learned */
+    const float *gates;    /* [N,K]; 0: the slot is unused; unused with learned gates */
+    double *router_loss;   /* [2] or NULL: += aux and z losses of all layers, not yet multiplied by scale */
 } ref_batch;
 
-/* Sum of the token losses in nats. With `gradient` (else NULL): gradient += scale * d(sum)/d(weights). */
+/* Sum of the token losses in nats. With `gradient` (else NULL): gradient += scale * d(sum + router losses)/d(weights);
+ * so with scale = 1/N the router losses are those of algorithms with means over windows and tokens. */
 double ref_model_loss(const ref_model *m, const double *weights, const ref_batch *b, double scale, double *gradient);
 
 /* What a rank with table `local` holds of `whole`, in local's layout: local->n_element doubles, padding 0. */
