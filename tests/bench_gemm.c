@@ -116,7 +116,7 @@ int main(int argc, char **argv) {
         fprintf(stderr, "usage: bench_gemm CONFIG [KEY=VALUE]...\n");
         return GR_USAGE;
     }
-    gr_err err = gr_config_load(&config, argv[1], (const char *const *)argv + 2, argc - 2);
+    gr_err err = gr_config_load(&config, GR_CONFIG_TRAIN, argv[1], (const char *const *)argv + 2, argc - 2);
     if (!err)
         err = bench(&config);
     if (err)

@@ -47,7 +47,7 @@ static gr_err load(const char *text, const char *const *set, int n_set) {
     assert_non_null(f);
     assert_true(fputs(text, f) >= 0);
     assert_int_equal(fclose(f), 0);
-    gr_err err = gr_config_load(&config, FILE_NAME, set, n_set);
+    gr_err err = gr_config_load(&config, GR_CONFIG_TRAIN, FILE_NAME, set, n_set);
     unlink(FILE_NAME);
     return err;
 }
@@ -221,7 +221,7 @@ static void test_at_most_twenty_lines_are_reported(void **state) {
 
 static void test_absent_malformed_and_large_files_are_refused(void **state) {
     (void)state;
-    gr_err err = gr_config_load(&config, "no/such/config.json", NULL, 0);
+    gr_err err = gr_config_load(&config, GR_CONFIG_TRAIN, "no/such/config.json", NULL, 0);
     assert_error_contains(err, "absent file", "no/such/config.json");
     assert_error_contains(load("{\"run\": {", NULL, 0), "cut short", FILE_NAME ":1:10: expected a key");
     assert_error_contains(load("", NULL, 0), "empty", FILE_NAME ":1:1:");

@@ -15,7 +15,11 @@ typedef enum gr_comm_kind { GR_COMM_AUTO, GR_COMM_SELF, GR_COMM_MPI } gr_comm_ki
  * blocks. */
 typedef enum gr_recompute { GR_RECOMPUTE_NONE, GR_RECOMPUTE_EXPERTS, GR_RECOMPUTE_BLOCK } gr_recompute;
 /* Where the experts of a token come from, and where its gates. With learned experts the gates are learned too. */
-typedef enum gr_source { GR_SOURCE_TABLE, GR_SOURCE_LEARNED } gr_source;
+typedef enum gr_source {
+    GR_SOURCE_TABLE,
+    GR_SOURCE_LEARNED,
+    GR_SOURCE_NONE, /* no experts: a Grouter is trained */
+} gr_source;
 typedef enum gr_gates { GR_GATES_FIXED, GR_GATES_LEARNED } gr_gates;
 
 /* routing{} */
@@ -70,13 +74,38 @@ typedef struct gr_data_file {
     double weight;            /* share of the stream, > 0; relative */
 } gr_data_file;
 
+/* Which command a config is for; each has keys that the others do not know. */
+typedef enum gr_config_kind { GR_CONFIG_TRAIN, GR_CONFIG_DISTILL, GR_CONFIG_TUNE, GR_N_CONFIG_KIND } gr_config_kind;
+const char *gr_config_kind_name(gr_config_kind kind); /* "train", "distill", "tune" */
+
+/* What `tune` changes. */
+typedef enum gr_tune_mode {
+    GR_TUNE_SCORES, /* the score matrix */
+    GR_TUNE_BIAS,   /* the bias, by the sign rule */
+    GR_TUNE_FULL,   /* everything */
+} gr_tune_mode;
+
 typedef struct gr_config {
+    gr_config_kind kind;
     struct {
         char dir[GR_PATH_MAX];
         uint64_t seed;
     } run;
     gr_model_config model;
     gr_routing routing;
+    struct {
+        char teacher[GR_PATH_MAX]; /* weights of the source */
+        int teacher_layer;
+        double temperature;
+        int experts_per_tok; /* K of the Grouter; 0 = the teacher's */
+        double scale;        /* what its gates sum to */
+        bool scores_only;
+    } distill;
+    struct {
+        char grouter[GR_PATH_MAX]; /* what is tuned */
+        gr_tune_mode mode;
+        double until_maxvio; /* stop once MaxVio is at most this; 0 = never */
+    } tune;
     struct {
         gr_data_file train[GR_DATA_FILES_MAX], valid[GR_DATA_FILES_MAX];
         int n_train, n_valid;
@@ -112,10 +141,10 @@ typedef struct gr_config {
     } log;
 } gr_config;
 
-/* Reads `path`, applies `--set` assignments ("a.b=value", value as JSON or, for strings, bare text), fills defaults and
- * checks every value. All errors at once (up to 20 lines), each with source:line:column, key, value, allowed range and
- * the nearest known key for unknown ones: 64. */
-GR_MUST gr_err gr_config_load(gr_config *out, const char *path, const char *const *set, int n_set);
+/* Reads `path` as a config for one command, applies `--set` assignments ("a.b=value", value as JSON or, for strings,
+ * bare text), fills defaults and checks every value. All errors at once (up to 20 lines), each with source:line:column,
+ * key, value, allowed range and the nearest known key for unknown ones: 64. */
+GR_MUST gr_err gr_config_load(gr_config *out, gr_config_kind kind, const char *path, const char *const *set, int n_set);
 
 /* The rules between keys that need the number of ranks (divisibility and the like), each with its equation: 64. */
 GR_MUST gr_err gr_config_check_ranks(const gr_config *c, int n_rank);
@@ -134,7 +163,7 @@ typedef enum gr_on_resume {
 } gr_on_resume;
 
 /* Reads a config from text, as gr_config_load does from a file; `source` names it in errors. */
-GR_MUST gr_err gr_config_parse(gr_config *out, const char *text, const char *source);
+GR_MUST gr_err gr_config_parse(gr_config *out, gr_config_kind kind, const char *text, const char *source);
 
 /* Calls visit for every key whose value differs, with both values as JSON, in the order of configs/README.md; array
  * elements as "data.train[0].weight", a changed number of elements as "data.train". 69 without memory. */
@@ -148,7 +177,8 @@ GR_MUST gr_err gr_config_check_override(const char *key);
 /* The resolved config as JSON text, every key present, loadable again; the caller frees *text. */
 GR_MUST gr_err gr_config_text(const gr_config *c, char **text);
 
-/* One line per key for configs/README.md and its test: "| `a.b` | type | unit | default | range | meaning |". */
+/* One line per key for configs/README.md and its test: "| `a.b` | for | type | unit | default | range | on resume |
+ * meaning |". */
 void gr_config_print_keys(FILE *out);
 
 #endif

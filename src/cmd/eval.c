@@ -26,7 +26,7 @@ static gr_err run_eval(int argc, char **argv) {
     gr_session s;
     gr_eval_loss loss;
     char own[GR_PATH_MAX + 32];
-    gr_err e = gr_session_open(&s, path, set, n_set);
+    gr_err e = gr_session_open(&s, GR_CONFIG_TRAIN, path, set, n_set);
     if (!e && !weights) {
         snprintf(own, sizeof own, "%s/model.safetensors", s.config->run.dir);
         weights = own;

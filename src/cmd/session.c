@@ -15,10 +15,10 @@ static gr_err check_comm(const gr_config *config) {
         launched);
 }
 
-gr_err gr_session_open(gr_session *s, const char *config_path, const char *const *set, int n_set) {
+gr_err gr_session_open(gr_session *s, gr_config_kind kind, const char *config_path, const char *const *set, int n_set) {
     *s = (gr_session){0};
     GR_TRY(gr_alloc((void **)&s->config, 1, sizeof *s->config, "config"));
-    gr_err status = gr_config_load(s->config, config_path, set, n_set);
+    gr_err status = gr_config_load(s->config, kind, config_path, set, n_set);
     if (!status)
         status = check_comm(s->config);
     GR_TRY(gr_comm_open(&s->comm, status ? "auto" : gr_config_comm_name(s->config)));

@@ -62,7 +62,7 @@ static gr_err run_train(int argc, char **argv) {
         GR_TRY(gr_config_check_override(override[i]));
     if (!dry)
         GR_TRY(gr_stop_listen());
-    gr_err e = gr_session_open(&s, path, set, n_set);
+    gr_err e = gr_session_open(&s, GR_CONFIG_TRAIN, path, set, n_set);
     if (!e && dry)
         return gr_session_close(&s, gr_train_dry_run(s.config, s.comm, &question, stdout));
     if (!e)

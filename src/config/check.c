@@ -36,6 +36,27 @@ static bool divides(int64_t divisor, int64_t n) {
     return divisor > 0 && n % divisor == 0;
 }
 
+/* A Grouter's network: of a config for distill. */
+static void check_grouter(checker *c, const gr_model_config *m) {
+    bool attention = m->body == GR_BODY_ATTENTION;
+    rule(c, attention == (m->mask != GR_MASK_NONE), "model.mask model.body",
+        "model.mask must be \"none\" exactly when model.body is not \"attention\": only attention sees other tokens");
+    rule(c, !attention || (m->num_hidden_layers > 0 && m->num_attention_heads > 0 && m->intermediate_size > 0),
+        "model.num_hidden_layers model.num_attention_heads model.intermediate_size",
+        "model.body = \"attention\" needs model.num_hidden_layers, model.num_attention_heads and "
+        "model.intermediate_size, got %d, %d and %d",
+        m->num_hidden_layers, m->num_attention_heads, m->intermediate_size);
+    rule(c, m->body != GR_BODY_RESIDUAL_LINEAR || (m->num_hidden_layers > 0 && m->intermediate_size > 0),
+        "model.num_hidden_layers model.intermediate_size",
+        "model.body = \"residual-linear\" needs model.num_hidden_layers and model.intermediate_size, got %d and %d",
+        m->num_hidden_layers, m->intermediate_size);
+    rule(c, m->body != GR_BODY_LINEAR || m->num_hidden_layers == 0, "model.num_hidden_layers",
+        "model.body = \"linear\" has no layers, but model.num_hidden_layers = %d; leave it out", m->num_hidden_layers);
+    bool doc = m->mask == GR_MASK_CAUSAL_DOC || m->mask == GR_MASK_BIDIRECTIONAL_DOC;
+    rule(c, !doc || m->document_end >= 0, "model.document_end model.mask",
+        "model.mask ends at documents: give model.document_end, the token that ends one (256 for bytes)");
+}
+
 static void check_attention(checker *c, const gr_model_config *m) {
     int explicit_head_dim = gr_key_find("model.head_dim");
     if (c->errors->state[explicit_head_dim] == GR_KEY_ABSENT)
@@ -106,6 +127,8 @@ static void check_batch(checker *c, const gr_config *g) {
 
 static void check_parallel(checker *c, const gr_config *g) {
     int R_ep = g->parallel.expert_parallel_size;
+    if (g->kind != GR_CONFIG_TRAIN)
+        return;
     rule(c, R_ep == 0 || divides(R_ep, g->model.num_experts), "parallel.expert_parallel_size model.num_experts",
         "parallel.expert_parallel_size = %d must divide model.num_experts = %d", R_ep, g->model.num_experts);
     rule(c, g->parallel.comm != GR_COMM_SELF || R_ep <= 1, "parallel.expert_parallel_size parallel.comm",
@@ -115,9 +138,14 @@ static void check_parallel(checker *c, const gr_config *g) {
 
 void gr_config_check(gr_config_errors *e, const gr_config *g, const char *source) {
     checker c = {.errors = e, .whole = {.source = source}};
-    check_attention(&c, &g->model);
-    check_experts(&c, &g->model);
-    check_routing(&c, &g->routing);
+    if (g->kind == GR_CONFIG_DISTILL)
+        check_grouter(&c, &g->model);
+    if (g->kind == GR_CONFIG_TRAIN || (g->kind == GR_CONFIG_DISTILL && g->model.body == GR_BODY_ATTENTION))
+        check_attention(&c, &g->model);
+    if (g->kind == GR_CONFIG_TRAIN) {
+        check_experts(&c, &g->model);
+        check_routing(&c, &g->routing);
+    }
     check_optimizer(&c, g);
     check_batch(&c, g);
     check_parallel(&c, g);

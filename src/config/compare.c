@@ -50,7 +50,7 @@ static gr_err compare_files(const comparison *c, const gr_key *list, const gr_co
     }
     for (int i = 0; i < n; i++)
         for (int k = 0; k < GR_N_KEY; k++) {
-            if (!gr_key_is_member(list, &gr_keys[k]))
+            if (!gr_key_is_member(list, &gr_keys[k]) || !gr_key_applies(&gr_keys[k], now->kind))
                 continue;
             char name[96];
             snprintf(name, sizeof name, "%s[%d].%s", list->name, i, strrchr(gr_keys[k].name, '.') + 1);
@@ -63,7 +63,7 @@ gr_err gr_config_compare(const gr_config *before, const gr_config *now, gr_confi
     const comparison c = {.visit = visit, .context = context};
     for (int k = 0; k < GR_N_KEY; k++) {
         const gr_key *key = &gr_keys[k];
-        if (strchr(key->name, '['))
+        if (strchr(key->name, '[') || !gr_key_applies(key, now->kind))
             continue;
         if (key->type == GR_KEY_FILES)
             GR_TRY(compare_files(&c, key, before, now));

@@ -14,11 +14,10 @@ typedef struct loader {
     int list[2]; /* the GR_KEY_FILES keys, as indices in gr_keys */
     struct {
         gr_place place;
-        uint64_t given;              /* bit k: gr_keys[k] was given, right or wrong */
+        bool given[GR_N_KEY];        /* gr_keys[k] was given, right or wrong */
+        bool wrong;                  /* no object at all */
     } element[2][GR_DATA_FILES_MAX]; /* of those two lists */
 } loader;
-
-_Static_assert(GR_N_KEY <= 64, "`given` has a bit for each key");
 
 static const char from_set[] = "--set"; /* source of assignments; compared by address */
 
@@ -65,10 +64,11 @@ static void append_word(char text[LIST_MAX_BYTES], const char *word) {
 }
 
 /* The keys directly below the first n_prefix bytes of `prefix` ("optimizer."), comma-separated, without the prefix. */
-static void list_keys(const char *prefix, size_t n_prefix, char text[LIST_MAX_BYTES]) {
+static void list_keys(gr_config_kind kind, const char *prefix, size_t n_prefix, char text[LIST_MAX_BYTES]) {
     text[0] = '\0';
     for (int i = 0; i < GR_N_KEY; i++)
-        if (strncmp(gr_keys[i].name, prefix, n_prefix) == 0 && !strpbrk(gr_keys[i].name + n_prefix, ".["))
+        if (gr_key_applies(&gr_keys[i], kind) && strncmp(gr_keys[i].name, prefix, n_prefix) == 0 &&
+            !strpbrk(gr_keys[i].name + n_prefix, ".["))
             append_word(text, gr_keys[i].name + n_prefix);
 }
 
@@ -91,6 +91,8 @@ static void complain_unknown(loader *l, gr_place place, const char *name, const 
     }
     gr_nearest nearest = {.to = pattern};
     for (int i = 0; i < GR_N_KEY; i++) {
+        if (!gr_key_applies(&gr_keys[i], l->out->kind))
+            continue;
         gr_nearest_offer(&nearest, gr_keys[i].name);
         if (!same && strcmp(strrchr(gr_keys[i].name, '.') + 1, leaf) == 0)
             same = gr_keys[i].name;
@@ -104,12 +106,22 @@ static void complain_unknown(loader *l, gr_place place, const char *name, const 
     }
     char keys[LIST_MAX_BYTES] = "";
     if (dot)
-        list_keys(pattern, (size_t)(leaf - pattern), keys);
+        list_keys(l->out->kind, pattern, (size_t)(leaf - pattern), keys);
     bool section_known = keys[0];
     for (int i = 0; i < GR_N_SECTION && !section_known; i++)
         append_word(keys, gr_key_sections[i]);
     gr_config_complain(&l->errors, place, "unknown key \"%.100s\": the %s are %s", name,
         section_known ? "keys there" : "sections", keys);
+}
+
+/* A key that configs for other commands know. */
+static void complain_elsewhere(loader *l, gr_place place, const char *name, const gr_key *key) {
+    char kinds[LIST_MAX_BYTES] = "";
+    for (int kind = 0; kind < GR_N_CONFIG_KIND; kind++)
+        if (gr_key_applies(key, (gr_config_kind)kind))
+            append_word(kinds, gr_config_kind_name((gr_config_kind)kind));
+    gr_config_complain(&l->errors, place, "%s: expected a key of a config for %s, got one for %s; leave it out", name,
+        gr_config_kind_name(l->out->kind), kinds);
 }
 
 /* ---------------------------------------------------------------- values */
@@ -128,7 +140,8 @@ static void add_element(loader *l, int which, gr_place place) {
     memset(&files_of(l, which)[i], 0, sizeof(gr_data_file));
     files_of(l, which)[i].weight = 1;
     l->element[which][i].place = place;
-    l->element[which][i].given = 0;
+    l->element[which][i].wrong = false;
+    memset(l->element[which][i].given, 0, sizeof l->element[which][i].given);
 }
 
 static void assign_member(loader *l, int which, int i, int k, gr_place place, const gr_json_node *node) {
@@ -137,7 +150,7 @@ static void assign_member(loader *l, int which, int i, int k, gr_place place, co
     snprintf(name, sizeof name, "%s[%d]%s", gr_keys[l->list[which]].name, i, strrchr(key->name, '.'));
     if (!gr_key_store(key, &files_of(l, which)[i], node))
         complain_value(l, place, key, name, node);
-    l->element[which][i].given |= UINT64_C(1) << k;
+    l->element[which][i].given[k] = true;
 }
 
 static void read_element(loader *l, int which, int i, const char *source, const gr_json_node *node) {
@@ -146,7 +159,7 @@ static void read_element(loader *l, int which, int i, const char *source, const 
         char found[GR_EXPECTED_MAX];
         gr_config_complain(
             &l->errors, place_at(source, node), "%s[%d]: expected an object, got %s", list, i, found_text(node, found));
-        l->element[which][i].given = UINT64_MAX;
+        l->element[which][i].wrong = true;
         return;
     }
     for (const gr_json_node *m = node->child; m; m = m->next) {
@@ -156,6 +169,8 @@ static void read_element(loader *l, int which, int i, const char *source, const 
         int k = gr_key_find(pattern);
         if (k < 0)
             complain_unknown(l, place_at(source, m), name, pattern);
+        else if (!gr_key_applies(&gr_keys[k], l->out->kind))
+            complain_elsewhere(l, place_at(source, m), name, &gr_keys[k]);
         else
             assign_member(l, which, i, k, place_at(source, m), m);
     }
@@ -210,6 +225,8 @@ static void read_section(loader *l, const gr_json_node *section) {
         int k = gr_key_find(name);
         if (k < 0 || strchr(name, '['))
             complain_unknown(l, place_at(l->path, m), name, name);
+        else if (!gr_key_applies(&gr_keys[k], l->out->kind))
+            complain_elsewhere(l, place_at(l->path, m), name, &gr_keys[k]);
         else
             assign(l, k, l->path, m);
     }
@@ -310,6 +327,10 @@ static void apply_set(loader *l, const char *text) {
         complain_unknown(l, place, a.name, a.pattern);
         return;
     }
+    if (!gr_key_applies(&gr_keys[k], l->out->kind)) {
+        complain_elsewhere(l, place, a.name, &gr_keys[k]);
+        return;
+    }
     gr_json *doc = parse_value(&gr_keys[k], a.value);
     if (!doc)
         gr_config_complain(&l->errors, place, "%s: expected a value in UTF-8", a.name);
@@ -345,7 +366,8 @@ static void apply_sets(loader *l, const char *const *set, int n_set) {
 static void complete_keys(loader *l, const gr_json_node *root) {
     for (int k = 0; k < GR_N_KEY; k++) {
         const gr_key *key = &gr_keys[k];
-        if (l->errors.state[k] != GR_KEY_ABSENT || key->derived || strchr(key->name, '['))
+        bool optional = key->derived || key->optional >> l->out->kind & 1 || !gr_key_applies(key, l->out->kind);
+        if (l->errors.state[k] != GR_KEY_ABSENT || (optional && !key->fallback) || strchr(key->name, '['))
             continue;
         if (key->fallback) {
             if (key->type != GR_KEY_FILES)
@@ -364,6 +386,11 @@ static void complete_keys(loader *l, const gr_json_node *root) {
         m->num_key_value_heads = m->num_attention_heads;
     if (!m->head_dim && m->num_attention_heads)
         m->head_dim = m->hidden_size / m->num_attention_heads;
+    if (l->out->kind != GR_CONFIG_TRAIN) {
+        l->out->routing = (gr_routing){.source = GR_SOURCE_NONE, .scale = 1};
+        m->head = GR_HEAD_SCORES;
+        return;
+    }
     gr_routing *r = &l->out->routing;
     if (l->errors.state[gr_key_find("routing.gates")] == GR_KEY_ABSENT)
         r->gates = r->source == GR_SOURCE_LEARNED ? GR_GATES_LEARNED : GR_GATES_FIXED;
@@ -374,16 +401,17 @@ static void complete_keys(loader *l, const gr_json_node *root) {
 static void complete_member(loader *l, int which, int i, int k) {
     const gr_key *key = &gr_keys[k];
     const char *list = gr_keys[l->list[which]].name, *member = strrchr(key->name, '.');
-    bool given = l->element[which][i].given >> k & 1, routes = strcmp(member, ".routes") == 0;
+    bool given = l->element[which][i].given[k], routes = strcmp(member, ".routes") == 0;
     char expected[GR_EXPECTED_MAX];
     if (routes && l->errors.state[gr_key_find("routing.source")] == GR_KEY_WRONG)
         return;
     bool excess = routes && l->out->routing.source == GR_SOURCE_LEARNED;
-    bool element_wrong = l->element[which][i].given == UINT64_MAX;
+    if (l->element[which][i].wrong || !gr_key_applies(key, l->out->kind))
+        return;
     if (!given && !excess)
         gr_config_complain(&l->errors, l->element[which][i].place, "missing key \"%s[%d]%s\": expected %s", list, i,
             member, gr_key_expected(key, expected));
-    if (given && excess && !element_wrong)
+    if (given && excess)
         gr_config_complain(&l->errors, l->element[which][i].place,
             "%s[%d]%s: expected none with routing.source = \"learned\", got a route table; leave it out", list, i,
             member);
@@ -399,8 +427,8 @@ static void complete_elements(loader *l) {
 
 /* ---------------------------------------------------------------- interface */
 
+/* out->kind is set. */
 static gr_err load(gr_config *out, const char *source, const char *text, size_t n, const char *const *set, int n_set) {
-    memset(out, 0, sizeof *out);
     gr_json *doc;
     GR_TRY(gr_json_parse(&doc, text, n, source, CONFIG_BYTES_MAX, CONFIG_DEPTH_MAX, GR_CONFIG));
     loader l = {.out = out, .path = source, .list = {gr_key_find("data.train"), gr_key_find("data.valid")}};
@@ -414,15 +442,19 @@ static gr_err load(gr_config *out, const char *source, const char *text, size_t 
     return err;
 }
 
-gr_err gr_config_load(gr_config *out, const char *path, const char *const *set, int n_set) {
+gr_err gr_config_load(gr_config *out, gr_config_kind kind, const char *path, const char *const *set, int n_set) {
     char *text;
     size_t n;
+    memset(out, 0, sizeof *out);
+    out->kind = kind;
     GR_TRY(gr_file_read(path, CONFIG_BYTES_MAX, GR_CONFIG, &text, &n));
     gr_err err = load(out, path, text, n, set, n_set);
     free(text);
     return err;
 }
 
-gr_err gr_config_parse(gr_config *out, const char *text, const char *source) {
+gr_err gr_config_parse(gr_config *out, gr_config_kind kind, const char *text, const char *source) {
+    memset(out, 0, sizeof *out);
+    out->kind = kind;
     return load(out, source, text, strlen(text), NULL, 0);
 }

@@ -3,8 +3,8 @@
 
 #include "schema.h"
 
-const char *const gr_key_sections[GR_N_SECTION] = {
-    "run", "model", "routing", "data", "optimizer", "train", "parallel", "checkpoint", "eval", "log"};
+const char *const gr_key_sections[GR_N_SECTION] = {"run", "distill", "tune", "model", "routing", "data", "optimizer",
+    "train", "parallel", "checkpoint", "eval", "log"};
 
 static const char *const sources[] = {"table", "learned", NULL};
 static const char *const gates[] = {"fixed", "learned", NULL};
@@ -12,6 +12,16 @@ static const char *const schedules[] = {"cosine", "wsd", "linear", "constant", N
 static const char *const recomputes[] = {"none", "experts", "block", NULL};
 static const char *const backends[] = {"auto", "cpu", NULL};
 static const char *const comms[] = {"auto", "self", "mpi", NULL};
+
+static const char *const bodies[] = {"attention", "linear", "residual-linear", NULL};
+static const char *const masks[] = {"none", "causal", "bidirectional", "causal-doc", "bidirectional-doc", NULL};
+static const char *const positions[] = {"none", "window", NULL};
+static const char *const tune_modes[] = {"scores", "bias", "full", NULL};
+
+/* Which commands a key is for. */
+enum { TRAIN = 1 << GR_CONFIG_TRAIN, DISTILL = 1 << GR_CONFIG_DISTILL, TUNE = 1 << GR_CONFIG_TUNE };
+#define FOR(kinds_) .kinds = (kinds_)
+#define OPTIONAL_FOR(kinds_) .optional = (kinds_)
 
 #define STEPS_MAX 1000000000000
 #define WIDTH_MAX 1048576
@@ -34,63 +44,101 @@ const gr_key gr_keys[GR_N_KEY] = {
     {"run.seed", NO_UNIT, INT64(0, INT64_MAX), AT(run.seed), .fallback = "1234",
         .meaning = "initial weights and order of windows follow from it"},
 
-    {"model.vocab_size", "tokens", INT(2, 16777216), AT(model.vocab_size),
-        .meaning = "V: token ids are below it (257 for the byte-level vocabulary)"},
-    {"model.hidden_size", "elements", INT(1, 65536), AT(model.hidden_size), .meaning = "D: width of the model"},
-    {"model.num_hidden_layers", "layers", INT(1, 1024), AT(model.num_hidden_layers), .meaning = "L"},
-    {"model.num_attention_heads", "heads", INT(1, 1024), AT(model.num_attention_heads), .meaning = "H: query heads"},
-    {"model.num_key_value_heads", "heads", INT(1, 1024), AT(model.num_key_value_heads),
-        .derived = "model.num_attention_heads", .meaning = "key and value heads; divides the query heads"},
-    {"model.head_dim", "elements", INT(2, 1024), AT(model.head_dim),
-        .derived = "model.hidden_size / model.num_attention_heads", .meaning = "width of a head; even"},
-    {"model.intermediate_size", "elements", INT(0, WIDTH_MAX), AT(model.intermediate_size), .fallback = "0",
-        .meaning = "width of dense layers; needed when model.first_k_dense_replace > 0"},
-    {"model.moe_intermediate_size", "elements", INT(1, WIDTH_MAX), AT(model.moe_intermediate_size),
-        .meaning = "F: width of one expert"},
-    {"model.num_experts", "experts", INT(1, 4096), AT(model.num_experts), .meaning = "E: experts per layer"},
-    {"model.num_experts_per_tok", "experts", INT(1, 64), AT(model.num_experts_per_tok),
-        .meaning = "K: experts a token uses; at most E"},
-    {"model.shared_expert_intermediate_size", "elements", INT(0, WIDTH_MAX), AT(model.shared_expert_intermediate_size),
-        .fallback = "0", .meaning = "width of the shared expert; 0 = none"},
-    {"model.first_k_dense_replace", "layers", INT(0, 1024), AT(model.first_k_dense_replace), .fallback = "0",
-        .meaning = "so many first layers are dense instead of experts"},
-    {"model.rms_norm_eps", NO_UNIT, NUMBER(GR_OPEN_LOW, 0, 0.1), AT(model.rms_norm_eps), .fallback = "1e-6",
-        .meaning = "added to the mean square in RMSNorm"},
-    {"model.rope_theta", NO_UNIT, NUMBER(GR_CLOSED, 1, 1e12), AT(model.rope_theta), .fallback = "10000",
-        .meaning = "base of the rotary embedding"},
-    {"model.initializer_range", NO_UNIT, NUMBER(GR_OPEN_LOW, 0, 1), AT(model.initializer_range), .fallback = "0.02",
-        .meaning = "standard deviation of the initial weights"},
-    {"model.tie_word_embeddings", NO_UNIT, .type = GR_KEY_BOOL, AT(model.tie_word_embeddings), .fallback = "false",
-        .meaning = "the head uses the embedding's weights"},
-    {"model.use_qk_norm", NO_UNIT, .type = GR_KEY_BOOL, AT(model.use_qk_norm), .fallback = "false",
-        .meaning = "RMSNorm on queries and keys of each head"},
-    {"model.norm_topk_prob", NO_UNIT, .type = GR_KEY_BOOL, AT(model.norm_topk_prob), .fallback = "true",
-        .meaning = "learned gates: softmax over the K chosen experts; `false`: over all, not adding up to the scale"},
+    {"distill.teacher", NO_UNIT, FOR(DISTILL), PATH, AT(distill.teacher),
+        .meaning = "the source: a run folder's `model.safetensors`, or a folder in Hugging Face's format (Qwen3-MoE)"},
+    {"distill.teacher_layer", "layers", FOR(DISTILL), INT(0, 1023), AT(distill.teacher_layer), .fallback = "0",
+        .meaning = "whose router is imitated; the source runs up to it and no further"},
+    {"distill.temperature", NO_UNIT, FOR(DISTILL), NUMBER(GR_OPEN_LOW, 0, 1000), AT(distill.temperature),
+        .fallback = "1", .meaning = "divides both sides' logits; the loss is multiplied by its square"},
+    {"distill.experts_per_tok", "experts", FOR(DISTILL), INT(0, 64), AT(distill.experts_per_tok), .fallback = "0",
+        .meaning = "K of the Grouter; 0 = the teacher's"},
+    {"distill.scale", NO_UNIT, FOR(DISTILL), NUMBER(GR_CLOSED, 1e-6, 1e6), AT(distill.scale), .fallback = "1",
+        .meaning = "what the Grouter's gates of a token add up to (the paper's code: 2.5)"},
+    {"distill.scores_only", NO_UNIT, FOR(DISTILL), .type = GR_KEY_BOOL, AT(distill.scores_only), .fallback = "false",
+        .meaning = "train the score matrix alone"},
 
-    {"routing.source", NO_UNIT, NAME(sources), AT(routing.source), .fallback = "table",
+    {"tune.grouter", NO_UNIT, FOR(TUNE), PATH, AT(tune.grouter), .meaning = "the Grouter to balance"},
+    {"tune.mode", NO_UNIT, FOR(TUNE), NAME(tune_modes), AT(tune.mode), .fallback = "scores",
+        .meaning = "what is changed: `scores` = the score matrix, `bias` = only the bias, by the sign rule, `full` = "
+                   "everything"},
+    {"tune.until_maxvio", NO_UNIT, FOR(TUNE), NUMBER(GR_CLOSED, 0, 4096), AT(tune.until_maxvio), .fallback = "0",
+        .meaning = "stop once MaxVio of the global batch, averaged over the last 10 steps, is at most this; 0 = go "
+                   "through all steps"},
+
+    {"model.vocab_size", "tokens", FOR(TRAIN | DISTILL), OPTIONAL_FOR(DISTILL), INT(2, 16777216), AT(model.vocab_size),
+        .meaning = "V: token ids are below it (257 for the byte-level vocabulary)"},
+    {"model.hidden_size", "elements", FOR(TRAIN | DISTILL), INT(1, 65536), AT(model.hidden_size),
+        .meaning = "D: width of the model"},
+    {"model.num_hidden_layers", "layers", FOR(TRAIN | DISTILL), OPTIONAL_FOR(DISTILL), INT(1, 1024),
+        AT(model.num_hidden_layers), .meaning = "L"},
+    {"model.num_attention_heads", "heads", FOR(TRAIN | DISTILL), OPTIONAL_FOR(DISTILL), INT(1, 1024),
+        AT(model.num_attention_heads), .meaning = "H: query heads"},
+    {"model.num_key_value_heads", "heads", FOR(TRAIN | DISTILL), INT(1, 1024), AT(model.num_key_value_heads),
+        .derived = "model.num_attention_heads", .meaning = "key and value heads; divides the query heads"},
+    {"model.head_dim", "elements", FOR(TRAIN | DISTILL), INT(2, 1024), AT(model.head_dim),
+        .derived = "model.hidden_size / model.num_attention_heads", .meaning = "width of a head; even"},
+    {"model.intermediate_size", "elements", FOR(TRAIN | DISTILL), INT(0, WIDTH_MAX), AT(model.intermediate_size),
+        .fallback = "0", .meaning = "width of dense layers; needed when model.first_k_dense_replace > 0"},
+    {"model.moe_intermediate_size", "elements", FOR(TRAIN), INT(1, WIDTH_MAX), AT(model.moe_intermediate_size),
+        .meaning = "F: width of one expert"},
+    {"model.num_experts", "experts", FOR(TRAIN), INT(1, 4096), AT(model.num_experts),
+        .meaning = "E: experts per layer"},
+    {"model.num_experts_per_tok", "experts", FOR(TRAIN), INT(1, 64), AT(model.num_experts_per_tok),
+        .meaning = "K: experts a token uses; at most E"},
+    {"model.shared_expert_intermediate_size", "elements", FOR(TRAIN), INT(0, WIDTH_MAX),
+        AT(model.shared_expert_intermediate_size), .fallback = "0", .meaning = "width of the shared expert; 0 = none"},
+    {"model.first_k_dense_replace", "layers", FOR(TRAIN), INT(0, 1024), AT(model.first_k_dense_replace),
+        .fallback = "0", .meaning = "so many first layers are dense instead of experts"},
+    {"model.rms_norm_eps", NO_UNIT, FOR(TRAIN | DISTILL), NUMBER(GR_OPEN_LOW, 0, 0.1), AT(model.rms_norm_eps),
+        .fallback = "1e-6", .meaning = "added to the mean square in RMSNorm"},
+    {"model.rope_theta", NO_UNIT, FOR(TRAIN | DISTILL), NUMBER(GR_CLOSED, 1, 1e12), AT(model.rope_theta),
+        .fallback = "10000", .meaning = "base of the rotary embedding"},
+    {"model.initializer_range", NO_UNIT, FOR(TRAIN | DISTILL), NUMBER(GR_OPEN_LOW, 0, 1), AT(model.initializer_range),
+        .fallback = "0.02", .meaning = "standard deviation of the initial weights"},
+    {"model.tie_word_embeddings", NO_UNIT, FOR(TRAIN), .type = GR_KEY_BOOL, AT(model.tie_word_embeddings),
+        .fallback = "false", .meaning = "the head uses the embedding's weights"},
+    {"model.use_qk_norm", NO_UNIT, FOR(TRAIN), .type = GR_KEY_BOOL, AT(model.use_qk_norm), .fallback = "false",
+        .meaning = "RMSNorm on queries and keys of each head"},
+    {"model.norm_topk_prob", NO_UNIT, FOR(TRAIN), .type = GR_KEY_BOOL, AT(model.norm_topk_prob), .fallback = "true",
+        .meaning = "learned gates: softmax over the K chosen experts; `false`: over all, not adding up to the scale"},
+    {"model.body", NO_UNIT, FOR(DISTILL), NAME(bodies), AT(model.body), .fallback = "attention",
+        .meaning = "what lies between a Grouter's embedding and its scores: `attention` = blocks, `linear` = nothing, "
+                   "`residual-linear` = layers without context"},
+    {"model.mask", NO_UNIT, FOR(DISTILL), NAME(masks), AT(model.mask), .fallback = "causal",
+        .meaning = "what a Grouter's attention sees: `bidirectional` masks use future tokens; `none` without "
+                   "attention"},
+    {"model.position", NO_UNIT, FOR(DISTILL), NAME(positions), AT(model.position), .fallback = "window",
+        .meaning = "does a Grouter know positions: `window` = 0..T-1 by rotary embedding"},
+    {"model.document_end", "token", FOR(DISTILL), INT(-1, 16777215), AT(model.document_end), .fallback = "-1",
+        .meaning = "the token that ends a document, for the `-doc` masks; -1 = none"},
+    {"model.zero_token", "token", FOR(DISTILL), INT(-1, 16777215), AT(model.zero_token), .fallback = "-1",
+        .meaning = "this token's embedding is zero and stays it; -1 = none"},
+
+    {"routing.source", NO_UNIT, FOR(TRAIN), NAME(sources), AT(routing.source), .fallback = "table",
         .meaning = "where routes come from: `table` = route tables made before training; `learned` = a router in each "
                    "layer, trained with the model"},
-    {"routing.gates", NO_UNIT, NAME(gates), AT(routing.gates), .derived = "`fixed` with tables, else `learned`",
+    {"routing.gates", NO_UNIT, FOR(TRAIN), NAME(gates), AT(routing.gates),
+        .derived = "`fixed` with tables, else `learned`",
         .meaning = "`fixed` = those of the tables; `learned` = a router in each layer makes them, of a table's experts "
                    "too"},
-    {"routing.scale", NO_UNIT, NUMBER(GR_OPEN_LOW, 0, 1000), AT(routing.scale), .fallback = "1",
+    {"routing.scale", NO_UNIT, FOR(TRAIN), NUMBER(GR_OPEN_LOW, 0, 1000), AT(routing.scale), .fallback = "1",
         .meaning = "factor of learned gates: what a token's K gates add up to"},
-    {"routing.aux_loss_coef", NO_UNIT, NUMBER(GR_CLOSED, 0, 100), AT(routing.aux_loss_coef), .fallback = "0",
-        .meaning = "learned routers: weight of the load balancing loss, per window; 0 = none"},
-    {"routing.z_loss_coef", NO_UNIT, NUMBER(GR_CLOSED, 0, 100), AT(routing.z_loss_coef), .fallback = "0",
+    {"routing.aux_loss_coef", NO_UNIT, FOR(TRAIN), NUMBER(GR_CLOSED, 0, 100), AT(routing.aux_loss_coef),
+        .fallback = "0", .meaning = "learned routers: weight of the load balancing loss, per window; 0 = none"},
+    {"routing.z_loss_coef", NO_UNIT, FOR(TRAIN), NUMBER(GR_CLOSED, 0, 100), AT(routing.z_loss_coef), .fallback = "0",
         .meaning = "learned gates: weight of the mean squared log-sum-exp of the router's logits; 0 = none"},
 
     {"data.train", "files", FILES(data.train, data.n_train, 1), .meaning = "training token files with their routes"},
     {"data.train[].tokens", NO_UNIT, FREE, PATH, AT_FILE(tokens),
         .meaning = "token file: path of the .bin/.idx pair or llm.c .bin"},
-    {"data.train[].routes", NO_UNIT, FREE, PATH, AT_FILE(routes), .derived = "required with tables",
+    {"data.train[].routes", NO_UNIT, FOR(TRAIN), FREE, PATH, AT_FILE(routes), .derived = "required with tables",
         .meaning = "route table of that token file; only with `routing.source` = `table`"},
     {"data.train[].weight", NO_UNIT, WARNED, NUMBER(GR_OPEN_LOW, 0, 1e9), AT_FILE(weight), .fallback = "1",
         .meaning = "share of the stream, relative to the other files"},
     {"data.valid", "files", FREE, FILES(data.valid, data.n_valid, 0), .fallback = "[]",
         .meaning = "validation token files with their routes"},
     {"data.valid[].tokens", NO_UNIT, FREE, PATH, AT_FILE(tokens), .meaning = "as data.train[].tokens"},
-    {"data.valid[].routes", NO_UNIT, FREE, PATH, AT_FILE(routes), .derived = "required with tables",
+    {"data.valid[].routes", NO_UNIT, FOR(TRAIN), FREE, PATH, AT_FILE(routes), .derived = "required with tables",
         .meaning = "as data.train[].routes"},
     {"data.seq_len", "tokens", INT(1, 1048576), AT(data.seq_len),
         .meaning = "T: tokens of a window; the route tables must have the same"},
@@ -128,7 +176,8 @@ const gr_key gr_keys[GR_N_KEY] = {
         .meaning = "where arrays live and ops run"},
     {"parallel.comm", NO_UNIT, FREE, NAME(comms), AT(parallel.comm), .fallback = "auto",
         .meaning = "how ranks talk: `auto` = `mpi` under a launcher of more than one rank, else `self`"},
-    {"parallel.expert_parallel_size", "ranks", FREE, INT(0, 4096), AT(parallel.expert_parallel_size), .fallback = "0",
+    {"parallel.expert_parallel_size", "ranks", FOR(TRAIN), FREE, INT(0, 4096), AT(parallel.expert_parallel_size),
+        .fallback = "0",
         .meaning = "ranks that share one set of experts; divides ranks and E; 0 = smallest that fits (1)"},
     {"parallel.zero", NO_UNIT, FREE, INT(0, 1), AT(parallel.zero), .fallback = "1",
         .meaning = "ZeRO stage: 1 = a rank keeps the optimizer state of its share of the weights, 0 = of all it holds"},
@@ -154,6 +203,11 @@ int gr_key_find(const char *name) {
         if (strcmp(gr_keys[i].name, name) == 0)
             return i;
     return -1;
+}
+
+const char *gr_config_kind_name(gr_config_kind kind) {
+    static const char *const names[GR_N_CONFIG_KIND] = {"train", "distill", "tune"};
+    return names[kind];
 }
 
 bool gr_key_is_section(const char *name) {

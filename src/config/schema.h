@@ -33,9 +33,16 @@ typedef struct gr_key {
     gr_key_open open;
     gr_key_type type;
     gr_on_resume on_resume;
+    unsigned kinds;    /* bit per gr_config_kind that knows the key; 0: all */
+    unsigned optional; /* bits of kinds for which absence is legal without a fallback: 0, or what `derived` says */
 } gr_key;
 
-enum { GR_N_KEY = 57, GR_N_SECTION = 10, GR_EXPECTED_MAX = 256 };
+/* Does a config of this kind know the key? */
+static inline bool gr_key_applies(const gr_key *key, gr_config_kind kind) {
+    return !key->kinds || key->kinds >> kind & 1;
+}
+
+enum { GR_N_KEY = 71, GR_N_SECTION = 12, GR_EXPECTED_MAX = 256 };
 extern const gr_key gr_keys[GR_N_KEY]; /* by section, in printing order */
 extern const char *const gr_key_sections[GR_N_SECTION];
 

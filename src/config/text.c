@@ -55,7 +55,7 @@ static void print_files(FILE *out, const gr_key *list, const gr_config *c) {
     for (int i = 0; i < n; i++) {
         const char *separator = i ? ",\n      {" : "\n      {";
         for (int k = 0; k < GR_N_KEY; k++)
-            if (gr_key_is_member(list, &gr_keys[k])) {
+            if (gr_key_is_member(list, &gr_keys[k]) && gr_key_applies(&gr_keys[k], c->kind)) {
                 if (gr_keys[k].type == GR_KEY_PATH && !((const char *)&files[i])[gr_keys[k].offset])
                     continue; /* no routes */
                 fprintf(out, "%s\"%s\": ", separator, strrchr(gr_keys[k].name, '.') + 1);
@@ -75,7 +75,7 @@ static void print_config(FILE *out, const gr_config *c) {
     fputc('{', out);
     for (int k = 0; k < GR_N_KEY; k++) {
         const gr_key *key = &gr_keys[k];
-        if (strchr(key->name, '['))
+        if (strchr(key->name, '[') || !gr_key_applies(key, c->kind))
             continue;
         size_t n = strcspn(key->name, ".");
         if (n == n_section && strncmp(section, key->name, n) == 0) {
@@ -139,6 +139,17 @@ static void print_range(FILE *out, const gr_key *key) {
     }
 }
 
+static void print_kinds(FILE *out, const gr_key *key) {
+    const char *separator = "";
+    if (!key->kinds)
+        fputs("all", out);
+    for (int kind = 0; key->kinds && kind < GR_N_CONFIG_KIND; kind++)
+        if (gr_key_applies(key, (gr_config_kind)kind)) {
+            fprintf(out, "%s%s", separator, gr_config_kind_name((gr_config_kind)kind));
+            separator = ", ";
+        }
+}
+
 void gr_config_print_keys(FILE *out) {
     static const char *const types[] = {[GR_KEY_INT] = "integer",
         [GR_KEY_INT64] = "integer",
@@ -151,13 +162,15 @@ void gr_config_print_keys(FILE *out) {
         [GR_RESUME_REFUSED] = "refused", [GR_RESUME_WARNED] = "warned", [GR_RESUME_FREE] = "free"};
     for (int k = 0; k < GR_N_KEY; k++) {
         const gr_key *key = &gr_keys[k];
-        fprintf(out, "| `%s` | %s | %s | ", key->name, types[key->type], key->unit);
+        fprintf(out, "| `%s` | ", key->name);
+        print_kinds(out, key);
+        fprintf(out, " | %s | %s | ", types[key->type], key->unit);
         if (key->derived)
             fputs(key->derived, out);
         else if (key->fallback)
             fprintf(out, "`%s`", key->fallback);
         else
-            fputs("required", out);
+            fputs(key->optional ? "required for train" : "required", out);
         fputs(" | ", out);
         print_range(out, key);
         fprintf(out, " | %s | %s |\n", on_resume[key->on_resume], key->meaning);

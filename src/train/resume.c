@@ -61,7 +61,7 @@ static void judge_facts(verdict *v, const gr_checkpoint_found *found, const gr_f
 static gr_err compare(verdict *v, const gr_checkpoint_found *found, const gr_facts *facts) {
     gr_config *before;
     GR_TRY(gr_alloc((void **)&before, 1, sizeof *before, "config of the checkpoint"));
-    gr_err e = gr_config_parse(before, found->config_text, found->path);
+    gr_err e = gr_config_parse(before, v->o->config->kind, found->config_text, found->path);
     if (e)
         e = gr_fail(GR_CHECKPOINT, "%s: its config cannot be read: %s", found->path, gr_error_text());
     if (!e)
