@@ -420,9 +420,9 @@ static void test_every_key_is_printed_with_its_range(void **state) {
     assert_non_null(out);
     gr_config_print_keys(out);
     assert_int_equal(fclose(out), 0);
-    assert_non_null(strstr(text, "| `model.num_experts` | integer | experts | required | [1, 4096] | "));
-    assert_non_null(strstr(text, "| `optimizer.beta1` | number |  | `0.9` | [0, 1) | "));
-    assert_non_null(strstr(text, "| `log.every_steps` | integer | steps | `10` | "));
+    assert_non_null(strstr(text, "| `model.num_experts` | train | integer | experts | required | [1, 4096] | "));
+    assert_non_null(strstr(text, "| `optimizer.beta1` | all | number |  | `0.9` | [0, 1) | "));
+    assert_non_null(strstr(text, "| `log.every_steps` | all | integer | steps | `10` | "));
     assert_null(strstr(text, "(null)"));
     free(text);
 }

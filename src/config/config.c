@@ -72,6 +72,16 @@ static void list_keys(gr_config_kind kind, const char *prefix, size_t n_prefix, 
             append_word(text, gr_keys[i].name + n_prefix);
 }
 
+/* Does a config of this kind have keys in the section? */
+static bool section_applies(const char *section, gr_config_kind kind) {
+    size_t n = strlen(section);
+    for (int k = 0; k < GR_N_KEY; k++)
+        if (gr_key_applies(&gr_keys[k], kind) && strncmp(gr_keys[k].name, section, n) == 0 &&
+            gr_keys[k].name[n] == '.')
+            return true;
+    return false;
+}
+
 static const char *first_key(const char *section) {
     size_t n = strlen(section);
     int k = 0;
@@ -109,7 +119,8 @@ static void complain_unknown(loader *l, gr_place place, const char *name, const 
         list_keys(l->out->kind, pattern, (size_t)(leaf - pattern), keys);
     bool section_known = keys[0];
     for (int i = 0; i < GR_N_SECTION && !section_known; i++)
-        append_word(keys, gr_key_sections[i]);
+        if (section_applies(gr_key_sections[i], l->out->kind))
+            append_word(keys, gr_key_sections[i]);
     gr_config_complain(&l->errors, place, "unknown key \"%.100s\": the %s are %s", name,
         section_known ? "keys there" : "sections", keys);
 }
