@@ -60,6 +60,7 @@ part_of_public() {
     json.h | io.h) echo base ;;
     routes.h) echo data ;;
     checkpoint.h) echo train ;;
+    hf.h) echo model ;;
     *) echo "${1%.h}" ;;
     esac
 }
