@@ -53,6 +53,46 @@ typedef struct gr_sum {
     void *out;
 } gr_sum;
 
+/* The router of a MoE layer, on tokens in windows of T. Logits l [n,E] become p = softmax(l) of each token;
+ * lse = logsumexp(l). A token's experts S are its K largest logits, ties to the lower id, or given; ids ascend. Its gates,
+ * for k in S:  g_k = scale * exp(l_k) / sum_{j in S} exp(l_j)  with `normalise`,  else  scale * p_k.
+ * Logits that are not finite still give K distinct experts. Losses, with count_i the tokens of the token's window that
+ * have expert i (a constant in backward):
+ *   loss[0] += aux_scale * sum_t sum_i count_i p_ti     loss[1] += z_scale * sum_t lse_t^2
+ * Backward, of dgate and both losses, with m = sum_{j in S} dg_j g_j and a = sum_i count_i p_i:
+ *   dl_i = p_i (aux_scale (count_i - a) + 2 z_scale lse)
+ *        + [i in S] g_i (dg_i - m / scale)  with `normalise`,  else  + [i in S] g_i dg_i - p_i m */
+typedef enum gr_choice { GR_CHOICE_GIVEN, GR_CHOICE_TOP_K } gr_choice;
+typedef struct gr_router_op {
+    gr_choice choice;
+    bool normalise;
+    int64_t n, T, E, K; /* T divides n */
+    float scale;        /* > 0 */
+    double aux_scale, z_scale;
+    float *p;        /* [n,E] logits in, probabilities out; backward reads them */
+    float *lse;      /* [n] saved by forward */
+    uint16_t *ids;   /* [n,K] below E; read or written as `choice` says */
+    float *gate;     /* [n,K] saved by forward */
+    uint32_t *count; /* [n/T,E] saved by forward */
+    uint64_t *load;  /* [E] += tokens of all windows, or NULL */
+    double *loss;    /* [2] += aux and z, in token order, or NULL */
+    /* backward only */
+    const float *dgate; /* [n,K] */
+    void *dlogits;      /* act [n,E]: result */
+} gr_router_op;
+
+/* Gates of pairs from those of their rows: pair_gate[p] = gate[pair_row[p], pair_slot[p]]. Backward: dgate is zeroed, then
+ * dgate[pair_row[p], pair_slot[p]] = dpair_gate[p]; no two pairs have the same place. */
+typedef struct gr_pair_gates {
+    int64_t n_row, K, n_pair;
+    const uint32_t *pair_row; /* [n_pair] */
+    const uint8_t *pair_slot; /* [n_pair] */
+    const float *gate;        /* [n_row,K] */
+    float *pair_gate;         /* [n_pair] */
+    const float *dpair_gate;  /* [n_pair] */
+    float *dgate;             /* [n_row,K] */
+} gr_pair_gates;
+
 /* Grouped SwiGLU experts over pairs: for pair p of expert e with row r = pair_row[p] (NULL: r = p) and gate g (NULL:
  * 1): h = x_r W13_e^T = [h1 | h3],  a = g * silu(h1) * h3,  y_p = a W2_e^T. Backward (design "backward is the same
  * plan"): da' = dy_r W2_e, dh1 = g da' h3 silu'(h1), dh3 = g da' silu(h1), dW2_e += dy^T a, dW13_e += dh^T x, dx_p = dh
@@ -176,6 +216,12 @@ struct gr_backend {
     gr_err (*gemm)(gr_backend *b, gr_lane lane, const gr_gemm *a);
     gr_err (*gather_rows)(gr_backend *b, gr_lane lane, const gr_gather *a);
     gr_err (*sum_rows)(gr_backend *b, gr_lane lane, const gr_sum *a);
+    gr_err (*gather_f32)(gr_backend *b, gr_lane lane, const gr_gather *a); /* these two on fp32 rows, whatever `dtype` */
+    gr_err (*sum_f32)(gr_backend *b, gr_lane lane, const gr_sum *a);
+    gr_err (*router_forward)(gr_backend *b, gr_lane lane, const gr_router_op *a);
+    gr_err (*router_backward)(gr_backend *b, gr_lane lane, const gr_router_op *a);
+    gr_err (*pair_gates_forward)(gr_backend *b, gr_lane lane, const gr_pair_gates *a);
+    gr_err (*pair_gates_backward)(gr_backend *b, gr_lane lane, const gr_pair_gates *a);
     gr_err (*ffn_forward)(gr_backend *b, gr_lane lane, const gr_ffn *a);
     gr_err (*ffn_backward)(gr_backend *b, gr_lane lane, const gr_ffn *a);
     gr_err (*embed_forward)(gr_backend *b, gr_lane lane, const gr_embed *a);

@@ -14,7 +14,17 @@ typedef enum gr_comm_kind { GR_COMM_AUTO, GR_COMM_SELF, GR_COMM_MPI } gr_comm_ki
 /* Activations that are not kept for backward but computed again in it: of the FFN halves of all blocks, or of whole
  * blocks. */
 typedef enum gr_recompute { GR_RECOMPUTE_NONE, GR_RECOMPUTE_EXPERTS, GR_RECOMPUTE_BLOCK } gr_recompute;
-typedef enum gr_source { GR_SOURCE_TABLE } gr_source;
+/* Where the experts of a token come from, and where its gates. With learned experts the gates are learned too. */
+typedef enum gr_source { GR_SOURCE_TABLE, GR_SOURCE_LEARNED } gr_source;
+typedef enum gr_gates { GR_GATES_FIXED, GR_GATES_LEARNED } gr_gates;
+
+/* routing{} */
+typedef struct gr_routing {
+    gr_source source;
+    gr_gates gates;
+    double scale;                      /* of learned gates: with norm_topk_prob what a token's gates add up to */
+    double aux_loss_coef, z_loss_coef; /* 0 = none */
+} gr_routing;
 
 /* model{}: Hugging Face names where Hugging Face has one. */
 typedef struct gr_model_config {
@@ -28,11 +38,13 @@ typedef struct gr_model_config {
     double rms_norm_eps, rope_theta;
     double initializer_range; /* standard deviation of the initial weights */
     bool tie_word_embeddings, use_qk_norm;
+    bool norm_topk_prob; /* learned gates: softmax over the chosen experts, else over all */
+    gr_routing routing;  /* routing{} once more: with learned gates every MoE layer has a router */
 } gr_model_config;
 
 typedef struct gr_data_file {
     char tokens[GR_PATH_MAX]; /* prefix of the .bin/.idx pair */
-    char routes[GR_PATH_MAX]; /* route table of that token file */
+    char routes[GR_PATH_MAX]; /* route table of that token file; "" with routing.source learned */
     double weight;            /* share of the stream, > 0; relative */
 } gr_data_file;
 
@@ -42,9 +54,7 @@ typedef struct gr_config {
         uint64_t seed;
     } run;
     gr_model_config model;
-    struct {
-        gr_source source;
-    } routing;
+    gr_routing routing;
     struct {
         gr_data_file train[GR_DATA_FILES_MAX], valid[GR_DATA_FILES_MAX];
         int n_train, n_valid;

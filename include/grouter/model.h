@@ -23,6 +23,7 @@ typedef enum gr_param_kind {
     GR_PARAM_ATTENTION,
     GR_PARAM_NORM,
     GR_PARAM_DENSE,
+    GR_PARAM_ROUTER, /* logits of a MoE layer's experts; there with learned gates */
     GR_PARAM_SHARED,
     GR_PARAM_EXPERT,
     GR_PARAM_HEAD
@@ -86,7 +87,8 @@ typedef struct gr_model_options {
     gr_backend *backend;
     gr_comm *comm;                /* groups formed */
     const gr_expert_map *map;     /* borrowed */
-    const gr_plan_limits *limits; /* N = B*T own tokens and the largest rows and pairs of any micro-batch */
+    const gr_plan_limits *limits; /* N = B*T own tokens and the largest rows and pairs of any micro-batch; with
+                                     routing.source learned of any choice (gr_plan_limits_worst) */
     int64_t T;
     bool train; /* false: no gradients, no saved activations beyond one layer */
     /* Of the training model; gradients are bit-identical in all three. NONE keeps every layer's activations. EXPERTS
@@ -112,6 +114,7 @@ typedef struct gr_model_memory {
     size_t logits;      /* one chunk of the head's */
     size_t scratch;     /* shared by the layers: rows and pairs in flight, gradients of activations */
     size_t tables;      /* rotation angles, indices */
+    size_t plans;       /* host memory: one plan per layer with routing.source learned, and the group's choices */
 } gr_model_memory;
 gr_model_memory gr_model_memory_get(const gr_model *m);
 
@@ -123,8 +126,9 @@ float *gr_model_gradients(gr_model *m); /* same layout */
 typedef struct gr_batch {
     const uint32_t *token;  /* [N] */
     const int32_t *target;  /* [N], -1 = ignored */
-    const gr_plan *plan;    /* host; serves every layer, forward and backward */
-    const float *pair_gate; /* [n_pair], host */
+    const gr_plan *plan;    /* host; serves every layer, forward and backward; NULL with routing.source learned */
+    const float *pair_gate; /* [n_pair], host; fixed gates */
+    const uint16_t *ids;    /* [N,K] host; experts of the own tokens, for learned gates of a table's experts */
 } gr_batch;
 
 /* Milliseconds by phase, added to by every call; the caller resets them. */
@@ -133,11 +137,25 @@ typedef struct gr_phases {
 } gr_phases;
 
 /* Forward and backward; gradients are accumulated, scaled by loss_scale = 1/(tokens of the global batch).
- * *loss_sum += sum of this rank's token losses in nats. */
+ * *loss_sum += sum of this rank's token losses in nats: cross-entropy alone, while gradients are also those of the
+ * routers' losses (see gr_router_sums). Collective over the expert-parallel group. */
 GR_MUST gr_err gr_model_step(gr_model *m, const gr_batch *b, float loss_scale, double *loss_sum, gr_phases *phases);
 /* Forward only. */
 GR_MUST gr_err gr_model_loss(gr_model *m, const gr_batch *b, double *loss_sum, gr_phases *phases);
-GR_MUST gr_err gr_model_zero_gradients(gr_model *m);
+GR_MUST gr_err gr_model_zero_gradients(gr_model *m); /* and the routers' sums */
+
+/* What the routers of the MoE layers have added up in gr_model_step since gr_model_zero_gradients, over the windows of
+ * this rank; losses are multiplied by their coefficients and loss_scale, so their sum over the world is that of the
+ * global batch (Switch, ST-MoE; statistics per window, so that any layout has the same):
+ *   aux  sum over layers of aux_loss_coef * E/(K T^2) * mean over windows of sum_i count_i * sum_t p_ti
+ *   z    sum over layers of z_loss_coef * mean over tokens of logsumexp(logits)^2 */
+typedef struct gr_router_sums {
+    double aux_loss, z_loss;
+} gr_router_sums;
+/* load [gr_model_routers(m), E] (or NULL): tokens per expert of each MoE layer. */
+GR_MUST gr_err gr_model_router_sums_get(gr_model *m, gr_router_sums *sums, uint64_t *load);
+/* MoE layers with a router; 0 with fixed gates. */
+int gr_model_routers(const gr_model_config *c);
 
 /* ---------------------------------------------------------------- whole tensors by name (safetensors)
  * `flat` is any host array in the params' layout: weights, gradients, moments. */

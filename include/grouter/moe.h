@@ -19,6 +19,8 @@ typedef struct gr_moe {
     void *partial;      /* act [M, D] sums of received rows on their way back */
     void *pair_out;     /* act [n_pair, D] per-pair results, summed by combine */
     void *a, *da;       /* act [n_pair, F] scratch of the experts */
+    float *gate_send;   /* [n_send, K] learned gates on their way out; later their gradients returned */
+    float *pair_dgate;  /* [n_pair] result of the experts' backward; NULL: gates are fixed */
     double exchange_ms; /* time spent in exchanges, added up; the caller resets it */
 } gr_moe;
 
@@ -38,7 +40,13 @@ typedef struct gr_expert_weights {
 GR_MUST gr_err gr_moe_experts_forward(gr_moe *m, const gr_expert_weights *w, const void *x, void *h);
 /* Only h of the forward above, bit for bit: recomputation before backward. Overwrites pair_out. */
 GR_MUST gr_err gr_moe_experts_recompute(gr_moe *m, const gr_expert_weights *w, const void *x, void *h);
-/* Experts backward: dy [N+M, D] (dispatched), x, h -> gradients, pair_out = dx per pair. Overwrites h. */
+/* Experts backward: dy [N+M, D] (dispatched), x, h -> gradients, pair_out = dx per pair, pair_dgate. Overwrites h. */
 GR_MUST gr_err gr_moe_experts_backward(gr_moe *m, const gr_expert_weights *w, const void *x, const void *dy, void *h);
+
+/* Learned gates travel as their tokens do, as rows of K floats: gate [N+M, K] has those of the own tokens in rows [0,N);
+ * fills rows [N, N+M) and pair_gate [n_pair]. */
+GR_MUST gr_err gr_moe_gates_dispatch(gr_moe *m, float *gate, float *pair_gate);
+/* Back: pair_dgate -> dgate [N+M, K], of which rows [0,N) are then complete, 0 for no slot: each entry is one pair's. */
+GR_MUST gr_err gr_moe_gates_combine(gr_moe *m, float *dgate);
 
 #endif

@@ -34,6 +34,9 @@ typedef struct gr_plan_limits {
     uint64_t send_max, recv_max, pair_max;
 } gr_plan_limits;
 
+/* The largest that any choice of K distinct experts per token can need: all tokens to one rank. */
+gr_plan_limits gr_plan_limits_worst(uint32_t N, uint32_t K, const gr_expert_map *map);
+
 typedef struct gr_plan {
     uint32_t N, K, n_rank, rank, E_local;
     uint32_t n_send;               /* rows sent = rows returned to us */

@@ -66,6 +66,20 @@ static void check_experts(checker *c, const gr_model_config *m) {
         m->first_k_dense_replace);
 }
 
+/* What only learned gates use must not look as if it had an effect. */
+static void check_routing(checker *c, const gr_routing *r) {
+    bool learned = r->gates == GR_GATES_LEARNED;
+    rule(c, learned || r->source != GR_SOURCE_LEARNED, "routing.gates routing.source",
+        "routing.gates = \"fixed\", but routing.source = \"learned\": fixed gates come from tables; leave it out");
+    rule(c, learned || r->scale == 1, "routing.scale routing.gates",
+        "routing.scale = %g needs learned gates; fixed ones have the scale of their tables", r->scale);
+    rule(c, learned || r->z_loss_coef == 0, "routing.z_loss_coef routing.gates",
+        "routing.z_loss_coef = %g needs learned gates", r->z_loss_coef);
+    rule(c, r->source == GR_SOURCE_LEARNED || r->aux_loss_coef == 0, "routing.aux_loss_coef routing.source",
+        "routing.aux_loss_coef = %g needs routing.source = \"learned\": a loss cannot balance a table's experts",
+        r->aux_loss_coef);
+}
+
 static void check_optimizer(checker *c, const gr_config *g) {
     rule(c, g->optimizer.lr_min <= g->optimizer.lr, "optimizer.lr_min optimizer.lr",
         "optimizer.lr_min = %g must be at most optimizer.lr = %g", g->optimizer.lr_min, g->optimizer.lr);
@@ -103,6 +117,7 @@ void gr_config_check(gr_config_errors *e, const gr_config *g, const char *source
     checker c = {.errors = e, .whole = {.source = source}};
     check_attention(&c, &g->model);
     check_experts(&c, &g->model);
+    check_routing(&c, &g->routing);
     check_optimizer(&c, g);
     check_batch(&c, g);
     check_parallel(&c, g);

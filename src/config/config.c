@@ -364,20 +364,37 @@ static void complete_keys(loader *l, const gr_json_node *root) {
         m->num_key_value_heads = m->num_attention_heads;
     if (!m->head_dim && m->num_attention_heads)
         m->head_dim = m->hidden_size / m->num_attention_heads;
+    gr_routing *r = &l->out->routing;
+    if (l->errors.state[gr_key_find("routing.gates")] == GR_KEY_ABSENT)
+        r->gates = r->source == GR_SOURCE_LEARNED ? GR_GATES_LEARNED : GR_GATES_FIXED;
+    m->routing = *r;
+}
+
+/* Members without a default must be there; routes just where they are read. */
+static void complete_member(loader *l, int which, int i, int k) {
+    const gr_key *key = &gr_keys[k];
+    const char *list = gr_keys[l->list[which]].name, *member = strrchr(key->name, '.');
+    bool given = l->element[which][i].given >> k & 1, routes = strcmp(member, ".routes") == 0;
+    char expected[GR_EXPECTED_MAX];
+    if (routes && l->errors.state[gr_key_find("routing.source")] == GR_KEY_WRONG)
+        return;
+    bool excess = routes && l->out->routing.source == GR_SOURCE_LEARNED;
+    bool element_wrong = l->element[which][i].given == UINT64_MAX;
+    if (!given && !excess)
+        gr_config_complain(&l->errors, l->element[which][i].place, "missing key \"%s[%d]%s\": expected %s", list, i,
+            member, gr_key_expected(key, expected));
+    if (given && excess && !element_wrong)
+        gr_config_complain(&l->errors, l->element[which][i].place,
+            "%s[%d]%s: expected none with routing.source = \"learned\", got a route table; leave it out", list, i,
+            member);
 }
 
 static void complete_elements(loader *l) {
     for (int which = 0; which < 2; which++)
         for (int i = 0; i < *count_of(l, which); i++)
-            for (int k = 0; k < GR_N_KEY; k++) {
-                const gr_key *key = &gr_keys[k];
-                char expected[GR_EXPECTED_MAX];
-                if (key->fallback || (l->element[which][i].given >> k & 1) ||
-                    !gr_key_is_member(&gr_keys[l->list[which]], key))
-                    continue;
-                gr_config_complain(&l->errors, l->element[which][i].place, "missing key \"%s[%d]%s\": expected %s",
-                    gr_keys[l->list[which]].name, i, strrchr(key->name, '.'), gr_key_expected(key, expected));
-            }
+            for (int k = 0; k < GR_N_KEY; k++)
+                if (!gr_keys[k].fallback && gr_key_is_member(&gr_keys[l->list[which]], &gr_keys[k]))
+                    complete_member(l, which, i, k);
 }
 
 /* ---------------------------------------------------------------- interface */

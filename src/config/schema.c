@@ -6,7 +6,8 @@
 const char *const gr_key_sections[GR_N_SECTION] = {
     "run", "model", "routing", "data", "optimizer", "train", "parallel", "checkpoint", "eval", "log"};
 
-static const char *const sources[] = {"table", NULL};
+static const char *const sources[] = {"table", "learned", NULL};
+static const char *const gates[] = {"fixed", "learned", NULL};
 static const char *const schedules[] = {"cosine", "wsd", "linear", "constant", NULL};
 static const char *const recomputes[] = {"none", "experts", "block", NULL};
 static const char *const backends[] = {"auto", "cpu", NULL};
@@ -63,20 +64,34 @@ const gr_key gr_keys[GR_N_KEY] = {
         .meaning = "the head uses the embedding's weights"},
     {"model.use_qk_norm", NO_UNIT, .type = GR_KEY_BOOL, AT(model.use_qk_norm), .fallback = "false",
         .meaning = "RMSNorm on queries and keys of each head"},
+    {"model.norm_topk_prob", NO_UNIT, .type = GR_KEY_BOOL, AT(model.norm_topk_prob), .fallback = "true",
+        .meaning = "learned gates: softmax over the K chosen experts; `false`: over all, not adding up to the scale"},
 
     {"routing.source", NO_UNIT, NAME(sources), AT(routing.source), .fallback = "table",
-        .meaning = "where routes come from: `table` = route tables made before training"},
+        .meaning = "where routes come from: `table` = route tables made before training; `learned` = a router in each "
+                   "layer, trained with the model"},
+    {"routing.gates", NO_UNIT, NAME(gates), AT(routing.gates), .derived = "`fixed` with tables, else `learned`",
+        .meaning = "`fixed` = those of the tables; `learned` = a router in each layer makes them, of a table's experts "
+                   "too"},
+    {"routing.scale", NO_UNIT, NUMBER(GR_OPEN_LOW, 0, 1000), AT(routing.scale), .fallback = "1",
+        .meaning = "factor of learned gates: what a token's K gates add up to"},
+    {"routing.aux_loss_coef", NO_UNIT, NUMBER(GR_CLOSED, 0, 100), AT(routing.aux_loss_coef), .fallback = "0",
+        .meaning = "learned routers: weight of the load balancing loss, per window; 0 = none"},
+    {"routing.z_loss_coef", NO_UNIT, NUMBER(GR_CLOSED, 0, 100), AT(routing.z_loss_coef), .fallback = "0",
+        .meaning = "learned gates: weight of the mean squared log-sum-exp of the router's logits; 0 = none"},
 
     {"data.train", "files", FILES(data.train, data.n_train, 1), .meaning = "training token files with their routes"},
     {"data.train[].tokens", NO_UNIT, FREE, PATH, AT_FILE(tokens),
         .meaning = "token file: path of the .bin/.idx pair or llm.c .bin"},
-    {"data.train[].routes", NO_UNIT, FREE, PATH, AT_FILE(routes), .meaning = "route table of that token file"},
+    {"data.train[].routes", NO_UNIT, FREE, PATH, AT_FILE(routes), .derived = "required with tables",
+        .meaning = "route table of that token file; only with `routing.source` = `table`"},
     {"data.train[].weight", NO_UNIT, WARNED, NUMBER(GR_OPEN_LOW, 0, 1e9), AT_FILE(weight), .fallback = "1",
         .meaning = "share of the stream, relative to the other files"},
     {"data.valid", "files", FREE, FILES(data.valid, data.n_valid, 0), .fallback = "[]",
         .meaning = "validation token files with their routes"},
     {"data.valid[].tokens", NO_UNIT, FREE, PATH, AT_FILE(tokens), .meaning = "as data.train[].tokens"},
-    {"data.valid[].routes", NO_UNIT, FREE, PATH, AT_FILE(routes), .meaning = "as data.train[].routes"},
+    {"data.valid[].routes", NO_UNIT, FREE, PATH, AT_FILE(routes), .derived = "required with tables",
+        .meaning = "as data.train[].routes"},
     {"data.seq_len", "tokens", INT(1, 1048576), AT(data.seq_len),
         .meaning = "T: tokens of a window; the route tables must have the same"},
 

@@ -56,6 +56,8 @@ static void print_files(FILE *out, const gr_key *list, const gr_config *c) {
         const char *separator = i ? ",\n      {" : "\n      {";
         for (int k = 0; k < GR_N_KEY; k++)
             if (gr_key_is_member(list, &gr_keys[k])) {
+                if (gr_keys[k].type == GR_KEY_PATH && !((const char *)&files[i])[gr_keys[k].offset])
+                    continue; /* no routes */
                 fprintf(out, "%s\"%s\": ", separator, strrchr(gr_keys[k].name, '.') + 1);
                 gr_key_print(out, &gr_keys[k], &files[i]);
                 separator = ", ";

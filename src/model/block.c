@@ -79,6 +79,7 @@ gr_err gr_model_ffn_forward(gr_model *m, int l) {
     if (!is_moe(m, l))
         return GR_OK;
     gr_expert_weights w = expert_weights(m, l);
+    GR_TRY(gr_model_gate_forward(m, l));
     GR_TRY(gr_moe_dispatch(&m->moe, s->n2));
     GR_TRY(gr_moe_experts_forward(&m->moe, &w, s->n2, s->h));
     return gr_moe_combine(&m->moe, base, out);
@@ -97,6 +98,7 @@ gr_err gr_model_ffn_recompute(gr_model *m, int l) {
     if (!is_moe(m, l))
         return GR_OK;
     gr_expert_weights w = expert_weights(m, l);
+    gr_model_gate_select(m, l);
     GR_TRY(gr_moe_dispatch(&m->moe, s->n2));
     return gr_moe_experts_recompute(&m->moe, &w, s->n2, s->h);
 }
@@ -113,9 +115,11 @@ gr_err gr_model_ffn_backward(gr_model *m, int l) {
     }
     if (is_moe(m, l)) {
         gr_expert_weights w = expert_weights(m, l);
+        gr_model_gate_select(m, l);
         GR_TRY(gr_moe_dispatch(&m->moe, m->dres));
         GR_TRY(gr_moe_experts_backward(&m->moe, &w, s->n2, m->dres, s->h));
         GR_TRY(gr_moe_combine(&m->moe, base, m->dn));
+        GR_TRY(gr_model_gate_backward(m, l));
     }
     gr_norm norm = middle_norm(m, l);
     norm.dy = m->dn;

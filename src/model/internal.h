@@ -8,6 +8,7 @@
 #define NONE (-1)
 typedef struct layer_params {
     int64_t norm1, wqkv, q_norm, k_norm, wo, norm2;
+    int64_t router;            /* NONE with fixed gates and in dense layers */
     int64_t ffn13, ffn2;       /* dense layer, or shared expert */
     int64_t ffn_width;         /* of those, 0 = none */
     int64_t expert13, expert2; /* NONE in dense layers */
@@ -33,6 +34,18 @@ typedef struct ffn_saved {
     void *ffn_h;  /* act [N, 2*ffn_width] */
 } ffn_saved;
 
+/* Of a MoE layer's router. Recomputation never routes again: in training each layer keeps its own. */
+typedef struct router_saved {
+    float *p;         /* [N, E] probabilities */
+    float *lse;       /* [N] */
+    uint16_t *ids;    /* [N, K] */
+    float *gate;      /* [N + recv_max, K], received rows behind */
+    float *pair_gate; /* [pair_max] */
+    uint32_t *count;  /* [N/T, E] */
+    gr_plan plan;     /* host; with routing.source learned */
+    gr_plan_builder *builder;
+} router_saved;
+
 struct gr_model {
     gr_model_config config;
     gr_backend *backend;
@@ -53,7 +66,8 @@ struct gr_model {
     attention_saved *attention; /* [n_attention]: L, or 1 slot shared by all layers */
     ffn_saved *ffn;             /* [n_ffn]: L, or 1 */
     void **x;                   /* act [N, D] residual stream before each layer: n_x = L+1 in training, else 2 */
-    int n_attention, n_ffn, n_x;
+    router_saved *router;       /* [n_router]: L, or 1; NULL with fixed gates */
+    int n_attention, n_ffn, n_x, n_router;
 
     /* scratch, shared by the layers */
     void *final;            /* act [N, D] final norm's output */
@@ -68,7 +82,20 @@ struct gr_model {
     void *dres;             /* act [N + recv_max, D] gradient of the residual stream, received rows behind */
     void *dn, *dqkv, *d_o;  /* act [N, D], [N, A], [N, H*head_dim] */
 
-    gr_moe moe; /* of the current micro-batch */
+    /* learned gates only */
+    float *dgate;         /* [N + recv_max, K] */
+    float *pair_dgate;    /* [pair_max] */
+    float *gate_send;     /* [send_max, K] */
+    void *dlogits;        /* act [N, E] */
+    double *router_loss;  /* [2] aux and z, added up since gr_model_zero_gradients */
+    uint64_t *load;       /* [MoE layers, E] likewise */
+    void *plan_memory;    /* host: plans of the layers and the two below */
+    uint16_t *group_ids;  /* [R_ep*N, K] choices of the whole group */
+    float *group_used;    /* [R_ep*N, K] ones: a learned router leaves no slot unused */
+    const gr_batch *batch; /* of the current micro-batch */
+    double loss_scale;    /* of its gradients; 0: only evaluated */
+
+    gr_moe moe; /* of the current micro-batch, and of the layer being computed */
 };
 
 /* Weights as the ops read them, and gradients, at an offset of the parameter table. */
@@ -97,6 +124,10 @@ static inline ffn_saved *ffn_of(const gr_model *m, int l) {
     return &m->ffn[l % m->n_ffn];
 }
 
+static inline router_saved *router_of(const gr_model *m, int l) {
+    return &m->router[l % m->n_router];
+}
+
 static inline void *stream_before(const gr_model *m, int l) {
     return m->x[l % m->n_x];
 }
@@ -104,6 +135,14 @@ static inline void *stream_before(const gr_model *m, int l) {
 /* layout.c: takes what lives as long as the run, and all activations and scratch (twice each: measure, place). */
 void gr_model_layout_run(gr_model *m, gr_arena *arena);
 void gr_model_layout_step(gr_model *m, gr_arena *arena);
+/* With routing.source learned: plans, in host memory. */
+void gr_model_layout_plans(gr_model *m, gr_arena *arena);
+
+/* gate.c: the routers. Forward reads n2 of ffn_of(l), makes the layer's choices, plan and gates, and sets m->moe to them;
+ * select only sets it again; backward adds to dn. All do nothing with fixed gates. */
+gr_err gr_model_gate_forward(gr_model *m, int l);
+void gr_model_gate_select(gr_model *m, int l);
+gr_err gr_model_gate_backward(gr_model *m, int l);
 
 /* embed.c, attention.c, block.c, loss.c. Backward runs the gradient of the residual stream through m->dres in place. */
 gr_err gr_model_embed_forward(gr_model *m, const uint32_t *token);

@@ -60,16 +60,58 @@ static void layout_ffn(const gr_model *m, gr_arena *arena, ffn_saved *s, bool mo
     s->ffn_h = take_act(m, arena, m->N * 2 * ffn_width);
 }
 
+static void layout_router(const gr_model *m, gr_arena *arena, router_saved *s) {
+    int64_t N = m->N, E = m->config.num_experts, K = m->config.num_experts_per_tok;
+    s->p = GR_TAKE(arena, N * E, float);
+    s->lse = GR_TAKE(arena, N, float);
+    s->ids = GR_TAKE(arena, N * K, uint16_t);
+    s->gate = GR_TAKE(arena, (N + (int64_t)m->limits.recv_max) * K, float);
+    s->pair_gate = GR_TAKE(arena, m->limits.pair_max, float);
+    s->count = GR_TAKE(arena, N / m->T * E, uint32_t);
+}
+
+/* Of every layer with experts, or the one slot that they share. */
+static bool has_router(const gr_model *m, int i) {
+    return m->n_router == 1 ? gr_model_routers(&m->config) > 0 : m->layer[i].router != NONE;
+}
+
+void gr_model_layout_plans(gr_model *m, gr_arena *arena) {
+    size_t mark = arena->used;
+    bool learned = m->config.routing.source == GR_SOURCE_LEARNED;
+    size_t group = learned ? (size_t)m->limits.n_rank * m->limits.N * m->limits.K : 0;
+    m->group_ids = GR_TAKE(arena, group, uint16_t);
+    m->group_used = GR_TAKE(arena, group, float);
+    for (int i = 0; learned && i < m->n_router; i++)
+        if (has_router(m, i))
+            gr_plan_layout(arena, &m->limits, m->params.map, &m->router[i].plan, &m->router[i].builder);
+    m->memory.plans = taken(arena, &mark);
+}
+
 static void layout_saved(gr_model *m, gr_arena *arena) {
     const gr_model_config *c = &m->config;
     for (int i = 0; i < m->n_attention; i++)
         layout_attention(m, arena, &m->attention[i]);
+    for (int i = 0; i < m->n_router; i++)
+        if (has_router(m, i))
+            layout_router(m, arena, &m->router[i]);
     if (m->n_ffn == 1) { /* shared: room for every kind of layer */
         layout_ffn(m, arena, m->ffn, c->first_k_dense_replace < c->num_hidden_layers, ffn_width_max(m));
         return;
     }
     for (int l = 0; l < m->n_ffn; l++)
         layout_ffn(m, arena, &m->ffn[l], m->layer[l].expert13 != NONE, m->layer[l].ffn_width);
+}
+
+static void layout_router_scratch(gr_model *m, gr_arena *arena) {
+    int64_t N = m->N, E = m->config.num_experts, K = m->config.num_experts_per_tok;
+    m->gate_send = GR_TAKE(arena, (int64_t)m->limits.send_max * K, float);
+    if (!m->train)
+        return;
+    m->dgate = GR_TAKE(arena, (N + (int64_t)m->limits.recv_max) * K, float);
+    m->pair_dgate = GR_TAKE(arena, m->limits.pair_max, float);
+    m->dlogits = take_act(m, arena, N * E);
+    m->router_loss = GR_TAKE(arena, 2, double);
+    m->load = GR_TAKE(arena, gr_model_routers(&m->config) * E, uint64_t);
 }
 
 static void layout_scratch(gr_model *m, gr_arena *arena) {
@@ -105,5 +147,7 @@ void gr_model_layout_step(gr_model *m, gr_arena *arena) {
     m->logits = take_act(m, arena, gr_logits_chunk(m->N, V) * V);
     m->memory.logits = taken(arena, &mark);
     layout_scratch(m, arena);
+    if (gr_model_routers(&m->config))
+        layout_router_scratch(m, arena);
     m->memory.scratch = taken(arena, &mark);
 }

@@ -27,6 +27,7 @@ static layer_params find_layer(const gr_model *m, int l) {
         .k_norm = offset_of(p, l, "self_attn.k_norm.weight"),
         .wo = offset_of(p, l, "self_attn.o_proj.weight"),
         .norm2 = offset_of(p, l, "post_attention_layernorm.weight"),
+        .router = offset_of(p, l, "mlp.gate.weight"),
         .expert13 = offset_of(p, l, "mlp.experts.%u.gate_proj.weight"),
         .expert2 = offset_of(p, l, "mlp.experts.%u.down_proj.weight")};
     layer.ffn13 = offset_of(p, l, dense ? "mlp.gate_proj.weight" : "mlp.shared_expert.gate_proj.weight");
@@ -60,6 +61,20 @@ static gr_err measure(gr_model *m, layout_function layout, const char *what, siz
     return GR_OK;
 }
 
+/* Plans are host data, whatever the backend. */
+static gr_err place_plans(gr_model *m) {
+    size_t n_byte;
+    GR_TRY(measure(m, gr_model_layout_plans, "plans", &n_byte));
+    GR_TRY(gr_alloc(&m->plan_memory, n_byte + GR_ALIGN, 1, "plans"));
+    uintptr_t base = ((uintptr_t)m->plan_memory + GR_ALIGN - 1) & ~(uintptr_t)(GR_ALIGN - 1);
+    gr_arena arena = {.base = (uint8_t *)base, .size = n_byte};
+    gr_model_layout_plans(m, &arena);
+    size_t n_used = m->group_used ? (size_t)m->limits.n_rank * m->limits.N * m->limits.K : 0;
+    for (size_t i = 0; i < n_used; i++)
+        m->group_used[i] = 1;
+    return GR_OK;
+}
+
 /* Runs the layout twice: measures, allocates, places. */
 static gr_err place(gr_model *m, layout_function layout, const char *what, void **memory) {
     size_t n_byte;
@@ -88,6 +103,8 @@ static void count_slots(gr_model *m, const gr_model_options *o) {
     m->n_attention = o->train && o->recompute != GR_RECOMPUTE_BLOCK ? L : 1;
     m->n_ffn = o->train && o->recompute == GR_RECOMPUTE_NONE ? L : 1;
     m->n_x = o->train ? L + 1 : 2;
+    if (gr_model_routers(o->config))
+        m->n_router = o->train ? L : 1;
 }
 
 /* Everything that follows from the options without memory for the model. */
@@ -105,6 +122,8 @@ static gr_err describe(gr_model *m, const gr_model_options *o) {
     GR_TRY(find_params(m, o));
     GR_TRY(gr_alloc((void **)&m->attention, (size_t)m->n_attention, sizeof *m->attention, "activation table"));
     GR_TRY(gr_alloc((void **)&m->ffn, (size_t)m->n_ffn, sizeof *m->ffn, "activation table"));
+    if (m->n_router)
+        GR_TRY(gr_alloc((void **)&m->router, (size_t)m->n_router, sizeof *m->router, "activation table"));
     return gr_alloc((void **)&m->x, (size_t)m->n_x, sizeof *m->x, "activation table");
 }
 
@@ -112,6 +131,7 @@ static gr_err measure_model(gr_model *m, const gr_model_options *o) {
     size_t n_byte;
     GR_TRY(describe(m, o));
     GR_TRY(measure(m, gr_model_layout_run, "weights and gradients", &n_byte));
+    GR_TRY(measure(m, gr_model_layout_plans, "plans", &n_byte));
     return measure(m, gr_model_layout_step, "activations", &n_byte);
 }
 
@@ -119,6 +139,7 @@ static gr_err open_model(gr_model *m, const gr_model_options *o) {
     GR_TRY(describe(m, o));
     GR_TRY(place(m, gr_model_layout_run, "weights and gradients", &m->run_memory));
     GR_TRY(place(m, gr_model_layout_step, "activations", &m->step_memory));
+    GR_TRY(place_plans(m));
     fill_rotation(m);
     for (int64_t i = 0; i <= m->N; i++)
         m->iota[i] = (uint32_t)i;
@@ -154,9 +175,11 @@ gr_model_memory gr_model_memory_get(const gr_model *m) {
 void gr_model_close(gr_model *m) {
     if (!m)
         return;
+    free(m->plan_memory);
     m->backend->release(m->backend, m->step_memory);
     m->backend->release(m->backend, m->run_memory);
     free(m->x);
+    free(m->router);
     free(m->ffn);
     free(m->attention);
     free(m->layer);
@@ -177,17 +200,37 @@ float *gr_model_gradients(gr_model *m) {
 }
 
 gr_err gr_model_zero_gradients(gr_model *m) {
-    return m->backend->fill_zero(
-        m->backend, GR_LANE_COMPUTE, m->gradients, (size_t)m->params.n_element * sizeof *m->gradients);
+    gr_backend *b = m->backend;
+    size_t n_load = (size_t)gr_model_routers(&m->config) * (size_t)m->config.num_experts;
+    if (n_load) {
+        GR_TRY(b->fill_zero(b, GR_LANE_COMPUTE, m->router_loss, 2 * sizeof *m->router_loss));
+        GR_TRY(b->fill_zero(b, GR_LANE_COMPUTE, m->load, n_load * sizeof *m->load));
+    }
+    return b->fill_zero(b, GR_LANE_COMPUTE, m->gradients, (size_t)m->params.n_element * sizeof *m->gradients);
+}
+
+gr_err gr_model_router_sums_get(gr_model *m, gr_router_sums *sums, uint64_t *load) {
+    gr_backend *b = m->backend;
+    size_t n_load = (size_t)gr_model_routers(&m->config) * (size_t)m->config.num_experts;
+    double loss[2] = {0, 0};
+    if (n_load)
+        GR_TRY(b->download(b, GR_LANE_COMPUTE, loss, m->router_loss, sizeof loss));
+    if (n_load && load)
+        GR_TRY(b->download(b, GR_LANE_COMPUTE, load, m->load, n_load * sizeof *load));
+    *sums = (gr_router_sums){.aux_loss = loss[0], .z_loss = loss[1]};
+    return b->sync(b);
 }
 
 /* ---------------------------------------------------------------- one micro-batch */
 
-static void set_plan(gr_model *m, const gr_batch *b) {
+/* With learned gates each layer puts its own plan and gates there (gate.c). */
+static void set_plan(gr_model *m, const gr_batch *b, double loss_scale) {
+    m->batch = b;
+    m->loss_scale = loss_scale;
     m->moe = (gr_moe){.backend = m->backend,
         .comm = m->comm,
         .plan = b->plan,
-        .device = *b->plan,
+        .device = b->plan ? *b->plan : (gr_plan){0},
         .pair_gate = b->pair_gate,
         .D = m->D,
         .F = m->config.moe_intermediate_size,
@@ -195,11 +238,13 @@ static void set_plan(gr_model *m, const gr_batch *b) {
         .partial = m->partial,
         .pair_out = m->pair_out,
         .a = m->pair_a,
-        .da = m->pair_da};
+        .da = m->pair_da,
+        .gate_send = m->gate_send,
+        .pair_dgate = m->pair_dgate};
 }
 
-static gr_err forward_layers(gr_model *m, const gr_batch *b) {
-    set_plan(m, b);
+static gr_err forward_layers(gr_model *m, const gr_batch *b, double loss_scale) {
+    set_plan(m, b, loss_scale);
     GR_TRY(gr_model_embed_forward(m, b->token));
     for (int l = 0; l < m->config.num_hidden_layers; l++) {
         GR_TRY(gr_model_attention_forward(m, l));
@@ -234,7 +279,7 @@ static double since_ms(double start_s) {
 gr_err gr_model_step(gr_model *m, const gr_batch *b, float loss_scale, double *loss_sum, gr_phases *phases) {
     GR_ASSERT(m->train, "model opened without training");
     double start_s = gr_time_s();
-    GR_TRY(forward_layers(m, b));
+    GR_TRY(forward_layers(m, b, (double)loss_scale));
     double forward_exchange_ms = m->moe.exchange_ms;
     phases->forward_ms += since_ms(start_s) - forward_exchange_ms;
 
@@ -248,7 +293,7 @@ gr_err gr_model_step(gr_model *m, const gr_batch *b, float loss_scale, double *l
 
 gr_err gr_model_loss(gr_model *m, const gr_batch *b, double *loss_sum, gr_phases *phases) {
     double start_s = gr_time_s();
-    GR_TRY(forward_layers(m, b));
+    GR_TRY(forward_layers(m, b, 0));
     GR_TRY(gr_model_head_forward(m, b->target, loss_sum));
     phases->forward_ms += since_ms(start_s) - m->moe.exchange_ms;
     phases->exchange_ms += m->moe.exchange_ms;

@@ -11,7 +11,7 @@
 #include <string.h>
 
 #define GROUP_ALIGN (GR_ALIGN / (int64_t)sizeof(float))
-#define ENTRIES_PER_LAYER_MAX 14 /* 4 norms, q k v o, three of a dense MLP or shared expert, three of experts */
+#define ENTRIES_PER_LAYER_MAX 15 /* 4 norms, q k v o, router, three of a dense MLP or shared expert and of experts */
 #define ENTRIES_OUTSIDE_MAX 3    /* embedding, final norm, head */
 
 typedef struct table {
@@ -110,9 +110,15 @@ static void dense_layer_add(table *t, const gr_model_config *c, int layer) {
     name_in_layer(norm_add(t, c->hidden_size), layer, "input_layernorm.weight");
     attention_add(t, c, layer);
     name_in_layer(norm_add(t, c->hidden_size), layer, "post_attention_layernorm.weight");
-    if (layer < c->first_k_dense_replace)
+    if (layer < c->first_k_dense_replace) {
         mlp_add(t, layer, dense, GR_PARAM_DENSE, c->hidden_size, c->intermediate_size);
-    else if (c->shared_expert_intermediate_size > 0)
+        return;
+    }
+    if (c->routing.gates == GR_GATES_LEARNED) {
+        int64_t E = c->num_experts, router = group_take(t, 1, E, c->hidden_size);
+        layer_matrix(t, layer, "mlp.gate.weight", GR_PARAM_ROUTER, router, E, c->hidden_size);
+    }
+    if (c->shared_expert_intermediate_size > 0)
         mlp_add(t, layer, shared, GR_PARAM_SHARED, c->hidden_size, c->shared_expert_intermediate_size);
 }
 

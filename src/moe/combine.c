@@ -15,7 +15,7 @@ static gr_err return_partial_sums(gr_moe *m) {
         .out = m->partial,
     };
     GR_TRY(m->backend->sum_rows(m->backend, GR_LANE_COMPUTE, &sums));
-    return gr_moe_transfer(m, m->partial, plan->recv_rows, m->send, plan->send_rows);
+    return gr_moe_transfer(m, m->backend->dtype, m->D, m->partial, plan->recv_rows, m->send, plan->send_rows);
 }
 
 gr_err gr_moe_combine(gr_moe *m, const void *base, void *out) {

@@ -38,5 +38,6 @@ gr_err gr_moe_experts_backward(gr_moe *m, const gr_expert_weights *w, const void
     ffn.dw13 = w->dw13;
     ffn.dw2 = w->dw2;
     ffn.dx = m->pair_out;
+    ffn.dgate = m->pair_dgate;
     return m->backend->ffn_backward(m->backend, GR_LANE_COMPUTE, &ffn);
 }

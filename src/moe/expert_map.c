@@ -1,4 +1,4 @@
-/* expert_map.c: where experts live. */
+/* expert_map.c: where experts live, and what that bounds. */
 #include "grouter/plan.h"
 
 #include <stdlib.h>
@@ -17,6 +17,17 @@ gr_err gr_expert_map_open(gr_expert_map *m, uint32_t E, uint32_t n_rank) {
         m->expert_at[e] = (uint16_t)e;
     }
     return GR_OK;
+}
+
+gr_plan_limits gr_plan_limits_worst(uint32_t N, uint32_t K, const gr_expert_map *map) {
+    uint64_t others = map->n_rank - 1, here = K < map->E_local ? K : map->E_local;
+    return (gr_plan_limits){.N = N,
+        .K = K,
+        .n_rank = map->n_rank,
+        .E_local = map->E_local,
+        .send_max = N * (others < K ? others : K),
+        .recv_max = N * others,
+        .pair_max = (uint64_t)N * map->n_rank * here};
 }
 
 void gr_expert_map_close(gr_expert_map *m) {

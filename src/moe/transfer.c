@@ -1,7 +1,8 @@
 /* transfer.c: one exchange of rows in the order of the backend's lanes. */
 #include "moe/transfer.h"
 
-gr_err gr_moe_transfer(gr_moe *m, const void *send, const uint32_t *send_rows, void *recv, const uint32_t *recv_rows) {
+gr_err gr_moe_transfer(gr_moe *m, gr_dtype dtype, int64_t width, const void *send, const uint32_t *send_rows,
+    void *recv, const uint32_t *recv_rows) {
     gr_backend *b = m->backend;
     GR_ASSERT(m->plan->n_rank == (uint32_t)m->comm->size[GR_EP], "plan of %u ranks, group of %d", m->plan->n_rank,
         m->comm->size[GR_EP]);
@@ -9,8 +10,8 @@ gr_err gr_moe_transfer(gr_moe *m, const void *send, const uint32_t *send_rows, v
     double start_s = gr_time_s();
     gr_exchange x = {
         .group = GR_EP,
-        .dtype = b->dtype,
-        .width = (uint32_t)m->D,
+        .dtype = dtype,
+        .width = (uint32_t)width,
         .send = send,
         .send_rows = send_rows,
         .recv = recv,

@@ -29,11 +29,7 @@ double gr_forecast_rows(const gr_config *c, const gr_expert_map *map) {
 
 gr_plan_limits gr_forecast_limits_worst(const gr_config *c, const gr_expert_map *map) {
     gr_plan_limits l = empty_limits(c, map);
-    uint64_t others = l.n_rank - 1, here = l.K < l.E_local ? l.K : l.E_local;
-    l.send_max = l.N * (others < l.K ? others : l.K);
-    l.recv_max = l.N * others;
-    l.pair_max = (uint64_t)l.N * l.n_rank * here;
-    return l;
+    return gr_plan_limits_worst(l.N, l.K, map);
 }
 
 static uint64_t at_most(double n, uint64_t most) {
