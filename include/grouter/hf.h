@@ -9,10 +9,8 @@
 typedef struct gr_hf gr_hf;
 
 typedef struct gr_hf_info {
-    gr_model_config model;
-    bool has_router;     /* every MoE layer has mlp.gate.weight [E, D] */
-    bool norm_topk_prob; /* Hugging Face only: the K gates of a token are scaled to sum 1 */
-    bool is_run;         /* weights of this program, read by the config they carry */
+    gr_model_config model; /* Hugging Face: learned routers, scale 1, no losses of routers */
+    bool is_run;           /* weights of this program, read by the config they carry */
     int n_shard;
 } gr_hf_info;
 

@@ -29,13 +29,13 @@ static void counts_print(gr_report *r, const gr_hf_info *i, const gr_hf_contents
     const gr_model_config *m = &i->model;
     gr_model_count count;
     gr_model_count_config(m, 1, &count);
-    int64_t routers = (int64_t)(m->num_hidden_layers - m->first_k_dense_replace) * m->num_experts * m->hidden_size;
-    gr_report_bool(r, "has_router", "learned routers", i->has_router);
-    if (i->has_router && !i->is_run)
-        gr_report_bool(r, "norm_topk_prob", "gates scaled to sum 1", i->norm_topk_prob);
+    bool has_router = m->routing.gates == GR_GATES_LEARNED;
+    gr_report_bool(r, "has_router", "learned routers", has_router);
+    if (has_router)
+        gr_report_bool(r, "norm_topk_prob", "gates normalised over the chosen experts", m->norm_topk_prob);
     gr_report_count(r, "parameters", "parameters", (uint64_t)c->n_element);
     gr_report_count(r, "parameters_active", "active per token (with head and routers, without input embedding)",
-        (uint64_t)(count.active + (i->has_router ? routers : 0)));
+        (uint64_t)count.active);
     gr_report_count(r, "tensors", "tensors", (uint64_t)c->n_tensor);
     gr_report_count(r, "bytes", "bytes of tensors", c->n_byte);
     for (int d = 0; d < GR_N_DTYPE; d++) {

@@ -16,58 +16,16 @@ struct gr_hf {
     char single[GR_PATH_MAX];                       /* the one file that was given without its folder; else "" */
     gr_expert_map map;                              /* one rank */
     gr_params params;                               /* of the whole model */
-    gr_param *router;                               /* [n_router] those that params lacks */
     gr_whole *whole;                                /* [n_whole] by name */
     const gr_tensor **found;                        /* [n_whole] in the files opened so far */
     int *file_of;                                   /* [n_whole] */
     gr_hf_index index;                              /* owns the names of files; unused with one file */
     const char **name;                              /* [n_shard] */
     gr_safetensors **file;                          /* [n_shard] NULL: not opened */
-    int n_whole, n_router;
+    int n_whole;
 };
 
 /* ---------------------------------------------------------------- the tensors of a whole model */
-
-static gr_err routers_make(gr_hf *hf) {
-    const gr_model_config *c = &hf->info.model;
-    void *memory;
-    GR_TRY(gr_alloc(&memory, (size_t)c->num_hidden_layers, sizeof *hf->router, "router tensors"));
-    hf->router = memory;
-    for (int l = c->first_k_dense_replace; hf->info.has_router && l < c->num_hidden_layers; l++) {
-        gr_param *p = &hf->router[hf->n_router];
-        snprintf(p->name, sizeof p->name, "model.layers.%d.mlp.gate.weight", l);
-        if (gr_params_find(&hf->params, p->name))
-            continue;
-        p->n_dim = 2;
-        p->dim[0] = c->num_experts;
-        p->dim[1] = c->hidden_size;
-        p->n_matrix = 1;
-        p->owner = GR_WORLD;
-        hf->n_router++;
-    }
-    return GR_OK;
-}
-
-static gr_err wholes_make(gr_hf *hf) {
-    gr_whole *tensors;
-    void *memory;
-    int n;
-    GR_TRY(gr_wholes_make(&hf->params, &tensors, &n));
-    gr_err err = gr_alloc(&memory, (size_t)n + (size_t)hf->n_router, sizeof *hf->whole, "tensor names");
-    if (!err) {
-        hf->whole = memory;
-        memcpy(hf->whole, tensors, (size_t)n * sizeof *tensors);
-        for (int i = 0; i < hf->n_router; i++) {
-            gr_whole *w = &hf->whole[n + i];
-            w->param = &hf->router[i];
-            memcpy(w->name, hf->router[i].name, sizeof hf->router[i].name);
-        }
-        hf->n_whole = n + hf->n_router;
-        gr_wholes_sort(hf->whole, hf->n_whole);
-    }
-    free(tensors);
-    return err;
-}
 
 static gr_err tensors_list(gr_hf *hf) {
     const gr_model_config *c = &hf->info.model;
@@ -79,8 +37,8 @@ static gr_err tensors_list(gr_hf *hf) {
             hf->path, GR_HF_TENSORS_MAX, (long long)n);
     GR_TRY(gr_expert_map_open(&hf->map, (uint32_t)c->num_experts, 1));
     GR_TRY(gr_params_open(&hf->params, c, &hf->map, 0, 1, 1));
-    GR_TRY(routers_make(hf));
-    GR_TRY(wholes_make(hf));
+    GR_TRY(gr_wholes_make(&hf->params, &hf->whole, &hf->n_whole));
+    gr_wholes_sort(hf->whole, hf->n_whole);
     void *memory;
     GR_TRY(gr_alloc(&memory, (size_t)hf->n_whole, sizeof *hf->found, "tensor table"));
     hf->found = memory;
@@ -194,11 +152,8 @@ static gr_err run_config_read(gr_hf *hf, const char *text) {
         err = gr_fail(GR_CHECKPOINT, "%s", why ? why : source);
         free(why);
     }
-    char router[96];
-    snprintf(router, sizeof router, "model.layers.%d.mlp.gate.weight", config->model.first_k_dense_replace);
     hf->info.model = config->model;
     hf->info.is_run = true;
-    hf->info.has_router = gr_safetensors_find(hf->file[0], router) != NULL;
     free(config);
     return err;
 }
@@ -290,7 +245,6 @@ void gr_hf_close(gr_hf *hf) {
     free(hf->file_of);
     free(hf->found);
     free(hf->whole);
-    free(hf->router);
     gr_params_close(&hf->params);
     gr_expert_map_close(&hf->map);
     free(hf);

@@ -14,7 +14,6 @@ typedef struct reader {
     const char *path;
     gr_config_errors errors;
     gr_config config; /* only its model */
-    bool norm_topk_prob;
 } reader;
 
 /* ---------------------------------------------------------------- errors and members */
@@ -207,7 +206,7 @@ static void unsupported_refuse(reader *r) {
 
 static void sizes_read(reader *r) {
     static const char *const sizes[] = {"vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-        "num_key_value_heads", "moe_intermediate_size", "num_experts_per_tok", "rms_norm_eps"};
+        "num_key_value_heads", "moe_intermediate_size", "num_experts_per_tok", "norm_topk_prob", "rms_norm_eps"};
     gr_model_config *m = &r->config.model;
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         key_read(r, sizes[i], true);
@@ -217,11 +216,8 @@ static void sizes_read(reader *r) {
     m->initializer_range = 0.02;
     key_read(r, "initializer_range", false);
     key_read(r, "tie_word_embeddings", false);
-    const gr_json_node *norm = required(r, "norm_topk_prob", "true or false");
-    if (norm && norm->kind != GR_JSON_BOOL)
-        COMPLAIN(r, norm, "norm_topk_prob: expected true or false, got %.64s", found(norm));
-    r->norm_topk_prob = norm && norm->boolean;
     m->use_qk_norm = true;
+    m->routing = (gr_routing){.source = GR_SOURCE_LEARNED, .gates = GR_GATES_LEARNED, .scale = 1};
 }
 
 /* Rules between values that are legal alone. */
@@ -268,7 +264,7 @@ gr_err gr_hf_config_parse(gr_hf_info *out, const char *text, size_t n, const cha
         config_read(r);
         err = gr_config_fail_with(GR_CHECKPOINT, &r->errors);
         if (!err)
-            *out = (gr_hf_info){.model = r->config.model, .has_router = true, .norm_topk_prob = r->norm_topk_prob};
+            *out = (gr_hf_info){.model = r->config.model};
         free(r);
     }
     gr_json_close(json);
