@@ -1,4 +1,4 @@
-/* hf_fixture.h: checkpoints of tests/fixtures (scripts/verify_hf.py), copied to be damaged. */
+/* hf_fixture.h: checkpoints of tests/fixtures (scripts/verify_hf.py), copied to be damaged. Include cmocka.h before. */
 #ifndef GROUTER_HF_FIXTURE_H
 #define GROUTER_HF_FIXTURE_H
 
@@ -109,6 +109,46 @@ static inline void hf_table_close(hf_table *t) {
     gr_params_close(&t->params);
     gr_expert_map_close(&t->map);
     free(t->flat);
+}
+
+/* Writes the tensors of several files as one. */
+static inline void hf_join(const char *folder, const char *const *name, int n_name, const char *to) {
+    gr_safetensors *file[8];
+    gr_tensor list[128];
+    gr_safetensors_writer *w;
+    char path[HF_PATH_MAX];
+    int n = 0;
+    for (int i = 0; i < n_name; i++) {
+        snprintf(path, sizeof path, "%s/%s", folder, name[i]);
+        assert_int_equal(gr_safetensors_open(&file[i], path), GR_OK);
+        for (int j = 0; j < gr_safetensors_count(file[i]); j++)
+            list[n++] = *gr_safetensors_at(file[i], j);
+    }
+    snprintf(path, sizeof path, "%s/%s", folder, to);
+    assert_int_equal(gr_safetensors_writer_open(&w, path, list, n, NULL, 0), GR_OK);
+    for (int i = 0; i < n; i++)
+        assert_int_equal(gr_safetensors_writer_append(w, list[i].data, list[i].n_byte), GR_OK);
+    assert_int_equal(gr_safetensors_writer_commit(w), GR_OK);
+    gr_safetensors_writer_close(w);
+    for (int i = 0; i < n_name; i++)
+        gr_safetensors_close(file[i]);
+}
+
+static const char *const hf_shards[] = {
+    "model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors", "model-00003-of-00003.safetensors"};
+
+/* gr_hf_open or gr_hf_verify fails with 66 and says `what`. */
+static inline void hf_expect_refused(const char *path, const char *what) {
+    gr_hf *hf;
+    gr_hf_contents contents;
+    gr_err err = gr_hf_open(&hf, path);
+    if (!err)
+        err = gr_hf_verify(hf, &contents);
+    gr_hf_close(hf);
+    if (err != GR_CHECKPOINT)
+        fail_msg("expected \"%s\", got %d", what, err);
+    if (!strstr(gr_error_text(), what))
+        fail_msg("\"%s\" is not in: %s", what, gr_error_text());
 }
 
 #endif
