@@ -76,6 +76,21 @@ static void uniform_numbers_fill_their_range(void **state) {
         assert_in_range(count[k], 9500, 10500);
 }
 
+/* Sign, five bits of exponent e, ten of fraction f: 2^(e-15) * (1 + f/1024), or 2^-14 * f/1024 for e = 0. */
+static void f16_has_the_values_of_ieee_754(void **state) {
+    (void)state;
+    for (uint32_t u = 0; u <= 0xffff; u++) {
+        int e = (int)(u >> 10 & 31), f = (int)(u & 1023);
+        double value = e ? ldexp(1 + f / 1024.0, e - 15) : ldexp(f / 1024.0, -14);
+        float x = gr_f32_from_f16((uint16_t)u);
+        assert_int_equal(signbit(x) != 0 && !isnan(x), u >> 15 && !(e == 31 && f));
+        if (e == 31)
+            assert_true(f ? isnan(x) : isinf(x));
+        else
+            assert_true((double)fabsf(x) == value);
+    }
+}
+
 static void bf16_rounds_to_nearest_even_and_keeps_nan(void **state) {
     (void)state;
     assert_int_equal(gr_bf16_from_f32(1.0f), 0x3f80);
@@ -236,6 +251,7 @@ int main(void) {
         cmocka_unit_test(normal_numbers_have_mean_0_and_variance_1),
         cmocka_unit_test(uniform_numbers_fill_their_range),
         cmocka_unit_test(bf16_rounds_to_nearest_even_and_keeps_nan),
+        cmocka_unit_test(f16_has_the_values_of_ieee_754),
         cmocka_unit_test(arena_places_what_it_measured),
         cmocka_unit_test(arena_notes_sizes_that_overflow),
         cmocka_unit_test(file_appears_only_when_committed),

@@ -61,6 +61,7 @@ part_of_public() {
     routes.h) echo data ;;
     grouter.h) echo router ;;
     checkpoint.h) echo train ;;
+    hf.h) echo model ;;
     *) echo "${1%.h}" ;;
     esac
 }

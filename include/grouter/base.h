@@ -164,6 +164,7 @@ const char *gr_dtype_name(gr_dtype dtype); /* safetensors spelling: "F32", "BF16
 /* bf16 rounding to nearest even; NaN stays NaN. */
 uint16_t gr_bf16_from_f32(float x);
 float gr_f32_from_bf16(uint16_t x);
+float gr_f32_from_f16(uint16_t x); /* IEEE 754 binary16: exact; NaN stays NaN */
 
 /* ---------------------------------------------------------------- what a network sees of a window */
 

@@ -47,6 +47,21 @@ float gr_f32_from_bf16(uint16_t x) {
     return f;
 }
 
+float gr_f32_from_f16(uint16_t x) {
+    uint32_t sign = (uint32_t)(x & 0x8000u) << 16, exponent = x >> 10 & 0x1fu, fraction = x & 0x3ffu, u;
+    float f;
+    if (exponent == 0) { /* zero and subnormals: fraction * 2^-24 */
+        f = (float)fraction * 0x1p-24f;
+        return sign ? -f : f;
+    }
+    if (exponent == 0x1f)
+        u = sign | 0x7f800000u | fraction << 13;
+    else
+        u = sign | (exponent + 127 - 15) << 23 | fraction << 13;
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
+
 uint16_t gr_load_u16(const uint8_t *p) {
     return (uint16_t)(p[0] | p[1] << 8);
 }

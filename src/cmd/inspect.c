@@ -7,6 +7,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* ---------------------------------------------------------------- router files */
 
@@ -147,7 +148,15 @@ gr_err gr_inspect_safetensors(const char *path, bool json) {
 
 /* ---------------------------------------------------------------- the command */
 
-typedef enum kind { KIND_UNKNOWN, KIND_ROUTES, KIND_ROUTER, KIND_TOUCH, KIND_TOKENS, KIND_SAFETENSORS } kind;
+typedef enum kind {
+    KIND_UNKNOWN,
+    KIND_ROUTES,
+    KIND_ROUTER,
+    KIND_TOUCH,
+    KIND_TOKENS,
+    KIND_SAFETENSORS,
+    KIND_CHECKPOINT
+} kind;
 
 static bool ends_with(const char *text, const char *end) {
     size_t n = strlen(text), n_end = strlen(end);
@@ -179,7 +188,18 @@ static bool exists_with(const char *path, const char *end) {
     return n > 0 && (size_t)n < sizeof whole && gr_path_exists(whole);
 }
 
+/* A folder, or one of the JSON files that stand for it. */
+static bool is_checkpoint(const char *path) {
+    struct stat st;
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    return strcmp(name, "config.json") == 0 || strcmp(name, "model.safetensors.index.json") == 0 ||
+           (stat(path, &st) == 0 && S_ISDIR(st.st_mode));
+}
+
 static gr_err recognise(const char *path, kind *out) {
+    *out = KIND_CHECKPOINT;
+    if (is_checkpoint(path))
+        return GR_OK;
     *out = KIND_TOKENS;
     if (!gr_path_exists(path) && (exists_with(path, ".idx") || exists_with(path, ".bin")))
         return GR_OK;
@@ -189,8 +209,8 @@ static gr_err recognise(const char *path, kind *out) {
     gr_map_close(&map);
     if (*out == KIND_UNKNOWN)
         return gr_fail(GR_DATA,
-            "%s: expected a route table, its .touch counts, a router, a token file (.idx, .bin or their prefix) or "
-            "safetensors, got none of them; an early part of the file may be damaged",
+            "%s: expected a route table, its .touch counts, a router, a token file (.idx, .bin or their prefix), "
+            "safetensors or the folder of a checkpoint, got none of them; an early part of the file may be damaged",
             path);
     return GR_OK;
 }
@@ -216,6 +236,8 @@ static gr_err run(int argc, char **argv) {
         return gr_inspect_touch(path, n_json > 0);
     case KIND_TOKENS:
         return gr_inspect_tokens(path, n_json > 0);
+    case KIND_CHECKPOINT:
+        return gr_inspect_hf(path, n_json > 0);
     default:
         return gr_inspect_safetensors(path, n_json > 0);
     }
@@ -226,8 +248,9 @@ const gr_command gr_cmd_inspect = {
     .summary = "what is in a file, verified",
     .help = "usage: grouter-train inspect FILE [--tokens TOKENS] [--json]\n"
             "\n"
-            "FILE is a route table, its .touch counts, a router, a token file (.idx, .bin or their prefix) or "
-            "safetensors;\n"
+            "FILE is a route table, its .touch counts, a router, a token file (.idx, .bin or their prefix), "
+            "safetensors,\n"
+            "or the folder of a Hugging Face checkpoint (config.json, Qwen3-MoE) or of a run with its weights;\n"
             "it is recognised by content, read and checked as far as its format allows. Any damage is an error.\n"
             "\n"
             "  --tokens TOKENS  the token file of a route table: also proves that they are a pair\n"

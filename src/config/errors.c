@@ -18,7 +18,7 @@ void gr_config_complain(gr_config_errors *e, gr_place place, const char *fmt, ..
     va_end(args);
 }
 
-gr_err gr_config_fail(const gr_config_errors *e) {
+gr_err gr_config_fail_with(gr_err code, const gr_config_errors *e) {
     if (e->n == 0)
         return GR_OK;
     const char *line[GR_CONFIG_ERRORS_MAX];
@@ -30,5 +30,9 @@ gr_err gr_config_fail(const gr_config_errors *e) {
         snprintf(more, sizeof more, "... and %d more errors in this config", e->n - n);
         line[n++] = more;
     }
-    return gr_fail_lines(GR_CONFIG, line, n);
+    return gr_fail_lines(code, line, n);
+}
+
+gr_err gr_config_fail(const gr_config_errors *e) {
+    return gr_config_fail_with(GR_CONFIG, e);
 }

@@ -1,4 +1,5 @@
-/* errors.h: the errors of one config, collected so that all are reported at once. Internal to src/config. */
+/* errors.h: the errors of one config, collected so that all are reported at once. Internal to src/config and
+ * to the reader of Hugging Face's configs. */
 #ifndef GROUTER_CONFIG_ERRORS_H
 #define GROUTER_CONFIG_ERRORS_H
 
@@ -26,8 +27,9 @@ void gr_config_complain(gr_config_errors *e, gr_place place, const char *fmt, ..
     __attribute__((format(printf, 3, 4)));
 void gr_config_complain_v(gr_config_errors *e, gr_place place, const char *fmt, va_list args);
 
-/* All errors as one failure, GR_OK if there are none. */
+/* All errors as one failure (of code 64, or another), GR_OK if there are none. */
 GR_MUST gr_err gr_config_fail(const gr_config_errors *e);
+GR_MUST gr_err gr_config_fail_with(gr_err code, const gr_config_errors *e);
 
 /* The rules between keys (reliability of values that are legal alone). `source` names the config where a key has no
  * place of its own. */

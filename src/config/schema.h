@@ -1,5 +1,5 @@
-/* schema.h: one table of keys drives reading, defaults, ranges, printing and configs/README.md. Internal to src/config.
- */
+/* schema.h: one table of keys drives reading, defaults, ranges, printing and configs/README.md. Internal to src/config
+ * and to the reader of Hugging Face's configs. */
 #ifndef GROUTER_CONFIG_SCHEMA_H
 #define GROUTER_CONFIG_SCHEMA_H
 

@@ -1,4 +1,4 @@
-/* Whole tensors by name: any array in the parameters' layout to and from one safetensors file.
+/* Whole tensors by name: any array in the parameters' layout into one safetensors file (weights_load.c: back).
  *
  * Order of the file, whatever the layout of the ranks: the table's order, experts by logical id: so a file of one rank
  * and a file of eight are the same bytes. Experts reach the writing rank one table entry at a time; it holds the
@@ -8,8 +8,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-
-#define PROBLEMS_MAX 20
 
 /* ---------------------------------------------------------------- gathering experts on rank 0 */
 
@@ -178,133 +176,4 @@ gr_err gr_params_save(
     gather_close(&g);
     free(list);
     return err;
-}
-
-/* ---------------------------------------------------------------- loading */
-
-/* Lines of "expected X, got Y", at most PROBLEMS_MAX of them. */
-typedef struct problems {
-    FILE *out;
-    char *text;
-    size_t size;
-    int n;
-} problems;
-
-static void shape_print(FILE *out, gr_dtype dtype, int n_dim, const int64_t *dim) {
-    fprintf(out, "%s [", gr_dtype_name(dtype));
-    for (int i = 0; i < n_dim; i++)
-        fprintf(out, "%s%lld", i ? ", " : "", (long long)dim[i]);
-    fputc(']', out);
-}
-
-static void problem_add(problems *p, const char *name, const gr_param *expected, const gr_tensor *found) {
-    if (p->n++ >= PROBLEMS_MAX)
-        return;
-    fprintf(p->out, "%s  %.*s: expected ", p->n > 1 ? "\n" : "", GR_TENSOR_NAME_MAX, name);
-    if (expected)
-        shape_print(p->out, GR_F32, expected->n_dim, expected->dim);
-    else
-        fputs("no such tensor", p->out);
-    fputs(", got ", p->out);
-    if (found)
-        shape_print(p->out, found->dtype, found->n_dim, found->dim);
-    else
-        fputs("none", p->out);
-}
-
-static bool fits(const gr_param *p, const gr_tensor *t) {
-    bool same = t->dtype == GR_F32 && t->n_dim == p->n_dim;
-    for (int i = 0; same && i < p->n_dim; i++)
-        same = t->dim[i] == p->dim[i];
-    return same;
-}
-
-/* Every tensor of a file against the sorted list of the model's; found[i] becomes the file's tensor of list[i]. */
-static void tensors_match(
-    const gr_safetensors *file, const gr_whole *list, int n, const gr_tensor **found, problems *wrong) {
-    for (int i = 0; i < gr_safetensors_count(file); i++) {
-        const gr_tensor *t = gr_safetensors_at(file, i);
-        const gr_whole *w = gr_wholes_find(list, n, t->name);
-        bool again = w && found[w - list];
-        if (w)
-            found[w - list] = t;
-        if (!w || again || !fits(w->param, t))
-            problem_add(wrong, t->name, w && !again ? w->param : NULL, t);
-    }
-}
-
-static gr_err problems_report(problems *p, const char *path) {
-    fclose(p->out);
-    gr_err err = GR_OK;
-    if (p->n > 0) {
-        char head[GR_PATH_MAX + 256], *rest = p->text;
-        const char *line[1 + PROBLEMS_MAX] = {head};
-        int n = 1;
-        snprintf(head, sizeof head,
-            "%.*s: expected the weights of this config's model, got a file that differs in %d tensors%s; use the "
-            "config the file was trained with",
-            GR_PATH_MAX, path, p->n, p->n > PROBLEMS_MAX ? " (the first 20 follow)" : "");
-        while (rest && n < 1 + PROBLEMS_MAX)
-            line[n++] = strsep(&rest, "\n");
-        err = gr_fail_lines(GR_CHECKPOINT, line, n);
-    }
-    free(p->text);
-    return err;
-}
-
-/* Fills the array once all tensors of all files fit the sorted list, each there exactly once. */
-static gr_err tensors_load(const gr_params *p, gr_safetensors *const *file, int n_file, const char *path,
-    const gr_whole *list, int n, float *flat) {
-    void *memory;
-    GR_TRY(gr_alloc(&memory, (size_t)n, sizeof(gr_tensor *), "tensor table"));
-    const gr_tensor **found = memory;
-    problems wrong = {0};
-    wrong.out = open_memstream(&wrong.text, &wrong.size);
-    if (!wrong.out) {
-        free(found);
-        return gr_fail(GR_RESOURCE, "%s: no memory to compare tensors", path);
-    }
-    for (int i = 0; i < n_file; i++)
-        tensors_match(file[i], list, n, found, &wrong);
-    for (int i = 0; i < n; i++)
-        if (!found[i])
-            problem_add(&wrong, list[i].name, list[i].param, NULL);
-    gr_err err = problems_report(&wrong, path);
-    if (!err) {
-        memset(flat, 0, (size_t)p->n_element * sizeof *flat); /* the padding between groups */
-        for (int i = 0; i < n; i++) {
-            int64_t offset = gr_whole_offset(p, &list[i]);
-            if (offset >= 0)
-                memcpy(flat + offset, found[i]->data, found[i]->n_byte);
-        }
-    }
-    free(found);
-    return err;
-}
-
-static gr_err files_load(const gr_params *p, const char *const *path, int n_path, gr_safetensors **file, float *flat) {
-    for (int i = 0; i < n_path; i++)
-        GR_TRY(gr_safetensors_open(&file[i], path[i]));
-    gr_whole *list;
-    int n;
-    GR_TRY(gr_wholes_make(p, &list, &n));
-    gr_wholes_sort(list, n);
-    gr_err err = tensors_load(p, file, n_path, path[0], list, n, flat);
-    free(list);
-    return err;
-}
-
-gr_err gr_params_load_files(const gr_params *p, const char *const *path, int n_path, float *flat) {
-    void *memory;
-    GR_TRY(gr_alloc(&memory, (size_t)n_path, sizeof(gr_safetensors *), "files of weights"));
-    gr_safetensors **file = memory;
-    gr_err err = files_load(p, path, n_path, file, flat);
-    for (int i = 0; i < n_path; i++)
-        gr_safetensors_close(file[i]);
-    free(file);
-    return err;
-}
-
-gr_err gr_params_load(const gr_params *p, const char *path, float *flat) {
-    return gr_params_load_files(p, &path, 1, flat);
 }
