@@ -59,7 +59,7 @@ part_of_public() {
     case $1 in
     json.h | io.h) echo base ;;
     routes.h) echo data ;;
-    grouter.h) echo router ;;
+    grouter.h | teacher.h | balance.h) echo router ;;
     checkpoint.h) echo train ;;
     hf.h) echo model ;;
     *) echo "${1%.h}" ;;

@@ -91,6 +91,7 @@ typedef struct gr_model gr_model;
 typedef enum gr_trained {
     GR_TRAINED_ALL,
     GR_TRAINED_SCORES, /* of a Grouter: only its score matrix; everything else is frozen */
+    GR_TRAINED_BIAS,   /* of a Grouter: nothing by gradient; its owner sets the bias */
 } gr_trained;
 
 typedef struct gr_model_options {

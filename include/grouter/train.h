@@ -8,6 +8,7 @@
 #include "grouter/model.h"
 #include "grouter/optim.h"
 #include "grouter/routes.h"
+#include "grouter/teacher.h"
 
 /* ---------------------------------------------------------------- feed: next windows, their routes, the plan */
 
@@ -18,8 +19,8 @@ typedef enum gr_feed_kind {
     GR_FEED_VALID, /* data.valid in file order: eval.windows windows, the same at each evaluation */
 } gr_feed_kind;
 
-/* With routing.source learned there are no route tables: micro-batches are tokens and targets of the own windows, without
- * a plan, and the limits are those of any choice.
+/* With routing.source learned there are no route tables: micro-batches are tokens and targets of the own windows,
+ * without a plan, and the limits are those of any choice.
  *
  * Opens token files and route tables, binds them to each other and to the config (65), and computes the exact plan
  * limits of every micro-batch of the run from the touch counts. Collective: all ranks fail or none. `like`, or NULL: a
@@ -81,6 +82,9 @@ typedef struct gr_step_record {
     /* load of the fullest expert over the mean load, minus 1, of the global batch; with learned routes the mean over
      * layers and the largest of any layer (else NaN) */
     double max_vio, max_vio_layer;
+    /* Validation of a Grouter against what it imitates (gr_fidelity), means over tokens; NaN when not measured. */
+    double exact_match, overlap, gate_cosine;
+    double max_vio_valid; /* of its choices over the validation windows */
     bool skipped;
 } gr_step_record;
 
@@ -110,6 +114,8 @@ typedef struct gr_train_result {
     gr_hash128 parameter_hash;                             /* of the final weights, layout-free (gr_params_save) */
     double loss_valid_first, loss_valid;                   /* nats per token before and after; NaN without data.valid */
     double nats_per_byte_valid_first, nats_per_byte_valid; /* NaN unless the vocabulary is the byte-level one */
+    gr_fidelity fidelity_first, fidelity;                  /* of a Grouter, before and after; n_token 0: not measured */
+    double max_vio_first, max_vio;                         /* of a Grouter over the validation windows */
 } gr_train_result;
 
 typedef enum gr_run_folder {
@@ -131,11 +137,16 @@ typedef struct gr_train_options {
  * does). 69. */
 GR_MUST gr_err gr_stop_listen(void);
 
-/* Trains as the config says; collective. Fills the run folder: config.resolved.json, environment.json, metrics.jsonl,
- * checkpoints/, model.safetensors. Nothing is created unless config, data and memory are in order; errors until then
- * are agreed by all ranks. In an existing run folder it goes on from the newest checkpoint that verifies: in the same
- * layout bit for bit, in another one equal to rounding; every changed key is listed, refused ones are 64. A finished
- * run only writes its results again. Asked to stop by a signal it saves and returns 85. result is filled on rank 0. */
+/* A config for distill or tune names what it starts from: fills in what follows from that, the network and its
+ * experts. Every rank, before the run. 65, 66; 64 where the config says otherwise. */
+GR_MUST gr_err gr_train_complete(gr_config *config);
+
+/* Trains as the config says (a language model, or with a config for distill or tune a Grouter); collective. Fills the
+ * run folder: config.resolved.json, environment.json, metrics.jsonl, checkpoints/, model.safetensors
+ * (grouter.safetensors). Nothing is created unless config, data and memory are in order; errors until then are agreed
+ * by all ranks. In an existing run folder it goes on from the newest checkpoint that verifies: in the same layout bit
+ * for bit, in another one equal to rounding; every changed key is listed, refused ones are 64. A finished run only
+ * writes its results again. Asked to stop by a signal it saves and returns 85. result is filled on rank 0. */
 GR_MUST gr_err gr_train_run(const gr_train_options *o, gr_train_result *result);
 
 /* What a run would need, without running it. */

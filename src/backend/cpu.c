@@ -148,6 +148,7 @@ static const gr_backend cpu_ops = {
     .attention_forward = gr_cpu_attention_forward,
     .attention_backward = gr_cpu_attention_backward,
     .cross_entropy = gr_cpu_cross_entropy,
+    .divergence = gr_cpu_divergence,
     .sum_squares = gr_cpu_sum_squares,
     .adamw = gr_cpu_adamw,
     .peak = gr_cpu_peak,

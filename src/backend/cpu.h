@@ -45,6 +45,7 @@ gr_err gr_cpu_rope(gr_backend *b, gr_lane lane, const gr_rope *a);
 gr_err gr_cpu_attention_forward(gr_backend *b, gr_lane lane, const gr_attention *a);
 gr_err gr_cpu_attention_backward(gr_backend *b, gr_lane lane, const gr_attention *a);
 gr_err gr_cpu_cross_entropy(gr_backend *b, gr_lane lane, const gr_cross_entropy *a);
+gr_err gr_cpu_divergence(gr_backend *b, gr_lane lane, const gr_divergence *a);
 gr_err gr_cpu_sum_squares(gr_backend *b, gr_lane lane, const float *x, int64_t n, double *out);
 gr_err gr_cpu_adamw(gr_backend *b, gr_lane lane, const gr_adamw *a);
 gr_err gr_cpu_peak(gr_backend *b, double *flops_per_s);

@@ -76,8 +76,7 @@ static void list_keys(gr_config_kind kind, const char *prefix, size_t n_prefix, 
 static bool section_applies(const char *section, gr_config_kind kind) {
     size_t n = strlen(section);
     for (int k = 0; k < GR_N_KEY; k++)
-        if (gr_key_applies(&gr_keys[k], kind) && strncmp(gr_keys[k].name, section, n) == 0 &&
-            gr_keys[k].name[n] == '.')
+        if (gr_key_applies(&gr_keys[k], kind) && strncmp(gr_keys[k].name, section, n) == 0 && gr_keys[k].name[n] == '.')
             return true;
     return false;
 }

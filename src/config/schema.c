@@ -62,8 +62,8 @@ const gr_key gr_keys[GR_N_KEY] = {
         .meaning = "what is changed: `scores` = the score matrix, `bias` = only the bias, by the sign rule, `full` = "
                    "everything"},
     {"tune.until_maxvio", NO_UNIT, FOR(TUNE), NUMBER(GR_CLOSED, 0, 4096), AT(tune.until_maxvio), .fallback = "0",
-        .meaning = "stop once MaxVio of the global batch, averaged over the last 10 steps, is at most this; 0 = go "
-                   "through all steps"},
+        .meaning = "stop once MaxVio over the validation windows is at most this, asked every "
+                   "eval.every_steps; 0 = go through all steps"},
 
     {"model.vocab_size", "tokens", FOR(TRAIN | DISTILL), OPTIONAL_FOR(DISTILL), INT(2, 16777216), AT(model.vocab_size),
         .meaning = "V: token ids are below it (257 for the byte-level vocabulary)"},

@@ -146,7 +146,7 @@ static gr_err run_config_read(gr_hf *hf, const char *text) {
     GR_TRY(gr_alloc(&memory, 1, sizeof(gr_config), "config of a run"));
     gr_config *config = memory;
     snprintf(source, sizeof source, "%s: metadata grouter_config", hf->path);
-    gr_err err = gr_config_parse(config, text, source);
+    gr_err err = gr_config_parse(config, GR_CONFIG_TRAIN, text, source);
     if (err == GR_CONFIG) {
         char *why = strdup(gr_error_text());
         err = gr_fail(GR_CHECKPOINT, "%s", why ? why : source);
@@ -262,6 +262,40 @@ const gr_whole *gr_hf_wholes(const gr_hf *hf, int *n) {
 const char *gr_hf_shard_name(const gr_hf *hf, int i) {
     GR_ASSERT(i >= 0 && i < hf->info.n_shard, "file %d of %d", i, hf->info.n_shard);
     return hf->name[i];
+}
+
+/* ---------------------------------------------------------------- identity */
+
+#define END_BYTES ((size_t)1 << 16)
+
+static gr_err ends_add(gr_hasher *h, const char *path) {
+    gr_map map;
+    GR_TRY(gr_map_open(&map, path, GR_CHECKPOINT));
+    uint64_t size = map.n;
+    size_t n = map.n < END_BYTES ? map.n : END_BYTES;
+    gr_hasher_add(h, &size, sizeof size);
+    gr_hasher_add(h, map.p, n);
+    gr_hasher_add(h, map.p + map.n - n, n);
+    gr_map_close(&map);
+    return GR_OK;
+}
+
+static gr_err files_hash(const gr_hf *hf, gr_hasher *h) {
+    char path[GR_HF_PATH_MAX];
+    for (int i = 0; i < hf->info.n_shard; i++) {
+        GR_TRY(file_path(hf, i, path));
+        GR_TRY(ends_add(h, path));
+    }
+    return GR_OK;
+}
+
+gr_err gr_hf_identity(const gr_hf *hf, char text[33]) {
+    gr_hasher *h;
+    GR_TRY(gr_hasher_open(&h));
+    gr_err e = files_hash(hf, h);
+    gr_hash128_text(gr_hasher_128(h), text);
+    gr_hasher_close(h);
+    return e;
 }
 
 /* ---------------------------------------------------------------- loading */

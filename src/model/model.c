@@ -48,9 +48,8 @@ static gr_err find_params(gr_model *m, const gr_model_options *o) {
     m->head = o->config->tie_word_embeddings ? m->embed : offset_of(&m->params, -1, "lm_head.weight");
     if (o->config->head == GR_HEAD_SCORES)
         m->head = offset_of(&m->params, -1, "score.weight");
-    if (o->trained == GR_TRAINED_SCORES)
-        for (int i = 0; i < m->params.n; i++)
-            m->params.list[i].frozen = m->params.list[i].kind != GR_PARAM_SCORE;
+    for (int i = 0; o->trained != GR_TRAINED_ALL && i < m->params.n; i++)
+        m->params.list[i].frozen = o->trained == GR_TRAINED_BIAS || m->params.list[i].kind != GR_PARAM_SCORE;
     GR_TRY(gr_alloc((void **)&m->layer, (size_t)o->config->num_hidden_layers, sizeof *m->layer, "layer table"));
     for (int l = 0; l < o->config->num_hidden_layers; l++)
         m->layer[l] = find_layer(m, l);

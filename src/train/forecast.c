@@ -64,6 +64,9 @@ static int by_size(const void *a, const void *b) {
 }
 
 static gr_err fill_table(const gr_trainer *t, const gr_model *model, size_t plans, gr_memory_table *out) {
+    size_t objective = 0;
+    if (t->objective->measure)
+        GR_TRY(t->objective->measure(t, &objective));
     gr_optimizer_options optimizer = gr_trainer_optimizer_options(t, gr_model_params(model));
     gr_model_memory m = gr_model_memory_get(model);
     if (!gr_add_size(plans, m.plans, &plans))
@@ -80,6 +83,7 @@ static gr_err fill_table(const gr_trainer *t, const gr_model *model, size_t plan
             {"plans and routes", plans, MICRO_BATCH},
             {"logits chunk", m.logits, SMALLER_MODEL},
             {"tables", m.tables, MICRO_BATCH},
+            {"what it is measured against", objective, MICRO_BATCH},
             {"sums over ranks", gr_comm_memory(t->comm->size[GR_WORLD]), 0},
         }};
     for (int i = 0; i < GR_MEMORY_ITEMS; i++)

@@ -32,7 +32,7 @@ typedef struct gr_memory_item {
     uint64_t n_byte;
     unsigned remedies; /* what makes it smaller: bits of forecast.c */
 } gr_memory_item;
-enum { GR_MEMORY_ITEMS = 9 };
+enum { GR_MEMORY_ITEMS = 10 };
 typedef struct gr_memory_table {
     gr_memory_item item[GR_MEMORY_ITEMS];
     uint64_t total;
@@ -55,8 +55,28 @@ void gr_stop_remember(int64_t step); /* the newest durable checkpoint; -1: none 
 /* True on all ranks if any was asked. */
 GR_MUST gr_err gr_stop_agreed(gr_comm *comm, bool *stop);
 
+/* What a run minimises: the cross-entropy of a language model (train), the divergence of a Grouter from a source's
+ * router (distill), the imbalance of a Grouter's choices (tune). Everything else of a run is the same for all. */
+typedef struct gr_trainer gr_trainer;
+typedef struct gr_objective {
+    /* Bytes it allocates besides the model's. NULL: none. */
+    gr_err (*measure)(const gr_trainer *t, size_t *n_byte);
+    /* Once the model is there, weights not yet loaded from a checkpoint: what it needs, and where a new run starts. */
+    gr_err (*open)(gr_trainer *t);
+    /* Forward and backward of one micro-batch; gradients are scaled by 1/(tokens of the global batch), *loss_sum grows
+     * by the losses of this rank's tokens. */
+    gr_err (*micro_batch)(gr_trainer *t, const gr_micro *micro, double *loss_sum, gr_phases *phases);
+    /* After the update of a step, with the loads of its global batch. NULL: nothing. */
+    gr_err (*after_update)(gr_trainer *t);
+    /* Fills `last`, of Grouters also `fidelity` and record.max_vio_valid; sets `done` once the aim is reached. */
+    gr_err (*evaluate)(gr_trainer *t);
+    gr_err (*save)(gr_trainer *t, gr_train_result *result); /* the results of the run */
+    void (*close)(gr_trainer *t);
+} gr_objective;
+extern const gr_objective gr_objective_train, gr_objective_distill, gr_objective_tune;
+
 /* A run from start to end. */
-typedef struct gr_trainer {
+struct gr_trainer {
     const gr_train_options *o;
     const gr_config *config; /* of o */
     gr_comm *comm;           /* of o */
@@ -84,7 +104,15 @@ typedef struct gr_trainer {
     uint64_t *load; /* [n_load, E] pairs per expert in this step's global batch */
     gr_step_record record;
     gr_eval_loss first, last;
-} gr_trainer;
+
+    const gr_objective *objective;
+    gr_teacher *teacher; /* distill, tune: what the Grouter is measured against */
+    gr_grouter untuned;  /* tune: where it started */
+    void *own;           /* of the objective */
+    gr_fidelity fidelity_first, fidelity;
+    double max_vio_first, max_vio_last;
+    bool done; /* the objective's aim is reached: the run ends with this step */
+};
 
 /* start.c: everything a step needs. Errors are agreed by all ranks. close accepts a half-opened trainer. */
 GR_MUST gr_err gr_trainer_open(gr_trainer *t);

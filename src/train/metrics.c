@@ -182,6 +182,10 @@ static void record_text(const gr_metrics *m, const gr_step_record *r, text *t) {
     number_add(t, "peak_share", m->o.peak_flops > 0 ? flops / m->o.peak_flops : NAN);
     number_add(t, "maxvio", r->max_vio);
     number_add(t, "maxvio_max", r->max_vio_layer);
+    number_add(t, "maxvio_valid", r->max_vio_valid);
+    number_add(t, "exact_match", r->exact_match);
+    number_add(t, "overlap", r->overlap);
+    number_add(t, "gate_cosine", r->gate_cosine);
     text_add(t, ",\"skipped\":%s", r->skipped ? "true" : "false");
     time_add(t, "eta_s", eta_s(m, r));
     text_add(t, "}\n");

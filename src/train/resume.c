@@ -38,7 +38,8 @@ static void judge_key(const char *key, gr_on_resume rule, const char *before, co
 
 /* Identities of the data must agree; facts about the machine end the promise of equal bits, no more. */
 static gr_on_resume rule_of_fact(const char *key) {
-    return strncmp(key, "data.", 5) == 0 ? GR_RESUME_REFUSED : GR_RESUME_WARNED;
+    size_t n = strlen(key), n_content = strlen(".content");
+    return n > n_content && strcmp(key + n - n_content, ".content") == 0 ? GR_RESUME_REFUSED : GR_RESUME_WARNED;
 }
 
 static void judge_facts(verdict *v, const gr_checkpoint_found *found, const gr_facts *facts) {

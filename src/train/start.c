@@ -14,13 +14,20 @@ static gr_err survey_feeds(gr_trainer *t) {
 }
 
 gr_model_options gr_trainer_model_options(const gr_trainer *t, const gr_plan_limits *limits) {
-    return (gr_model_options){.config = &t->config->model,
+    const gr_config *c = t->config;
+    bool scores_only = (c->kind == GR_CONFIG_DISTILL && c->distill.scores_only) ||
+                       (c->kind == GR_CONFIG_TUNE && c->tune.mode == GR_TUNE_SCORES);
+    bool bias_only = c->kind == GR_CONFIG_TUNE && c->tune.mode == GR_TUNE_BIAS;
+    return (gr_model_options){.config = &c->model,
         .backend = t->backend,
         .comm = t->comm,
         .map = &t->map,
         .limits = limits,
         .T = t->config->data.seq_len,
         .train = true,
+        .trained = bias_only     ? GR_TRAINED_BIAS
+                   : scores_only ? GR_TRAINED_SCORES
+                                 : GR_TRAINED_ALL,
         .recompute = t->config->train.recompute};
 }
 
@@ -30,8 +37,6 @@ static gr_err open_model(gr_trainer *t) {
         limits = gr_plan_limits_max(&limits, gr_feed_limits(t->valid));
     gr_model_options o = gr_trainer_model_options(t, &limits);
     GR_TRY(gr_model_open(&t->model, &o));
-    if (!t->found.found)
-        gr_params_init(gr_model_params(t->model), t->config->run.seed, gr_model_weights(t->model));
     return GR_OK;
 }
 
@@ -81,9 +86,12 @@ static gr_err open_local(gr_trainer *t) {
     t->state = (gr_run_state){.decay_steps = decay_steps(t)};
     const gr_model_config *c = &t->config->model;
     t->n_load = c->routing.source == GR_SOURCE_LEARNED ? gr_model_routers(c) : 1;
+    if (t->config->kind == GR_CONFIG_DISTILL)
+        t->n_load = 0; /* its choices are counted in validation alone */
     size_t n_load = (size_t)t->n_load * (size_t)c->num_experts;
     GR_TRY(gr_alloc((void **)&t->load, n_load, sizeof *t->load, "expert loads"));
     GR_TRY(open_model(t));
+    GR_TRY(t->objective->open(t));
     gr_optimizer_options o = gr_trainer_optimizer_options(t, gr_model_params(t->model));
     return gr_optimizer_open(&t->optimizer, &o);
 }
@@ -235,6 +243,8 @@ gr_err gr_trainer_open(gr_trainer *t) {
 }
 
 void gr_trainer_close(gr_trainer *t) {
+    if (t->objective)
+        t->objective->close(t);
     gr_metrics_close(t->metrics);
     gr_checkpointer_close(t->checkpointer);
     gr_checkpoint_found_close(&t->found);

@@ -52,7 +52,7 @@ static gr_err run_micro_batches(gr_trainer *t, int64_t step) {
     for (uint64_t micro = 0; micro < gr_feed_micro_batches(t->feed); micro++) {
         gr_micro now = t->ready;
         GR_TRY(prepare_next(t, step, micro));
-        GR_TRY(gr_model_step(t->model, &now.batch, (float)(1.0 / t->tokens_per_step), &loss_sum, &phases));
+        GR_TRY(t->objective->micro_batch(t, &now, &loss_sum, &phases));
         for (int e = 0; now.load && e < t->config->model.num_experts; e++)
             t->load[e] += now.load[e];
     }
@@ -89,20 +89,30 @@ static gr_err max_vio(gr_trainer *t) {
     return GR_OK;
 }
 
-static gr_err evaluate(gr_trainer *t, gr_eval_loss *out) {
+static gr_err evaluate(gr_trainer *t) {
     if (!t->valid)
         return GR_OK;
     double start_s = gr_time_s();
-    GR_TRY(gr_eval_loss_run(t->valid, t->model, t->comm, out));
-    t->record.loss_valid = out->nats_per_token;
-    t->record.bytes_nats_valid = out->nats_per_byte;
+    GR_TRY(t->objective->evaluate(t));
+    t->record.loss_valid = t->last.nats_per_token;
+    t->record.bytes_nats_valid = t->last.nats_per_byte;
     t->record.eval_ms = since_ms(start_s);
+    if (!(t->fidelity.n_token > 0))
+        return GR_OK;
+    t->record.exact_match = t->fidelity.exact / t->fidelity.n_token;
+    t->record.overlap = t->fidelity.overlap / t->fidelity.n_token;
+    t->record.gate_cosine = t->fidelity.cosine / t->fidelity.n_token;
+    t->max_vio_last = t->record.max_vio_valid;
     return GR_OK;
+}
+
+static bool is_last(const gr_trainer *t, int64_t done) {
+    return t->done || done == t->config->train.steps;
 }
 
 static bool evaluation_due(const gr_trainer *t, int64_t done) {
     int64_t every = t->config->eval.every_steps;
-    return done == t->config->train.steps || (every && done % every == 0);
+    return is_last(t, done) || (every && done % every == 0);
 }
 
 /* The forecast's proof: after the third step all that this rank will ever touch has been touched. */
@@ -114,36 +124,10 @@ static void compare_memory(const gr_trainer *t) {
             gr_bytes_text(t->memory.total, predicted));
 }
 
-static gr_err train_step(gr_trainer *t, int64_t step) {
-    double start_s = gr_time_s();
-    t->record = (gr_step_record){
-        .step = step + 1, .loss_valid = NAN, .bytes_nats_valid = NAN, .aux_loss = NAN, .z_loss = NAN};
-    t->record.tokens_seen = (uint64_t)(step + 1) * (uint64_t)t->tokens_per_step;
-    GR_TRY(run_micro_batches(t, step));
-    gr_update update;
-    GR_TRY(gr_optimizer_step(
-        t->optimizer, step, t->record.loss, gr_model_weights(t->model), gr_model_gradients(t->model), &update));
-    t->record.lr = update.lr;
-    t->record.grad_norm = update.grad_norm;
-    t->record.skipped = update.skipped;
-    t->record.reduce_ms = update.reduce_ms;
-    t->record.optimizer_ms = update.optimizer_ms;
-    GR_TRY(max_vio(t));
-    t->record.step_ms = since_ms(start_s);
-    if (evaluation_due(t, step + 1))
-        GR_TRY(evaluate(t, &t->last));
-    gr_metrics_step(t->metrics, &t->record);
-    if (step + 1 - t->found.state.step == 3)
-        compare_memory(t);
-    return GR_OK;
-}
-
-/* ---------------------------------------------------------------- the run */
-
-/* Record of step 0: only the validation loss of the initial weights. */
-static gr_err evaluate_first(gr_trainer *t) {
-    const double none = NAN; /* not measured */
-    t->record = (gr_step_record){.loss = none,
+/* Nothing measured yet. */
+static gr_step_record empty_record(void) {
+    const double none = NAN;
+    return (gr_step_record){.loss = none,
         .lr = none,
         .grad_norm = none,
         .loss_valid = none,
@@ -158,10 +142,51 @@ static gr_err evaluate_first(gr_trainer *t) {
         .aux_loss = none,
         .z_loss = none,
         .max_vio = none,
-        .max_vio_layer = none};
+        .max_vio_layer = none,
+        .exact_match = none,
+        .overlap = none,
+        .gate_cosine = none,
+        .max_vio_valid = none};
+}
+
+static gr_err train_step(gr_trainer *t, int64_t step) {
+    double start_s = gr_time_s();
+    t->record = empty_record();
+    t->record.step = step + 1;
+    t->record.prepare_ms = 0;
+    t->record.tokens_seen = (uint64_t)(step + 1) * (uint64_t)t->tokens_per_step;
+    GR_TRY(run_micro_batches(t, step));
+    gr_update update;
+    GR_TRY(gr_optimizer_step(
+        t->optimizer, step, t->record.loss, gr_model_weights(t->model), gr_model_gradients(t->model), &update));
+    t->record.lr = update.lr;
+    t->record.grad_norm = update.grad_norm;
+    t->record.skipped = update.skipped;
+    t->record.reduce_ms = update.reduce_ms;
+    t->record.optimizer_ms = update.optimizer_ms;
+    GR_TRY(max_vio(t));
+    if (t->objective->after_update)
+        GR_TRY(t->objective->after_update(t));
+    t->record.step_ms = since_ms(start_s);
+    if (evaluation_due(t, step + 1))
+        GR_TRY(evaluate(t));
+    gr_metrics_step(t->metrics, &t->record);
+    if (step + 1 - t->found.state.step == 3)
+        compare_memory(t);
+    return GR_OK;
+}
+
+/* ---------------------------------------------------------------- the run */
+
+/* Record of step 0: only the validation loss of the initial weights. */
+static gr_err evaluate_first(gr_trainer *t) {
+    t->record = empty_record();
     if (!t->valid)
         return GR_OK;
-    GR_TRY(evaluate(t, &t->first));
+    GR_TRY(evaluate(t));
+    t->first = t->last;
+    t->fidelity_first = t->fidelity;
+    t->max_vio_first = t->record.max_vio_valid;
     gr_metrics_step(t->metrics, &t->record);
     return GR_OK;
 }
@@ -188,9 +213,9 @@ static gr_err step_boundary(gr_trainer *t) {
     bool stop;
     GR_TRY(gr_stop_agreed(t->comm, &stop));
     int64_t done = t->state.step, every = t->config->checkpoint.every_steps;
-    if (stop || done == t->config->train.steps || (every && done % every == 0))
+    if (stop || is_last(t, done) || (every && done % every == 0))
         GR_TRY(save_checkpoint(t));
-    if (!stop || done == t->config->train.steps)
+    if (!stop || is_last(t, done))
         return GR_OK;
     gr_info("asked to stop after step %lld; run the same command again to go on", (long long)done);
     return gr_comm_agree(t->comm, t->failed_saves ? GR_STORAGE : gr_fail_silently(GR_PREEMPTED));
@@ -202,10 +227,14 @@ static gr_err train(gr_trainer *t) {
         gr_info("nothing to do: %lld of %lld steps are done", (long long)t->state.step, (long long)c->train.steps);
         return GR_OK;
     }
-    if (t->state.step == 0)
+    if (t->state.step == 0 || c->tune.until_maxvio > 0)
         GR_TRY(evaluate_first(t));
+    if (t->done) {
+        gr_info("nothing to do: MaxVio is %.4f already", t->max_vio_last);
+        return GR_OK;
+    }
     GR_TRY(gr_feed_prepare(t->feed, t->state.cursor, 0, &t->ready));
-    while (t->state.step < c->train.steps) {
+    while (!is_last(t, t->state.step)) {
         GR_TRY(train_step(t, t->state.step));
         t->state.step++;
         t->state.cursor += (uint64_t)c->train.global_batch_windows;
@@ -214,27 +243,29 @@ static gr_err train(gr_trainer *t) {
     return GR_OK;
 }
 
-/* Collective; failures to write are agreed by all ranks. */
-static gr_err save_weights(gr_trainer *t, gr_train_result *result) {
-    char path[GR_PATH_MAX + 32];
-    return gr_params_save(gr_model_params(t->model), t->comm, gr_model_weights(t->model),
-        gr_run_path(t->config, "model.safetensors", path),
-        &(gr_metadata){.key = "grouter_config", .value = t->config_text}, &result->parameter_hash);
+static const gr_objective *objective_of(const gr_config *c) {
+    return c->kind == GR_CONFIG_DISTILL ? &gr_objective_distill
+           : c->kind == GR_CONFIG_TUNE  ? &gr_objective_tune
+                                        : &gr_objective_train;
 }
 
 gr_err gr_train_run(const gr_train_options *o, gr_train_result *result) {
-    gr_trainer t = {.o = o, .config = o->config, .comm = o->comm, .lock = -1};
+    gr_trainer t = {.o = o, .config = o->config, .comm = o->comm, .objective = objective_of(o->config), .lock = -1};
     t.first = t.last = (gr_eval_loss){.nats_per_token = NAN, .nats_per_byte = NAN};
     *result = (gr_train_result){0};
     gr_err e = gr_trainer_open(&t);
     if (!e)
         e = train(&t);
     if (!e)
-        e = save_weights(&t, result);
+        e = t.objective->save(&t, result);
     result->loss_valid_first = t.first.nats_per_token;
     result->loss_valid = t.last.nats_per_token;
     result->nats_per_byte_valid_first = t.first.nats_per_byte;
     result->nats_per_byte_valid = t.last.nats_per_byte;
+    result->fidelity_first = t.fidelity_first;
+    result->fidelity = t.fidelity;
+    result->max_vio_first = t.max_vio_first;
+    result->max_vio = t.max_vio_last;
     gr_trainer_close(&t);
     return e;
 }

@@ -1,0 +1,72 @@
+/* fidelity.c: how alike the choices of two routers are. */
+#include "grouter/teacher.h"
+
+#include <math.h>
+
+/* ln softmax(z) over [E] as z[e] - the returned number. */
+static double log_sum(uint32_t E, const float *z) {
+    double largest = (double)z[0], sum = 0;
+    for (uint32_t e = 1; e < E; e++)
+        largest = fmax(largest, (double)z[e]);
+    for (uint32_t e = 0; e < E; e++)
+        sum += exp((double)z[e] - largest);
+    return largest + log(sum);
+}
+
+static double divergence_of(uint32_t E, const float *teacher, const float *student) {
+    double lse_p = log_sum(E, teacher), lse_q = log_sum(E, student), sum = 0;
+    for (uint32_t e = 0; e < E; e++) {
+        double ln_p = (double)teacher[e] - lse_p, ln_q = (double)student[e] - lse_q;
+        sum += exp(ln_p) * (ln_p - ln_q);
+    }
+    return sum;
+}
+
+/* Cosine of the two softmaxes over the experts ids[K]; a common factor does not matter, so each is scaled by its
+ * largest. */
+static double cosine_of(uint32_t K, const uint16_t *ids, const float *teacher, const float *student) {
+    double largest_a = -INFINITY, largest_b = -INFINITY, ab = 0, aa = 0, bb = 0;
+    for (uint32_t k = 0; k < K; k++) {
+        largest_a = fmax(largest_a, (double)teacher[ids[k]]);
+        largest_b = fmax(largest_b, (double)student[ids[k]]);
+    }
+    for (uint32_t k = 0; k < K; k++) {
+        double a = exp((double)teacher[ids[k]] - largest_a), b = exp((double)student[ids[k]] - largest_b);
+        ab += a * b;
+        aa += a * a;
+        bb += b * b;
+    }
+    return ab / sqrt(aa * bb);
+}
+
+/* Members that two ascending lists share. */
+static uint32_t shared(uint32_t K, const uint16_t *a, const uint16_t *b) {
+    uint32_t n = 0;
+    for (uint32_t i = 0, j = 0; i < K && j < K;) {
+        n += a[i] == b[j];
+        uint16_t x = a[i], y = b[j];
+        i += x <= y;
+        j += y <= x;
+    }
+    return n;
+}
+
+void gr_fidelity_add(gr_fidelity *f, uint32_t E, uint32_t K, int64_t n, const float *teacher, const float *student,
+    const int32_t *counted) {
+    const gr_selection s = {.E = E, .K = K, .scale = 1, .threshold = 1};
+    for (int64_t i = 0; i < n; i++) {
+        if (counted && counted[i] < 0)
+            continue;
+        const float *a = teacher + i * E, *b = student + i * E;
+        uint16_t ids_a[GR_TOPK_MAX], ids_b[GR_TOPK_MAX];
+        float gates[GR_TOPK_MAX];
+        gr_select(&s, 1, a, ids_a, gates);
+        gr_select(&s, 1, b, ids_b, gates);
+        uint32_t same = shared(K, ids_a, ids_b);
+        f->n_token += 1;
+        f->divergence += divergence_of(E, a, b);
+        f->exact += same == K;
+        f->overlap += (double)same / K;
+        f->cosine += cosine_of(K, ids_a, a, b);
+    }
+}

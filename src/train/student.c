@@ -1,0 +1,97 @@
+/* What distill and tune share. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "student.h"
+
+gr_grouter_spec gr_student_spec(const gr_config *c) {
+    return (gr_grouter_spec){
+        .network = c->model, .K = (uint32_t)c->model.num_experts_per_tok, .scale = (float)c->routing.scale};
+}
+
+float *gr_student_bias(gr_trainer *t) {
+    return gr_model_weights(t->model) + gr_params_find(gr_model_params(t->model), "score.bias")->offset;
+}
+
+/* ---------------------------------------------------------------- validation */
+
+/* Choices of the counted tokens. */
+static void count_choices(gr_trainer *t, const float *scores, const int32_t *counted, uint64_t *load) {
+    uint32_t E = (uint32_t)t->config->model.num_labels, K = (uint32_t)t->config->model.num_experts_per_tok;
+    bool biased = t->config->kind == GR_CONFIG_TUNE && t->config->tune.mode == GR_TUNE_BIAS;
+    const gr_selection s = {.E = E, .K = K, .scale = 1, .threshold = 1, .bias = biased ? gr_student_bias(t) : NULL};
+    int64_t N = (int64_t)t->config->train.micro_batch_windows * t->config->data.seq_len;
+    for (int64_t i = 0; i < N; i++) {
+        uint16_t ids[GR_TOPK_MAX];
+        float gates[GR_TOPK_MAX];
+        if (counted[i] < 0)
+            continue;
+        gr_select(&s, 1, scores + i * E, ids, gates);
+        for (uint32_t k = 0; k < K; k++)
+            load[ids[k]]++;
+    }
+}
+
+static gr_err evaluate_micro(gr_trainer *t, const gr_micro *micro, uint64_t *load) {
+    const float *teacher;
+    float *scores;
+    gr_phases phases = {0};
+    int64_t N = (int64_t)t->config->train.micro_batch_windows * t->config->data.seq_len;
+    GR_TRY(gr_teacher_logits(t->teacher, &micro->batch, &teacher, &phases));
+    GR_TRY(gr_model_scores(t->model, &micro->batch, &scores, NULL, &phases));
+    gr_fidelity_add(&t->fidelity, (uint32_t)t->config->model.num_labels, (uint32_t)t->config->model.num_experts_per_tok,
+        N, teacher, scores, micro->batch.target);
+    count_choices(t, scores, micro->batch.target, load);
+    return GR_OK;
+}
+
+static gr_err evaluate_all(gr_trainer *t, uint64_t *load) {
+    uint64_t n_micro = gr_feed_micro_batches(t->valid);
+    t->fidelity = (gr_fidelity){0};
+    for (uint64_t i = 0; i < n_micro; i++) {
+        gr_micro micro;
+        GR_TRY(gr_feed_prepare(t->valid, 0, i, &micro));
+        GR_TRY(evaluate_micro(t, &micro, load));
+    }
+    GR_TRY(t->comm->sum(t->comm, GR_WORLD, GR_F64, &t->fidelity, GR_FIDELITY_SUMS));
+    return t->comm->sum(t->comm, GR_WORLD, GR_U64, load, (size_t)t->config->model.num_labels);
+}
+
+gr_err gr_student_evaluate(gr_trainer *t) {
+    uint64_t *load;
+    uint32_t E = (uint32_t)t->config->model.num_labels;
+    GR_TRY(gr_alloc((void **)&load, E, sizeof *load, "expert loads"));
+    gr_err e = evaluate_all(t, load);
+    t->record.max_vio_valid = gr_load_violation(load, E);
+    free(load);
+    GR_TRY(e);
+    t->last = (gr_eval_loss){.nats_per_token = t->fidelity.divergence / t->fidelity.n_token,
+        .perplexity = NAN,
+        .nats_per_byte = NAN,
+        .n_token = (uint64_t)t->fidelity.n_token,
+        .n_window = gr_feed_windows(t->valid)};
+    return GR_OK;
+}
+
+/* ---------------------------------------------------------------- the result */
+
+static gr_err save_alone(gr_trainer *t, const char *made, gr_train_result *result) {
+    char path[GR_PATH_MAX + 32];
+    gr_grouter g;
+    gr_grouter_spec spec = gr_student_spec(t->config);
+    snprintf(spec.made, sizeof spec.made, "%s", made);
+    GR_TRY(gr_grouter_make(&g, &spec));
+    const gr_params *from = gr_model_params(t->model);
+    for (int i = 0; i < g.params.n; i++) /* the run's table may be padded for more ranks */
+        memcpy(g.weights + g.params.list[i].offset, gr_model_weights(t->model) + from->list[i].offset,
+            (size_t)gr_param_size(&from->list[i]) * sizeof(float));
+    gr_err e = gr_grouter_save(&g, gr_run_path(t->config, "grouter.safetensors", path));
+    result->parameter_hash = g.hash;
+    gr_grouter_close(&g);
+    return e;
+}
+
+gr_err gr_student_save(gr_trainer *t, const char *made, gr_train_result *result) {
+    return gr_comm_agree(t->comm, t->comm->rank[GR_WORLD] == 0 ? save_alone(t, made, result) : GR_OK);
+}
