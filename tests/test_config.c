@@ -365,47 +365,6 @@ static void test_rules_of_training_show_the_equation_with_numbers(void **state) 
         load(minimal, group, 4), "group", "4 * 1024 * 262144 * 2 = 2147483648 must be at most 2147483647");
 }
 
-#define ROUTES ", \"routes\": \"a.routes\""
-
-static void test_learned_routes_take_no_tables_and_their_gates_are_learned(void **state) {
-    (void)state;
-    const char *const learned[] = {"routing.source=learned", "routing.aux_loss_coef=0.01", "data.valid[0].tokens=v"};
-    char *text = edit(ROUTES, ""), *resolved;
-    assert_int_equal(load(text, learned, 3), GR_OK);
-    assert_int_equal(config.routing.gates, GR_GATES_LEARNED);
-    assert_memory_equal(&config.routing, &config.model.routing, sizeof config.routing);
-    assert_int_equal(config.data.train[0].routes[0], 0);
-    gr_config *first = malloc(sizeof *first);
-    assert_non_null(first);
-    memcpy(first, &config, sizeof config);
-    assert_int_equal(gr_config_text(first, &resolved), GR_OK);
-    assert_null(strstr(resolved, "routes"));
-    if (load(resolved, NULL, 0))
-        fail_msg("%s\nrefused: %s", resolved, gr_error_text());
-    assert_memory_equal(&config, first, sizeof config);
-    free(first);
-    free(resolved);
-    const char *const fixed[] = {"routing.source=learned", "routing.gates=fixed"};
-    assert_error_contains(load(text, fixed, 2), "fixed", "routing.gates = \"fixed\", but routing.source = \"learned\"");
-    assert_error_contains(load(text, NULL, 0), "no table", "missing key \"data.train[0].routes\"");
-    const char *const wrong[] = {"routing.source=lerned"}; /* and then nothing about routes */
-    assert_error_contains(load(text, wrong, 1), "wrong", "routing.source: expected");
-    assert_int_equal(count_error_lines(), 1);
-    free(text);
-    assert_set_refused("routing.source=learned", FILE_NAME ":10:15: data.train[0].routes: expected none");
-}
-
-static void test_keys_of_learned_gates_are_refused_with_fixed_ones(void **state) {
-    (void)state;
-    assert_set_refused("routing.scale=2.5", "routing.scale = 2.5 needs learned gates");
-    assert_set_refused("routing.z_loss_coef=0.001", "routing.z_loss_coef = 0.001 needs learned gates");
-    assert_set_refused("routing.aux_loss_coef=0.01", "routing.aux_loss_coef = 0.01 needs routing.source = \"learned\"");
-    const char *const gates[] = {"routing.gates=learned", "routing.scale=2.5", "routing.z_loss_coef=0.001"};
-    assert_int_equal(load(minimal, gates, 3), GR_OK);
-    const char *const aux[] = {"routing.gates=learned", "routing.aux_loss_coef=0.01"};
-    assert_error_contains(load(minimal, aux, 2), "aux", "a loss cannot balance a table's experts");
-}
-
 static void test_a_wrong_value_breaks_no_rule_as_well(void **state) {
     (void)state;
     assert_edit_refused("\"num_experts\": 8", "\"num_experts\": 0", "model.num_experts: expected");
@@ -488,8 +447,6 @@ int main(void) {
         cmocka_unit_test(test_wrong_assignments_are_refused),
         cmocka_unit_test(test_rules_between_keys_show_the_equation_with_numbers),
         cmocka_unit_test(test_rules_of_training_show_the_equation_with_numbers),
-        cmocka_unit_test(test_learned_routes_take_no_tables_and_their_gates_are_learned),
-        cmocka_unit_test(test_keys_of_learned_gates_are_refused_with_fixed_ones),
         cmocka_unit_test(test_a_wrong_value_breaks_no_rule_as_well),
         cmocka_unit_test(test_rules_of_ranks_show_the_equation_with_numbers),
         cmocka_unit_test(test_the_text_of_a_config_loads_again_as_the_same),

@@ -291,13 +291,8 @@ static void fp32_rows_are_gathered_and_summed(void **state) {
     const float in[6] = {1, 2, 3, 4, 5, 6}, base[4] = {100, 200, 300, 400};
     float rows[6], sums[4];
     gr_gather gather = {.n_row = 3, .width = 2, .in = in, .index = index, .out = rows};
-    gr_sum sum = {.n_row = 2,
-        .width = 2,
-        .base = base,
-        .source = {in},
-        .offset = {offset},
-        .index = {index},
-        .out = sums};
+    gr_sum sum = {
+        .n_row = 2, .width = 2, .base = base, .source = {in}, .offset = {offset}, .index = {index}, .out = sums};
     assert_int_equal(backend->gather_f32(backend, GR_LANE_COMPUTE, &gather), GR_OK);
     assert_int_equal(backend->sum_f32(backend, GR_LANE_COMPUTE, &sum), GR_OK);
     assert_memory_equal(rows, ((const float[]){5, 6, 1, 2, 5, 6}), sizeof rows);

@@ -338,7 +338,9 @@ static void without_tables_a_file_is_known_by_its_ends(void **state) {
     char text[2][GR_FEED_CONTENT_MAX];
     assert_int_equal(open_learned(&f, GR_FEED_TRAIN, 1, 0), GR_OK);
     assert_non_null(strstr(gr_feed_content(f.feed, 0, text[0]), "29 tokens, ends "));
-    assert_string_not_equal(gr_feed_content(f.feed, 0, text[0]), gr_feed_content(f.feed, 1, text[1]));
+    const char *end = strstr(gr_feed_content(f.feed, 1, text[1]), "ends ");
+    assert_non_null(end);
+    assert_string_not_equal(strstr(text[0], "ends "), end);
     fixture_close(&f);
 }
 

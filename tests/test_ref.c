@@ -298,8 +298,15 @@ static double router_loss(void *context) {
 static void router_gradient_matches_finite_differences(void **state) {
     (void)state;
     for (int normalise = 0; normalise < 2; normalise++) {
-        router_case c = {.op = {.choose = true, .normalise = normalise, .n = 6, .T = 3, .E = 5, .K = 2, .scale = 2.5,
-                             .aux = 0.7, .z = 0.2}};
+        router_case c = {.op = {.choose = true,
+                             .normalise = normalise,
+                             .n = 6,
+                             .T = 3,
+                             .E = 5,
+                             .K = 2,
+                             .scale = 2.5,
+                             .aux = 0.7,
+                             .z = 0.2}};
         double *logits = filled(3, 30), *gradient = ref_alloc(30), gates[12], loss[2] = {0, 0};
         c.op.logits = logits;
         fill(4, 12, c.dgate);

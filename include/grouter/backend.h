@@ -54,11 +54,10 @@ typedef struct gr_sum {
 } gr_sum;
 
 /* The router of a MoE layer, on tokens in windows of T. Logits l [n,E] become p = softmax(l) of each token;
- * lse = logsumexp(l). A token's experts S are its K largest logits, ties to the lower id, or given; ids ascend. Its gates,
- * for k in S:  g_k = scale * exp(l_k) / sum_{j in S} exp(l_j)  with `normalise`,  else  scale * p_k.
- * Logits that are not finite still give K distinct experts. Losses, with count_i the tokens of the token's window that
- * have expert i (a constant in backward):
- *   loss[0] += aux_scale * sum_t sum_i count_i p_ti     loss[1] += z_scale * sum_t lse_t^2
+ * lse = logsumexp(l). A token's experts S are its K largest logits, ties to the lower id, or given; ids ascend. Its
+ * gates, for k in S:  g_k = scale * exp(l_k) / sum_{j in S} exp(l_j)  with `normalise`,  else  scale * p_k. Logits that
+ * are not finite still give K distinct experts. Losses, with count_i the tokens of the token's window that have expert
+ * i (a constant in backward): loss[0] += aux_scale * sum_t sum_i count_i p_ti     loss[1] += z_scale * sum_t lse_t^2
  * Backward, of dgate and both losses, with m = sum_{j in S} dg_j g_j and a = sum_i count_i p_i:
  *   dl_i = p_i (aux_scale (count_i - a) + 2 z_scale lse)
  *        + [i in S] g_i (dg_i - m / scale)  with `normalise`,  else  + [i in S] g_i dg_i - p_i m */
@@ -81,8 +80,8 @@ typedef struct gr_router_op {
     void *dlogits;      /* act [n,E]: result */
 } gr_router_op;
 
-/* Gates of pairs from those of their rows: pair_gate[p] = gate[pair_row[p], pair_slot[p]]. Backward: dgate is zeroed, then
- * dgate[pair_row[p], pair_slot[p]] = dpair_gate[p]; no two pairs have the same place. */
+/* Gates of pairs from those of their rows: pair_gate[p] = gate[pair_row[p], pair_slot[p]]. Backward: dgate is zeroed,
+ * then dgate[pair_row[p], pair_slot[p]] = dpair_gate[p]; no two pairs have the same place. */
 typedef struct gr_pair_gates {
     int64_t n_row, K, n_pair;
     const uint32_t *pair_row; /* [n_pair] */
@@ -216,7 +215,8 @@ struct gr_backend {
     gr_err (*gemm)(gr_backend *b, gr_lane lane, const gr_gemm *a);
     gr_err (*gather_rows)(gr_backend *b, gr_lane lane, const gr_gather *a);
     gr_err (*sum_rows)(gr_backend *b, gr_lane lane, const gr_sum *a);
-    gr_err (*gather_f32)(gr_backend *b, gr_lane lane, const gr_gather *a); /* these two on fp32 rows, whatever `dtype` */
+    gr_err (*gather_f32)(
+        gr_backend *b, gr_lane lane, const gr_gather *a); /* these two on fp32 rows, whatever `dtype` */
     gr_err (*sum_f32)(gr_backend *b, gr_lane lane, const gr_sum *a);
     gr_err (*router_forward)(gr_backend *b, gr_lane lane, const gr_router_op *a);
     gr_err (*router_backward)(gr_backend *b, gr_lane lane, const gr_router_op *a);

@@ -43,10 +43,11 @@ GR_MUST gr_err gr_moe_experts_recompute(gr_moe *m, const gr_expert_weights *w, c
 /* Experts backward: dy [N+M, D] (dispatched), x, h -> gradients, pair_out = dx per pair, pair_dgate. Overwrites h. */
 GR_MUST gr_err gr_moe_experts_backward(gr_moe *m, const gr_expert_weights *w, const void *x, const void *dy, void *h);
 
-/* Learned gates travel as their tokens do, as rows of K floats: gate [N+M, K] has those of the own tokens in rows [0,N);
- * fills rows [N, N+M) and pair_gate [n_pair]. */
+/* Learned gates travel as their tokens do, as rows of K floats: gate [N+M, K] has those of the own tokens in rows
+ * [0,N); fills rows [N, N+M) and pair_gate [n_pair]. */
 GR_MUST gr_err gr_moe_gates_dispatch(gr_moe *m, float *gate, float *pair_gate);
-/* Back: pair_dgate -> dgate [N+M, K], of which rows [0,N) are then complete, 0 for no slot: each entry is one pair's. */
+/* Back: pair_dgate -> dgate [N+M, K], of which rows [0,N) are then complete, 0 for no slot: each entry is one pair's.
+ */
 GR_MUST gr_err gr_moe_gates_combine(gr_moe *m, float *dgate);
 
 #endif

@@ -1,6 +1,6 @@
-/* The router of a MoE layer: logits = n2 Wr^T choose the experts of a token (or the route table has), and their softmax is
- * its gates. With chosen experts the layer's plan is built here, from the choices of the whole expert-parallel group:
- * the one exchange and the one wait for the device that fixed routes do without. */
+/* The router of a MoE layer: logits = n2 Wr^T choose the experts of a token (or the route table has), and their softmax
+ * is its gates. With chosen experts the layer's plan is built here, from the choices of the whole expert-parallel
+ * group: the one exchange and the one wait for the device that fixed routes do without. */
 #include "internal.h"
 
 static gr_router_op router_args(gr_model *m, int l) {
@@ -15,7 +15,8 @@ static gr_router_op router_args(gr_model *m, int l) {
         .K = c->num_experts_per_tok,
         .scale = (float)r->scale,
         /* coef E/(K T^2) / windows of the global batch, and loss_scale is 1 / (windows * T) */
-        .aux_scale = r->aux_loss_coef * c->num_experts / ((double)c->num_experts_per_tok * (double)m->T) * m->loss_scale,
+        .aux_scale =
+            r->aux_loss_coef * c->num_experts / ((double)c->num_experts_per_tok * (double)m->T) * m->loss_scale,
         .z_scale = r->z_loss_coef * m->loss_scale,
         .p = s->p,
         .lse = s->lse,

@@ -83,17 +83,17 @@ struct gr_model {
     void *dn, *dqkv, *d_o;  /* act [N, D], [N, A], [N, H*head_dim] */
 
     /* learned gates only */
-    float *dgate;         /* [N + recv_max, K] */
-    float *pair_dgate;    /* [pair_max] */
-    float *gate_send;     /* [send_max, K] */
-    void *dlogits;        /* act [N, E] */
-    double *router_loss;  /* [2] aux and z, added up since gr_model_zero_gradients */
-    uint64_t *load;       /* [MoE layers, E] likewise */
-    void *plan_memory;    /* host: plans of the layers and the two below */
-    uint16_t *group_ids;  /* [R_ep*N, K] choices of the whole group */
-    float *group_used;    /* [R_ep*N, K] ones: a learned router leaves no slot unused */
+    float *dgate;          /* [N + recv_max, K] */
+    float *pair_dgate;     /* [pair_max] */
+    float *gate_send;      /* [send_max, K] */
+    void *dlogits;         /* act [N, E] */
+    double *router_loss;   /* [2] aux and z, added up since gr_model_zero_gradients */
+    uint64_t *load;        /* [MoE layers, E] likewise */
+    void *plan_memory;     /* host: plans of the layers and the two below */
+    uint16_t *group_ids;   /* [R_ep*N, K] choices of the whole group */
+    float *group_used;     /* [R_ep*N, K] ones: a learned router leaves no slot unused */
     const gr_batch *batch; /* of the current micro-batch */
-    double loss_scale;    /* of its gradients; 0: only evaluated */
+    double loss_scale;     /* of its gradients; 0: only evaluated */
 
     gr_moe moe; /* of the current micro-batch, and of the layer being computed */
 };
@@ -138,8 +138,8 @@ void gr_model_layout_step(gr_model *m, gr_arena *arena);
 /* With routing.source learned: plans, in host memory. */
 void gr_model_layout_plans(gr_model *m, gr_arena *arena);
 
-/* gate.c: the routers. Forward reads n2 of ffn_of(l), makes the layer's choices, plan and gates, and sets m->moe to them;
- * select only sets it again; backward adds to dn. All do nothing with fixed gates. */
+/* gate.c: the routers. Forward reads n2 of ffn_of(l), makes the layer's choices, plan and gates, and sets m->moe to
+ * them; select only sets it again; backward adds to dn. All do nothing with fixed gates. */
 gr_err gr_model_gate_forward(gr_model *m, int l);
 void gr_model_gate_select(gr_model *m, int l);
 gr_err gr_model_gate_backward(gr_model *m, int l);

@@ -14,12 +14,12 @@ typedef struct gr_dry_report {
     const gr_config *config;
     int n_rank, R_ep;
     const char *backend, *dtype;
-    int n_absent;           /* data files that are not here */
-    bool exact;             /* rows and pairs are the route tables' */
-    bool learned;           /* routes are made in the step: memory is that of the worst choice, rows are expected ones */
-    gr_memory_table memory; /* of the rank that needs most */
-    uint64_t memory_worst;  /* if all tokens chose experts of one rank; 0 when exact */
-    double rows;            /* that a rank sends in one dispatch of one layer, per step, mean over ranks */
+    int n_absent; /* data files that are not here */
+    bool exact;   /* rows and pairs are the route tables' */
+    bool learned; /* routes are made in the step: memory is that of the worst choice, rows are expected ones */
+    gr_memory_table memory;            /* of the rank that needs most */
+    uint64_t memory_worst;             /* if all tokens chose experts of one rank; 0 when exact */
+    double rows;                       /* that a rank sends in one dispatch of one layer, per step, mean over ranks */
     double sent_worst, returned_worst; /* learned: rows if all tokens went to as many ranks as they can, or came here */
     size_t row_bytes;
     int64_t n_dense, n_expert; /* elements of the flat range of a rank */

@@ -7,7 +7,7 @@
 typedef struct source {
     gr_tokens *tokens;
     gr_routes *routes;
-    gr_touch touch;      /* empty when the group is one rank: nothing moves */
+    gr_touch touch;     /* empty when the group is one rank: nothing moves */
     uint64_t ends_hash; /* without routes: of the first and the last window */
 } source;
 
@@ -201,7 +201,8 @@ static void micro_limits(gr_feed *f, uint64_t cursor, uint64_t micro) {
     f->limits.pair_max = pair > f->limits.pair_max ? pair : f->limits.pair_max;
 }
 
-/* Exact maxima over every micro-batch of the run; without tables of any choice. One rank alone keeps all its pairs: no look at the data is needed. */
+/* Exact maxima over every micro-batch of the run; without tables of any choice. One rank alone keeps all its pairs: no
+ * look at the data is needed. */
 static void find_limits(gr_feed *f, gr_feed_start start) {
     if (!f->tables) {
         f->limits = gr_plan_limits_worst(f->B * f->T, f->K, f->map);

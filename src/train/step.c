@@ -1,6 +1,8 @@
 /* The training run. One step, top to bottom: next windows and routes -> plan -> per layer norm, attention, dispatch,
  * experts, combine -> head and loss -> layers in reverse with the same plan -> reduce gradients -> norm, clip ->
- * optimizer -> one log line -> now and then evaluation. */
+ * optimizer -> one log line -> now and then evaluation. With learned routes each layer's router makes a plan in
+ * between.
+ */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -116,8 +118,8 @@ static void compare_memory(const gr_trainer *t) {
 
 static gr_err train_step(gr_trainer *t, int64_t step) {
     double start_s = gr_time_s();
-    t->record = (gr_step_record){
-        .step = step + 1, .loss_valid = NAN, .bytes_nats_valid = NAN, .aux_loss = NAN, .z_loss = NAN};
+    t->record =
+        (gr_step_record){.step = step + 1, .loss_valid = NAN, .bytes_nats_valid = NAN, .aux_loss = NAN, .z_loss = NAN};
     t->record.tokens_seen = (uint64_t)(step + 1) * (uint64_t)t->tokens_per_step;
     GR_TRY(run_micro_batches(t, step));
     gr_update update;
