@@ -1,5 +1,5 @@
-/* Learned routers on four ranks as 4 x 1, 2 x 2 and 1 x 4 data- and expert-parallel: losses and reduced gradients of one
- * step equal the reference that sees all windows at once. One step only: later ones flip near-ties. */
+/* Learned routers on four ranks as 4 x 1, 2 x 2 and 1 x 4 data- and expert-parallel: losses and reduced gradients of
+ * one step equal the reference that sees all windows at once. One step only: later ones flip near-ties. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>

@@ -40,16 +40,16 @@ void *__wrap_aligned_alloc(size_t align, size_t n) {
 }
 
 /* Allocation calls of a whole run of so many steps. */
-static int calls_of(int steps, gr_recompute recompute) {
+static int calls_of(const gr_model_config *config, int steps, gr_recompute recompute) {
     gr_backend *backend;
     gr_comm *comm;
     assert_int_equal(gr_backend_open(&backend, "cpu"), GR_OK);
     assert_int_equal(gr_comm_open(&comm, "self"), GR_OK);
     assert_int_equal(gr_comm_group(comm, 1), GR_OK);
-    const model_case_options o = {.config = &model_case_config,
+    const model_case_options o = {.config = config,
         .n_window = 2,
         .T = 40,
-        .unused_slots = true,
+        .unused_slots = config->routing.gates == GR_GATES_FIXED,
         .only_expert = -1,
         .recompute = recompute,
         .zero = GR_ZERO_1};
@@ -66,11 +66,15 @@ static int calls_of(int steps, gr_recompute recompute) {
 static void steps_after_the_first_allocate_nothing(void **state) {
     (void)state;
     enum { PER_STEP = 4 }; /* the test's own: tokens, targets, ids and gates of the step's windows */
-    for (gr_recompute recompute = GR_RECOMPUTE_NONE; recompute <= GR_RECOMPUTE_BLOCK; recompute++) {
-        int one = calls_of(1, recompute), six = calls_of(6, recompute);
-        assert_true(one > PER_STEP);
-        assert_int_equal(six - one, 5 * PER_STEP);
-    }
+    gr_model_config config[2] = {model_case_config, model_case_config}; /* routes given, and made in the step */
+    config[1].routing = (gr_routing){
+        .source = GR_SOURCE_LEARNED, .gates = GR_GATES_LEARNED, .scale = 1, .aux_loss_coef = 0.01, .z_loss_coef = 0.01};
+    for (int i = 0; i < 2; i++)
+        for (gr_recompute recompute = GR_RECOMPUTE_NONE; recompute <= GR_RECOMPUTE_BLOCK; recompute++) {
+            int one = calls_of(&config[i], 1, recompute), six = calls_of(&config[i], 6, recompute);
+            assert_true(one > PER_STEP);
+            assert_int_equal(six - one, 5 * PER_STEP);
+        }
 }
 
 int main(void) {

@@ -104,6 +104,9 @@ static void test_absent_keys_take_their_defaults(void **state) {
     assert_true(config.model.initializer_range == 0.02);
     assert_false(config.model.tie_word_embeddings || config.model.use_qk_norm);
     assert_int_equal(config.routing.source, GR_SOURCE_TABLE);
+    assert_int_equal(config.routing.gates, GR_GATES_FIXED);
+    assert_true(config.routing.scale == 1 && config.routing.aux_loss_coef == 0 && config.routing.z_loss_coef == 0);
+    assert_true(config.model.norm_topk_prob);
     assert_int_equal(config.data.n_train, 1);
     assert_string_equal(config.data.train[0].tokens, "a");
     assert_string_equal(config.data.train[0].routes, "a.routes");

@@ -28,7 +28,7 @@ static void make_routes(uint32_t file, uint64_t window, uint16_t *ids, float *ga
     }
 }
 
-static void make_file(uint32_t file) {
+static void make_file_of(uint32_t file, bool variable_k) {
     uint32_t tokens[T * 8], n_token = n_window[file] * T + 1;
     for (uint32_t i = 0; i < n_token; i++)
         tokens[i] = first_token[file] + i;
@@ -44,6 +44,7 @@ static void make_file(uint32_t file) {
         .scale = 1.0f,
         .n_window = n_window[file],
         .n_token = n_token,
+        .variable_k = variable_k,
         .router = {.lo = 7, .hi = 9},
         .provenance = "a test"};
     gr_routes_writer *r;
@@ -56,6 +57,10 @@ static void make_file(uint32_t file) {
     }
     assert_int_equal(gr_routes_writer_commit(r), GR_OK);
     gr_routes_writer_close(r);
+}
+
+static void make_file(uint32_t file) {
+    make_file_of(file, false);
 }
 
 static gr_config *make_config(void) {
@@ -286,6 +291,92 @@ static void an_absurd_histogram_is_refused_by_window(void **state) {
     make_file(0);
 }
 
+static gr_err open_learned(fixture *f, gr_feed_kind kind, int n_rank, int rank) {
+    f->config = make_config();
+    f->config->routing = f->config->model.routing =
+        (gr_routing){.source = GR_SOURCE_LEARNED, .gates = GR_GATES_LEARNED, .scale = 1};
+    for (int i = 0; i < N_FILE; i++)
+        *f->config->data.train[i].routes = *f->config->data.valid[i].routes = '\0';
+    f->comm = lone_comm(n_rank, rank);
+    assert_int_equal(gr_expert_map_open(&f->map, E, (uint32_t)n_rank), GR_OK);
+    return gr_feed_open(&f->feed, kind, f->config, &f->comm, &f->map, NULL);
+}
+
+/* Rank by rank the same windows as with tables, nothing but tokens, and limits for any choice. */
+static void without_tables_each_rank_reads_its_own_windows(void **state) {
+    (void)state;
+    for (int rank = 0; rank < 2; rank++) {
+        fixture with, without;
+        fixture_open(&with, GR_FEED_TRAIN, 2, rank);
+        assert_int_equal(open_learned(&without, GR_FEED_TRAIN, 2, rank), GR_OK);
+        assert_int_equal(gr_feed_windows(without.feed), gr_feed_windows(with.feed));
+        for (uint64_t step = 0; step < 3; step++) {
+            gr_micro a, b;
+            assert_int_equal(gr_feed_prepare(with.feed, step * GLOBAL, 0, &a), GR_OK);
+            assert_int_equal(gr_feed_prepare(without.feed, step * GLOBAL, 0, &b), GR_OK);
+            assert_memory_equal(a.batch.token, b.batch.token, B * T * sizeof *a.batch.token);
+            assert_memory_equal(a.batch.target, b.batch.target, B * T * sizeof *a.batch.target);
+            assert_true(a.n_target == b.n_target && a.n_byte == b.n_byte);
+            assert_null(b.batch.plan);
+            assert_null(b.batch.ids);
+            assert_null(b.load);
+        }
+        const gr_plan_limits *l = gr_feed_limits(without.feed);
+        assert_int_equal(l->N, B * T);
+        assert_int_equal(l->send_max, B * T);
+        assert_int_equal(l->recv_max, B * T);
+        assert_int_equal(l->pair_max, 2 * B * T * K);
+        fixture_close(&with);
+        fixture_close(&without);
+    }
+    unlink(touch_path);
+}
+
+static void without_tables_a_file_is_known_by_its_ends(void **state) {
+    (void)state;
+    fixture f;
+    char text[2][GR_FEED_CONTENT_MAX];
+    assert_int_equal(open_learned(&f, GR_FEED_TRAIN, 1, 0), GR_OK);
+    assert_non_null(strstr(gr_feed_content(f.feed, 0, text[0]), "29 tokens, ends "));
+    const char *end = strstr(gr_feed_content(f.feed, 1, text[1]), "ends ");
+    assert_non_null(end);
+    assert_string_not_equal(strstr(text[0], "ends "), end);
+    fixture_close(&f);
+}
+
+/* The own tokens' experts go with the plan, whatever their rank. */
+static void learned_gates_get_the_experts_of_their_tokens(void **state) {
+    (void)state;
+    fixture f = {.config = make_config(), .comm = lone_comm(2, 1)};
+    f.config->routing = f.config->model.routing = (gr_routing){.gates = GR_GATES_LEARNED, .scale = 1};
+    assert_int_equal(gr_expert_map_open(&f.map, E, 2), GR_OK);
+    assert_int_equal(gr_feed_open(&f.feed, GR_FEED_TRAIN, f.config, &f.comm, &f.map, NULL), GR_OK);
+    gr_micro now, next;
+    assert_int_equal(gr_feed_prepare(f.feed, 0, 0, &now), GR_OK);
+    assert_int_equal(gr_feed_prepare(f.feed, GLOBAL, 0, &next), GR_OK); /* and they stay while the next is prepared */
+    for (uint32_t b = 0; b < B; b++) {
+        uint16_t ids[T * K];
+        float gates[T * K];
+        place p = find_place(now.batch.token + b * T);
+        make_routes(p.file, p.window, ids, gates);
+        assert_memory_equal(now.batch.ids + b * T * K, ids, sizeof ids);
+    }
+    fixture_close(&f);
+    unlink(touch_path);
+}
+
+static void learned_gates_refuse_a_table_with_unused_slots(void **state) {
+    (void)state;
+    fixture f = {.config = make_config(), .comm = lone_comm(1, 0)};
+    f.config->routing = f.config->model.routing = (gr_routing){.gates = GR_GATES_LEARNED, .scale = 1};
+    assert_int_equal(gr_expert_map_open(&f.map, E, 1), GR_OK);
+    make_file_of(0, true);
+    assert_int_equal(gr_feed_open(&f.feed, GR_FEED_TRAIN, f.config, &f.comm, &f.map, NULL), GR_DATA);
+    assert_non_null(strstr(gr_error_text(), "variable_k"));
+    fixture_close(&f);
+    make_file(0);
+}
+
 static int make_files(void **state) {
     (void)state;
     for (uint32_t f = 0; f < N_FILE; f++)
@@ -313,6 +404,10 @@ int main(void) {
         cmocka_unit_test(limits_are_the_largest_plan_of_the_run_on_each_rank),
         cmocka_unit_test(touch_counts_that_are_too_low_are_refused_by_window),
         cmocka_unit_test(an_absurd_histogram_is_refused_by_window),
+        cmocka_unit_test(without_tables_each_rank_reads_its_own_windows),
+        cmocka_unit_test(without_tables_a_file_is_known_by_its_ends),
+        cmocka_unit_test(learned_gates_get_the_experts_of_their_tokens),
+        cmocka_unit_test(learned_gates_refuse_a_table_with_unused_slots),
     };
     gr_log_set(GR_LOG_QUIET);
     return cmocka_run_group_tests(tests, make_files, remove_files);

@@ -37,10 +37,14 @@ static const gr_config config = {
 };
 
 /* A rank of four, of which only its place is known. */
-static gr_trainer shape_open(gr_comm *comm) {
-    gr_trainer t = {.config = &config, .comm = comm};
+static gr_trainer shape_open_with(const gr_config *c, gr_comm *comm) {
+    gr_trainer t = {.config = c, .comm = comm};
     assert_int_equal(gr_trainer_shape(&t), GR_OK);
     return t;
+}
+
+static gr_trainer shape_open(gr_comm *comm) {
+    return shape_open_with(&config, comm);
 }
 
 static gr_comm *comm_open(void) {
@@ -67,11 +71,10 @@ static gr_err counted_alloc(gr_backend *b, size_t n_byte, const char *what, void
     return alloc_of_backend(b, n_byte, what, out);
 }
 
-static void predicted_bytes_are_those_that_model_and_optimizer_allocate(void **state) {
-    (void)state;
+static void check_predicted_bytes(const gr_config *c) {
     gr_comm *comm = comm_open();
-    gr_trainer t = shape_open(comm);
-    gr_plan_limits limits = gr_forecast_limits(&config, &t.map, 1.25);
+    gr_trainer t = shape_open_with(c, comm);
+    gr_plan_limits limits = gr_forecast_limits(c, &t.map, 1.25);
     gr_memory_table predicted;
     assert_int_equal(gr_forecast_memory(&t, &limits, NULL, &predicted), GR_OK);
 
@@ -90,6 +93,36 @@ static void predicted_bytes_are_those_that_model_and_optimizer_allocate(void **s
     assert_int_equal(item(&predicted, "weights"), item(&predicted, "gradients"));
     gr_trainer_close(&t);
     gr_comm_close(comm, GR_OK);
+}
+
+static void predicted_bytes_are_those_that_model_and_optimizer_allocate(void **state) {
+    (void)state;
+    check_predicted_bytes(&config);
+    gr_config learned = config;
+    learned.routing = learned.model.routing =
+        (gr_routing){.source = GR_SOURCE_LEARNED, .gates = GR_GATES_LEARNED, .scale = 1};
+    check_predicted_bytes(&learned);
+}
+
+/* Learned routes need a plan of each layer with experts; with tables one serves all, and one is prepared ahead. */
+static void learned_routes_are_predicted_to_need_a_plan_per_layer(void **state) {
+    (void)state;
+    uint64_t plans[2];
+    for (int i = 0; i < 2; i++) {
+        gr_config c = config;
+        c.model.num_hidden_layers = i ? 11 : 6;
+        c.routing = c.model.routing = (gr_routing){.source = GR_SOURCE_LEARNED, .gates = GR_GATES_LEARNED, .scale = 1};
+        gr_comm *comm = comm_open();
+        gr_trainer t = shape_open_with(&c, comm);
+        gr_plan_limits worst = gr_forecast_limits_worst(&c, &t.map);
+        gr_memory_table m;
+        assert_int_equal(gr_forecast_memory(&t, &worst, NULL, &m), GR_OK);
+        plans[i] = item(&m, "plans and routes");
+        gr_trainer_close(&t);
+        gr_comm_close(comm, GR_OK);
+    }
+    assert_true(plans[1] > plans[0] && plans[1] < 2 * plans[0]);
+    assert_true(plans[1] - plans[0] > 5 * 64 * 2 * 9); /* pairs at worst, 9 bytes each in the plan's lists alone */
 }
 
 static void items_come_largest_first_and_add_up(void **state) {
@@ -155,6 +188,7 @@ static void sizes_beyond_64_bits_do_not_wrap(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(predicted_bytes_are_those_that_model_and_optimizer_allocate),
+        cmocka_unit_test(learned_routes_are_predicted_to_need_a_plan_per_layer),
         cmocka_unit_test(items_come_largest_first_and_add_up),
         cmocka_unit_test(uniform_routing_sends_the_rows_that_counting_gives),
         cmocka_unit_test(what_does_not_fit_is_refused_with_its_largest_items),

@@ -75,7 +75,10 @@ static gr_step_record record(int64_t step) {
         .exchange_ms = 2,
         .reduce_ms = 3,
         .optimizer_ms = 4,
-        .max_vio = 0.12};
+        .aux_loss = NAN,
+        .z_loss = NAN,
+        .max_vio = 0.12,
+        .max_vio_layer = NAN};
 }
 
 static gr_metrics *metrics_open(const gr_metrics_options *o) {
@@ -143,10 +146,23 @@ static void a_step_is_one_flat_object_with_what_was_measured(void **state) {
     gr_json_close(doc);
 }
 
+static void learned_routers_add_their_losses_and_the_fullest_layer(void **state) {
+    (void)state;
+    gr_step_record r = record(3);
+    r.aux_loss = 0.02;
+    r.z_loss = 0.003;
+    r.max_vio_layer = 0.5;
+    gr_json *doc = log_of(&r);
+    assert_true(number(doc, "aux_loss") == 0.02 && number(doc, "z_loss") == 0.003);
+    assert_true(number(doc, "maxvio") == 0.12 && number(doc, "maxvio_max") == 0.5);
+    gr_json_close(doc);
+}
+
 static void what_was_not_measured_is_absent(void **state) {
     (void)state;
     gr_step_record r = record(1);
     gr_json *doc = log_of(&r);
+    assert_false(has(doc, "aux_loss") || has(doc, "z_loss") || has(doc, "maxvio_max"));
     assert_false(has(doc, "loss_valid"));
     assert_false(has(doc, "nats_per_byte_valid"));
     assert_false(has(doc, "eval_ms"));
@@ -372,6 +388,7 @@ static void a_run_that_starts_over_starts_its_log_over(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_step_is_one_flat_object_with_what_was_measured),
+        cmocka_unit_test(learned_routers_add_their_losses_and_the_fullest_layer),
         cmocka_unit_test(what_was_not_measured_is_absent),
         cmocka_unit_test(a_loss_that_is_not_finite_leaves_a_valid_object),
         cmocka_unit_test(the_first_step_and_evaluations_do_not_slow_the_estimate),

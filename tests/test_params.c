@@ -263,6 +263,37 @@ static void a_tied_head_is_counted_once_but_used_as_active(void **state) {
     assert_int_equal(a.active, b.active);
 }
 
+static void routers_are_matrices_of_every_layer_with_experts(void **state) {
+    (void)state;
+    reversed r;
+    gr_params p;
+    gr_model_config c = small;
+    c.routing = (gr_routing){.source = GR_SOURCE_LEARNED, .gates = GR_GATES_LEARNED, .scale = 1};
+    gr_model_count with, without;
+    gr_model_count_config(&c, 16, &with);
+    gr_model_count_config(&small, 16, &without);
+    int64_t n_moe = c.num_hidden_layers - c.first_k_dense_replace, size = c.num_experts * c.hidden_size;
+    assert_int_equal(with.matrices - without.matrices, n_moe * size);
+    assert_int_equal(with.active - without.active, n_moe * size);
+    assert_int_equal(gr_model_routers(&c), n_moe);
+    assert_int_equal(gr_model_routers(&small), 0);
+    reversed_fill(&r, 1);
+    assert_int_equal(gr_params_open(&p, &c, &r.map, 0, 1, 1), GR_OK);
+    for (int l = 0; l < c.num_hidden_layers; l++) {
+        char name[64];
+        snprintf(name, sizeof name, "model.layers.%d.mlp.gate.weight", l);
+        const gr_param *g = gr_params_find(&p, name);
+        assert_true((g != NULL) == (l >= c.first_k_dense_replace));
+        if (!g)
+            continue;
+        assert_int_equal(g->kind, GR_PARAM_ROUTER);
+        assert_int_equal(g->owner, GR_WORLD);
+        assert_true(g->decay && g->init_std == (float)c.initializer_range);
+        assert_true(g->dim[0] == c.num_experts && g->dim[1] == c.hidden_size);
+    }
+    gr_params_close(&p);
+}
+
 static void a_model_beyond_64_bits_is_refused(void **state) {
     (void)state;
     reversed r;
@@ -287,6 +318,7 @@ int main(void) {
         cmocka_unit_test(initial_weights_have_the_stated_deviation),
         cmocka_unit_test(counts_match_the_published_models),
         cmocka_unit_test(a_tied_head_is_counted_once_but_used_as_active),
+        cmocka_unit_test(routers_are_matrices_of_every_layer_with_experts),
         cmocka_unit_test(a_model_beyond_64_bits_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -279,6 +279,45 @@ static void adamw_first_step_moves_by_the_learning_rate(void **state) {
     assert_true(fabs(m[0] - 0.15) < 1e-15 && fabs(v[0] - 0.05 * 2.25) < 1e-15);
 }
 
+/* In the logits of a router, its counts held fixed, as a gradient has them. */
+typedef struct router_case {
+    ref_router op;
+    uint16_t ids[12];
+    double dgate[12];
+} router_case;
+
+static double router_loss(void *context) {
+    router_case *c = context;
+    double gates[12], loss[2] = {0, 0};
+    ref_router op = c->op;
+    op.choose = false; /* the choice made before the step of a difference quotient */
+    ref_router_forward(&op, c->ids, gates, loss);
+    return dot(12, gates, c->dgate) + loss[0] + loss[1];
+}
+
+static void router_gradient_matches_finite_differences(void **state) {
+    (void)state;
+    for (int normalise = 0; normalise < 2; normalise++) {
+        router_case c = {.op = {.choose = true,
+                             .normalise = normalise,
+                             .n = 6,
+                             .T = 3,
+                             .E = 5,
+                             .K = 2,
+                             .scale = 2.5,
+                             .aux = 0.7,
+                             .z = 0.2}};
+        double *logits = filled(3, 30), *gradient = ref_alloc(30), gates[12], loss[2] = {0, 0};
+        c.op.logits = logits;
+        fill(4, 12, c.dgate);
+        ref_router_forward(&c.op, c.ids, gates, loss);
+        ref_router_backward(&c.op, c.ids, c.dgate, gradient);
+        check_gradient(router_loss, &c, 30, logits, gradient);
+        free(logits);
+        free(gradient);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(linear_backward_is_the_derivative),
@@ -292,6 +331,7 @@ int main(void) {
         cmocka_unit_test(cross_entropy_of_equal_logits_is_log_v),
         cmocka_unit_test(embed_backward_is_the_derivative),
         cmocka_unit_test(adamw_first_step_moves_by_the_learning_rate),
+        cmocka_unit_test(router_gradient_matches_finite_differences),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

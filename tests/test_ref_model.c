@@ -61,8 +61,13 @@ static void fixture_open(fixture *f, const gr_model_config *c) {
     }
     f->target[3] = -1;
     f->gates[2 * K] = 0;
-    f->b = (ref_batch){
-        .n_window = N_WINDOW, .T = WINDOW, .token = f->token, .target = f->target, .ids = f->ids, .gates = f->gates, .router_loss = f->router_loss};
+    f->b = (ref_batch){.n_window = N_WINDOW,
+        .T = WINDOW,
+        .token = f->token,
+        .target = f->target,
+        .ids = f->ids,
+        .gates = f->gates,
+        .router_loss = f->router_loss};
 }
 
 static void fixture_close(fixture *f) {
@@ -165,11 +170,8 @@ static void gradient_with_learned_routes_matches_finite_differences(void **state
     (void)state;
     gr_model_config c = base;
     c.shared_expert_intermediate_size = 3;
-    c.routing = (gr_routing){.source = GR_SOURCE_LEARNED,
-        .gates = GR_GATES_LEARNED,
-        .scale = 1.7,
-        .aux_loss_coef = 0.5,
-        .z_loss_coef = 0.1};
+    c.routing = (gr_routing){
+        .source = GR_SOURCE_LEARNED, .gates = GR_GATES_LEARNED, .scale = 1.7, .aux_loss_coef = 0.5, .z_loss_coef = 0.1};
     check_gradients(&c);
     c.norm_topk_prob = true;
     check_gradients(&c);

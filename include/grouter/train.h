@@ -19,12 +19,11 @@ typedef enum gr_feed_kind {
     GR_FEED_VALID, /* data.valid in file order: eval.windows windows, the same at each evaluation */
 } gr_feed_kind;
 
-/* With routing.source learned there are no route tables: micro-batches are tokens and targets of the own windows,
- * without a plan, and the limits are those of any choice.
- *
- * Opens token files and route tables, binds them to each other and to the config (65), and computes the exact plan
+/* Opens token files and route tables, binds them to each other and to the config (65), and computes the exact plan
  * limits of every micro-batch of the run from the touch counts. Collective: all ranks fail or none. `like`, or NULL: a
- * feed whose router this one's tables must share. config, comm and map are borrowed. */
+ * feed whose router this one's tables must share. config, comm and map are borrowed. With routing.source learned there
+ * are no tables: a micro-batch is tokens and targets of the own windows, without a plan, and the limits are those of
+ * any choice. */
 GR_MUST gr_err gr_feed_open(gr_feed **out, gr_feed_kind kind, const gr_config *config, gr_comm *comm,
     const gr_expert_map *map, const gr_feed *like);
 /* Where training begins: the limits are those of the steps from here on. */

@@ -1,6 +1,8 @@
 /* The training run. One step, top to bottom: next windows and routes -> plan -> per layer norm, attention, dispatch,
  * experts, combine -> head and loss -> layers in reverse with the same plan -> reduce gradients -> norm, clip ->
- * optimizer -> one log line -> now and then evaluation. */
+ * optimizer -> one log line -> now and then evaluation. With learned routes each layer's router makes a plan in
+ * between.
+ */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

@@ -133,7 +133,8 @@ static void runner_open(runner *r, gr_backend *backend, gr_comm *comm, const mod
     const gr_params *p = gr_model_params(r->model);
     gr_params_init(p, 3, gr_model_weights(r->model));
     for (int i = 0; i < p->n; i++)
-        for (int64_t k = 0; o->zero_routers && p->list[i].kind == GR_PARAM_ROUTER && k < gr_param_size(&p->list[i]); k++)
+        for (int64_t k = 0; o->zero_routers && p->list[i].kind == GR_PARAM_ROUTER && k < gr_param_size(&p->list[i]);
+             k++)
             gr_model_weights(r->model)[p->list[i].offset + k] = 0;
 }
 

@@ -420,8 +420,14 @@ static double head(const pass *p, const double *x, double scale, double *d) {
 }
 
 double ref_model_loss(const ref_model *m, const double *weights, const ref_batch *b, double scale, double *g) {
-    pass p = {
-        .m = m, .c = &m->config, .w = weights, .g = g, .b = b, .N = b->n_window * b->T, .D = m->config.hidden_size, .scale = scale};
+    pass p = {.m = m,
+        .c = &m->config,
+        .w = weights,
+        .g = g,
+        .b = b,
+        .N = b->n_window * b->T,
+        .D = m->config.hidden_size,
+        .scale = scale};
     int L = m->config.num_hidden_layers;
     int64_t size = p.N * p.D;
     double *x = ref_alloc((2 * L + 1) * size); /* what enters each half layer, and the last one's output */
