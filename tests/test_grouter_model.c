@@ -20,6 +20,7 @@ static gr_comm *comm;
 
 static int open_all(void **state) {
     (void)state;
+    check_set_threads(1); /* models this small would spend their time in barriers */
     return gr_backend_open(&backend, "cpu") || gr_comm_open(&comm, "self") || gr_comm_group(comm, 1);
 }
 
@@ -439,6 +440,26 @@ static void measured_memory_is_what_is_allocated(void **state) {
     for_every_grouter(check_memory);
 }
 
+/* Rows of 64 floats throughout, so nothing is lost to alignment. */
+static void a_linear_body_takes_no_memory_for_blocks(void **state) {
+    (void)state;
+    enum { N = 64, D = 16, I = 48, L = 4 };
+    gr_model_config c = grouter_case_residual_linear;
+    c.hidden_size = D;
+    c.intermediate_size = I;
+    grouter_case_options o = options_of(&c, 1, N);
+    gr_plan_limits limits;
+    gr_model_options options = grouter_case_model_options(&o, &limits);
+    gr_model *m;
+    assert_int_equal(gr_model_measure(&m, &options), GR_OK);
+    gr_model_memory told = gr_model_memory_get(m);
+    /* streams; z, mean and rstd of each layer */
+    assert_int_equal(told.activations, sizeof(float) * ((L + 1) * N * I + L * (N * I + 2 * N)));
+    /* final norm's output and rstd, which the body lacks; the loss; dres, dn */
+    assert_int_equal(told.scratch, sizeof(float) * (N * D + N + 16 + 2 * N * I));
+    gr_model_close(m);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(scores_equal_the_reference),
@@ -453,6 +474,7 @@ int main(void) {
         cmocka_unit_test(a_changed_token_reaches_exactly_the_rows_that_see_it),
         cmocka_unit_test(a_window_alone_scores_as_in_a_batch),
         cmocka_unit_test(measured_memory_is_what_is_allocated),
+        cmocka_unit_test(a_linear_body_takes_no_memory_for_blocks),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }

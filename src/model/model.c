@@ -31,7 +31,8 @@ static layer_params find_layer(const gr_model *m, int l) {
         .expert2 = offset_of(p, l, "mlp.experts.%u.down_proj.weight")};
     layer.ffn13 = offset_of(p, l, dense ? "mlp.gate_proj.weight" : "mlp.shared_expert.gate_proj.weight");
     layer.ffn2 = offset_of(p, l, dense ? "mlp.down_proj.weight" : "mlp.shared_expert.down_proj.weight");
-    layer.ffn_width = dense ? m->config.intermediate_size : m->config.shared_expert_intermediate_size;
+    if (layer.ffn13 != NONE)
+        layer.ffn_width = dense ? m->config.intermediate_size : m->config.shared_expert_intermediate_size;
     layer.linear = offset_of(p, l, "linear.weight");
     layer.ln_w = offset_of(p, l, "layer_norm.weight");
     layer.ln_b = offset_of(p, l, "layer_norm.bias");
