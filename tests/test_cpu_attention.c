@@ -1,4 +1,4 @@
-/* Attention of the CPU backend: masks, grouped heads, strides, window lengths around the block size. */
+/* Attention of the CPU backend: masks, documents, grouped heads, strides, window lengths around the block size. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -12,6 +12,7 @@
 
 #include "grouter/backend.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -102,25 +103,27 @@ static void check_backward(attention_case *c, const ref_attention *s) {
     free(dv);
 }
 
-static void check_attention(gr_attend mask, int64_t n_window, int64_t T, int64_t H, int64_t H_kv, int64_t head_dim) {
-    attention_case c = open_attention(
-        (gr_attention){.mask = mask, .n_window = n_window, .T = T, .H = H, .H_kv = H_kv, .head_dim = head_dim});
+/* Forward and backward of shape against the reference. */
+static void check_shape(gr_attention shape) {
+    attention_case c = open_attention(shape);
     double *q = check_packed(c.n_row, c.n_q, c.ld, c.a.q), *k = check_packed(c.n_row, c.n_kv, c.ld, c.a.k);
     double *v = check_packed(c.n_row, c.n_kv, c.ld, c.a.v), *o = ref_alloc(c.n_row * c.n_q),
-           *lse = ref_alloc(c.n_row * H);
-    ref_attention s = {.causal = mask == GR_ATTEND_CAUSAL,
-        .n_window = n_window,
-        .T = T,
-        .H = H,
-        .H_kv = H_kv,
-        .head_dim = head_dim,
+           *lse = ref_alloc(c.n_row * shape.H);
+    ref_attention s = {.causal = shape.mask == GR_ATTEND_CAUSAL,
+        .first = shape.documents.first,
+        .end = shape.documents.end,
+        .n_window = shape.n_window,
+        .T = shape.T,
+        .H = shape.H,
+        .H_kv = shape.H_kv,
+        .head_dim = shape.head_dim,
         .q = q,
         .k = k,
         .v = v};
     ref_attention_forward(&s, o, lse);
     assert_int_equal(backend->attention_forward(backend, GR_LANE_COMPUTE, &c.a), 0);
     assert_true(check_rows_error(c.n_row, c.n_q, c.ldo, c.o, o) <= CHECK_F32);
-    assert_true(check_error(c.n_row * H, c.lse, lse) <= CHECK_F32);
+    assert_true(check_error(c.n_row * shape.H, c.lse, lse) <= CHECK_F32);
     check_backward(&c, &s);
     close_attention(&c);
     free(q);
@@ -128,6 +131,10 @@ static void check_attention(gr_attend mask, int64_t n_window, int64_t T, int64_t
     free(v);
     free(o);
     free(lse);
+}
+
+static void check_attention(gr_attend mask, int64_t n_window, int64_t T, int64_t H, int64_t H_kv, int64_t head_dim) {
+    check_shape((gr_attention){.mask = mask, .n_window = n_window, .T = T, .H = H, .H_kv = H_kv, .head_dim = head_dim});
 }
 
 static void attention_matches_the_reference_at_every_window_length(void **state) {
@@ -147,6 +154,104 @@ static void attention_matches_the_reference_for_every_grouping_of_heads(void **s
     check_attention(GR_ATTEND_CAUSAL, 2, 70, 6, 2, 64);
     check_attention(GR_ATTEND_BIDIRECTIONAL, 2, 70, 6, 1, 128);
     check_attention(GR_ATTEND_CAUSAL, 0, 70, 6, 1, 16);
+}
+
+/* Documents that begin at position 0 and at each of begin[n_begin], ascending, of both windows; the second window has
+ * them from the back: a border at i there is one at T - i. */
+enum { N_DOCUMENT_WINDOW = 2, DOCUMENT_T_MAX = 200 };
+typedef struct document_rows {
+    uint32_t first[N_DOCUMENT_WINDOW * DOCUMENT_T_MAX], end[N_DOCUMENT_WINDOW * DOCUMENT_T_MAX];
+} document_rows;
+
+static void divide(uint32_t T, int n_begin, const uint32_t *begin, document_rows *rows) {
+    for (uint32_t window = 0; window < N_DOCUMENT_WINDOW; window++) {
+        uint32_t first = 0;
+        for (int d = 0; d <= n_begin; d++) {
+            uint32_t end = d == n_begin ? T : window == 0 ? begin[d] : T - begin[n_begin - 1 - d];
+            for (uint32_t i = window * T + first; i < window * T + end; i++) {
+                rows->first[i] = first;
+                rows->end[i] = end;
+            }
+            first = end;
+        }
+    }
+}
+
+static gr_attention divided_shape(gr_attend mask, int64_t T, const document_rows *rows) {
+    return (gr_attention){.mask = mask,
+        .documents = {rows->first, rows->end},
+        .n_window = N_DOCUMENT_WINDOW,
+        .T = T,
+        .H = 4,
+        .H_kv = 2,
+        .head_dim = 12};
+}
+
+static void check_documents(uint32_t T, int n_begin, const uint32_t *begin) {
+    document_rows rows;
+    divide(T, n_begin, begin, &rows);
+    check_shape(divided_shape(GR_ATTEND_CAUSAL, T, &rows));
+    check_shape(divided_shape(GR_ATTEND_BIDIRECTIONAL, T, &rows));
+}
+
+static void documents_match_the_reference_wherever_they_begin(void **state) {
+    (void)state;
+    static const uint32_t border[] = {1, 2, 63, 64, 65, 127, 128, 129, 191, 199};
+    for (size_t i = 0; i < sizeof border / sizeof *border; i++)
+        check_documents(200, 1, &border[i]);
+    check_documents(200, 10, border);
+    check_documents(64, 1, (uint32_t[]){31});
+    check_documents(65, 1, (uint32_t[]){64});
+    check_documents(129, 3, (uint32_t[]){10, 70, 100});
+}
+
+/* Rows that see one key: probability 1, nothing for q and k, so what flows must be exactly the value and its gradient.
+ */
+static void a_document_of_one_token_sees_itself(void **state) {
+    (void)state;
+    check_documents(200, 3, (uint32_t[]){63, 64, 65});
+    document_rows rows;
+    uint32_t every[69];
+    for (uint32_t i = 0; i < 69; i++)
+        every[i] = i + 1;
+    divide(70, 69, every, &rows);
+    for (int mask = 0; mask < 2; mask++) {
+        attention_case c = open_attention(divided_shape(mask ? GR_ATTEND_BIDIRECTIONAL : GR_ATTEND_CAUSAL, 70, &rows));
+        add_backward(&c);
+        assert_int_equal(backend->attention_forward(backend, GR_LANE_COMPUTE, &c.a), 0);
+        assert_int_equal(backend->attention_backward(backend, GR_LANE_COMPUTE, &c.a), 0);
+        for (int64_t i = 0; i < c.n_row; i++) {
+            for (int64_t j = 0; j < c.n_q; j++) {
+                int64_t v = c.n_q + c.n_kv + j / 24 * 12 + j % 12; /* two query heads read one value head */
+                assert_true(fabsf(c.o[i * c.ldo + j] - c.qkv[i * c.ld + v]) < 1e-5f);
+            }
+            for (int64_t j = 0; j < c.n_q + c.n_kv; j++)
+                assert_true(fabsf(c.dqkv[i * c.ld + j]) < 1e-5f);
+        }
+        close_attention(&c);
+    }
+}
+
+static void one_document_is_the_whole_window_bit_for_bit(void **state) {
+    (void)state;
+    document_rows rows;
+    divide(130, 0, NULL, &rows);
+    for (int mask = 0; mask < 2; mask++) {
+        gr_attention shape = divided_shape(mask ? GR_ATTEND_BIDIRECTIONAL : GR_ATTEND_CAUSAL, 130, &rows);
+        attention_case divided = open_attention(shape);
+        shape.documents = (gr_documents){0};
+        attention_case whole = open_attention(shape);
+        attention_case *both[] = {&divided, &whole};
+        for (int i = 0; i < 2; i++) {
+            add_backward(both[i]);
+            assert_int_equal(backend->attention_forward(backend, GR_LANE_COMPUTE, &both[i]->a), 0);
+            assert_int_equal(backend->attention_backward(backend, GR_LANE_COMPUTE, &both[i]->a), 0);
+        }
+        assert_memory_equal(divided.o, whole.o, (size_t)(whole.n_row * whole.ldo) * sizeof *whole.o);
+        assert_memory_equal(divided.dqkv, whole.dqkv, (size_t)(whole.n_row * whole.ld) * sizeof *whole.o);
+        close_attention(&divided);
+        close_attention(&whole);
+    }
 }
 
 static void one_key_gives_its_value_and_no_gradient_to_scores(void **state) {
@@ -221,6 +326,9 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(attention_matches_the_reference_at_every_window_length),
         cmocka_unit_test(attention_matches_the_reference_for_every_grouping_of_heads),
+        cmocka_unit_test(documents_match_the_reference_wherever_they_begin),
+        cmocka_unit_test(a_document_of_one_token_sees_itself),
+        cmocka_unit_test(one_document_is_the_whole_window_bit_for_bit),
         cmocka_unit_test(one_key_gives_its_value_and_no_gradient_to_scores),
         cmocka_unit_test(large_scores_do_not_overflow),
         cmocka_unit_test(a_nan_reaches_every_row_that_sees_it_and_no_other),

@@ -307,6 +307,167 @@ static void a_model_beyond_64_bits_is_refused(void **state) {
     assert_null(p.list);
 }
 
+/* ---------------------------------------------------------------- Grouters */
+
+static const gr_model_config attention_grouter = {
+    .vocab_size = 37,
+    .hidden_size = 20,
+    .num_hidden_layers = 2,
+    .num_attention_heads = 4,
+    .num_key_value_heads = 2,
+    .head_dim = 6,
+    .intermediate_size = 22,
+    .first_k_dense_replace = 2,
+    .initializer_range = 0.02,
+    .use_qk_norm = true,
+    .head = GR_HEAD_SCORES,
+    .num_labels = 9,
+    .mask = GR_MASK_CAUSAL,
+    .document_end = -1,
+    .zero_token = 5,
+};
+
+static gr_model_config grouter_of(gr_body body) {
+    gr_model_config c = attention_grouter;
+    if (body == GR_BODY_ATTENTION)
+        return c;
+    c.body = body;
+    c.mask = GR_MASK_NONE;
+    c.num_hidden_layers = c.first_k_dense_replace = body == GR_BODY_LINEAR ? 0 : 3;
+    c.num_attention_heads = c.num_key_value_heads = c.head_dim = 0;
+    c.use_qk_norm = false;
+    return c;
+}
+
+static void check_names(gr_body body, int n, const char *const *name) {
+    gr_model_config c = grouter_of(body);
+    gr_params p;
+    assert_int_equal(gr_params_open(&p, &c, NULL, 0, 1, 1), GR_OK);
+    assert_int_equal(p.n, n);
+    for (int i = 0; i < n; i++)
+        assert_string_equal(p.list[i].name, name[i]);
+    gr_params_close(&p);
+}
+
+static void a_grouters_parameters_have_these_names_in_this_order(void **state) {
+    (void)state;
+    check_names(GR_BODY_LINEAR, 3, (const char *const[]){"model.embed_tokens.weight", "score.weight", "score.bias"});
+    check_names(GR_BODY_RESIDUAL_LINEAR, 12,
+        (const char *const[]){"model.embed_tokens.weight", "model.layers.0.linear.weight",
+            "model.layers.0.layer_norm.weight", "model.layers.0.layer_norm.bias", "model.layers.1.linear.weight",
+            "model.layers.1.layer_norm.weight", "model.layers.1.layer_norm.bias", "model.layers.2.linear.weight",
+            "model.layers.2.layer_norm.weight", "model.layers.2.layer_norm.bias", "score.weight", "score.bias"});
+    gr_model_config c = attention_grouter;
+    gr_params p;
+    assert_int_equal(gr_params_open(&p, &c, NULL, 0, 1, 1), GR_OK);
+    assert_int_equal(p.n, 1 + 2 * 11 + 3);
+    assert_string_equal(p.list[p.n - 3].name, "model.norm.weight");
+    assert_string_equal(p.list[p.n - 2].name, "score.weight");
+    assert_string_equal(p.list[p.n - 1].name, "score.bias");
+    assert_null(gr_params_find(&p, "lm_head.weight"));
+    gr_params_close(&p);
+}
+
+static void a_grouters_parameters_follow_each_other_and_are_counted(void **state) {
+    (void)state;
+    for (int body = GR_BODY_ATTENTION; body <= GR_BODY_RESIDUAL_LINEAR; body++) {
+        gr_model_config c = grouter_of((gr_body)body);
+        gr_params p;
+        gr_model_count count;
+        int64_t end = 0, matrices = 0, vectors = 0;
+        assert_int_equal(gr_params_open(&p, &c, NULL, 0, 1, 1), GR_OK);
+        for (int i = 0; i < p.n; i++) {
+            assert_true(p.list[i].offset >= end);
+            end = p.list[i].offset + gr_param_size(&p.list[i]);
+            *(p.list[i].n_dim == 2 ? &matrices : &vectors) += gr_param_size(&p.list[i]);
+            assert_int_equal(p.list[i].decay, p.list[i].n_dim == 2);
+            assert_int_equal(p.list[i].frozen, p.list[i].kind == GR_PARAM_BIAS && i == p.n - 1);
+            assert_int_equal(p.list[i].zero_row, i == 0 ? c.zero_token : -1);
+        }
+        assert_true(p.n_element >= end && p.n_element == p.n_dense);
+        gr_model_count_config(&c, 16, &count);
+        assert_int_equal(count.matrices, matrices);
+        assert_int_equal(count.norms, vectors - c.num_labels);
+        assert_int_equal(count.experts, 0);
+        assert_int_equal(count.active, matrices - 37 * 20);
+        gr_params_close(&p);
+    }
+}
+
+static void a_grouter_starts_with_no_biases_and_a_zero_token(void **state) {
+    (void)state;
+    gr_model_config c = grouter_of(GR_BODY_RESIDUAL_LINEAR);
+    gr_params p;
+    assert_int_equal(gr_params_open(&p, &c, NULL, 0, 1, 1), GR_OK);
+    float *w = malloc((size_t)p.n_element * sizeof *w);
+    memset(w, 0xff, (size_t)p.n_element * sizeof *w);
+    gr_params_init(&p, 1, w);
+    for (int i = 0; i < p.n; i++)
+        for (int64_t j = 0; j < gr_param_size(&p.list[i]); j++) {
+            float x = w[p.list[i].offset + j];
+            bool zero = p.list[i].kind == GR_PARAM_BIAS || (i == 0 && j / 20 == c.zero_token);
+            assert_true(zero ? x == 0 : p.list[i].kind == GR_PARAM_NORM ? x == 1 : x != 0 && fabsf(x) < 0.2f);
+        }
+    free(w);
+    gr_params_close(&p);
+}
+
+static void grouter_counts_match_the_published_one(void **state) {
+    (void)state;
+    gr_model_config c = {.vocab_size = 151936,
+        .hidden_size = 512,
+        .num_hidden_layers = 3,
+        .num_attention_heads = 8,
+        .num_key_value_heads = 8,
+        .head_dim = 64,
+        .intermediate_size = 2736,
+        .first_k_dense_replace = 3,
+        .head = GR_HEAD_SCORES,
+        .num_labels = 128,
+        .mask = GR_MASK_BIDIRECTIONAL};
+    int64_t embedding = 77791232, blocks = 3 * 5251072, score = 65536;
+    gr_model_count count;
+    gr_model_count_config(&c, 4096, &count);
+    assert_int_equal(count.matrices, embedding + blocks + score); /* 93.6 million */
+    assert_int_equal(count.norms, 7 * 512);
+    assert_int_equal(count.active, blocks + score);
+    double matrices = 6.0 * (double)(blocks + score), whole = 12.0 * 3 * 8 * 64 * 4096;
+    assert_true(count.flops_per_token == matrices + whole);
+    c.mask = GR_MASK_BIDIRECTIONAL_DOC;
+    gr_model_count_config(&c, 4096, &count);
+    assert_true(count.flops_per_token == matrices + whole);
+    for (int mask = GR_MASK_CAUSAL; mask < GR_N_MASK; mask += 2) { /* causal, and causal within documents */
+        c.mask = (gr_mask)mask;
+        gr_model_count_config(&c, 4096, &count);
+        assert_true(count.flops_per_token == matrices + whole / 2);
+    }
+}
+
+/* Five layers, 4096 wide inside: 1024 x 4096 twice and 4096 x 4096 three times. */
+static void linear_grouters_count_no_attention(void **state) {
+    (void)state;
+    gr_model_config c = {.vocab_size = 102400,
+        .hidden_size = 1024,
+        .num_hidden_layers = 5,
+        .intermediate_size = 4096,
+        .first_k_dense_replace = 5,
+        .head = GR_HEAD_SCORES,
+        .num_labels = 64,
+        .body = GR_BODY_RESIDUAL_LINEAR};
+    gr_model_count count;
+    gr_model_count_config(&c, 4096, &count);
+    assert_int_equal(count.active, 2 * 1024 * 4096 + 3 * 4096 * 4096 + 64 * 1024);
+    assert_int_equal(count.matrices, count.active + 102400 * 1024);
+    assert_int_equal(count.norms, 2 * (4 * 4096 + 1024));
+    assert_true(count.flops_per_token == 6.0 * (double)count.active);
+    c.body = GR_BODY_LINEAR;
+    c.num_hidden_layers = c.first_k_dense_replace = 0;
+    gr_model_count_config(&c, 4096, &count);
+    assert_int_equal(count.active, 64 * 1024);
+    assert_int_equal(count.norms, 0);
+    assert_true(count.flops_per_token == 6.0 * 64 * 1024);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_element_belongs_to_at_most_one_parameter),
@@ -320,6 +481,11 @@ int main(void) {
         cmocka_unit_test(a_tied_head_is_counted_once_but_used_as_active),
         cmocka_unit_test(routers_are_matrices_of_every_layer_with_experts),
         cmocka_unit_test(a_model_beyond_64_bits_is_refused),
+        cmocka_unit_test(a_grouters_parameters_have_these_names_in_this_order),
+        cmocka_unit_test(a_grouters_parameters_follow_each_other_and_are_counted),
+        cmocka_unit_test(a_grouter_starts_with_no_biases_and_a_zero_token),
+        cmocka_unit_test(grouter_counts_match_the_published_one),
+        cmocka_unit_test(linear_grouters_count_no_attention),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -84,7 +84,7 @@ static void check_and_close(op_case *c, double (*loss)(void *)) {
     free(c->dout);
 }
 
-/* ---------------------------------------------------------------- linear, norm, rope */
+/* ---------------------------------------------------------------- linear, norms, rope */
 
 static const int64_t linear_shape[3] = {3, 5, 4};
 
@@ -114,6 +114,39 @@ static void norm_backward_is_the_derivative(void **state) {
     open_case(&c, 3 * 7, 2, (int64_t[]){3 * 7, 7});
     ref_norm_backward(3, 7, 1e-2, c.in[0], c.in[1], c.dout, c.gradient[0], c.gradient[1]);
     check_and_close(&c, norm_loss);
+}
+
+static ref_layer_norm layer_norm_of(const op_case *c) {
+    return (ref_layer_norm){
+        .n = 3, .width = 7, .eps = 1e-2, .x = c->in[0], .w = c->in[1], .b = c->in[2], .residual = c->in[3]};
+}
+
+static double layer_norm_loss(void *context) {
+    op_case *c = context;
+    ref_layer_norm s = layer_norm_of(c);
+    ref_layer_norm_forward(&s, c->out);
+    return dot(c->n_out, c->out, c->dout);
+}
+
+static void layer_norm_backward_is_the_derivative(void **state) {
+    (void)state;
+    for (int n_in = 3; n_in <= 4; n_in++) { /* without and with a residual */
+        op_case c;
+        open_case(&c, 3 * 7, n_in, (int64_t[]){3 * 7, 7, 7, 3 * 7});
+        ref_layer_norm s = layer_norm_of(&c);
+        ref_layer_norm_backward(&s, c.dout, c.gradient[0], c.gradient[1], c.gradient[2]);
+        for (int i = 0; n_in == 4 && i < 3 * 7; i++)
+            c.gradient[3][i] = c.dout[i];
+        check_and_close(&c, layer_norm_loss);
+    }
+}
+
+static void layer_norm_cuts_what_is_below_zero_and_then_adds(void **state) {
+    (void)state;
+    double x[2] = {3, 1}, w[2] = {2, 1}, b[2] = {0.5, 0.25}, residual[2] = {10, 20}, y[2];
+    ref_layer_norm s = {.n = 1, .width = 2, .eps = 0, .x = x, .w = w, .b = b, .residual = residual};
+    ref_layer_norm_forward(&s, y);
+    assert_true(fabs(y[0] - 12.5) < 1e-14 && y[1] == 20);
 }
 
 static double rope_loss(void *context) {
@@ -150,11 +183,13 @@ static double attention_loss(void *context) {
     return dot(c->n_out, c->out, c->dout);
 }
 
-static void check_attention(bool causal, int64_t H, int64_t H_kv) {
+static void check_attention(bool causal, int64_t H, int64_t H_kv, const uint32_t *first, const uint32_t *end) {
     int64_t n_q = 2 * 4 * H * 3, n_kv = 2 * 4 * H_kv * 3;
     op_case c;
     open_case(&c, n_q, 3, (int64_t[]){n_q, n_kv, n_kv});
     ref_attention s = {.causal = causal,
+        .first = first,
+        .end = end,
         .n_window = 2,
         .T = 4,
         .H = H,
@@ -170,9 +205,25 @@ static void check_attention(bool causal, int64_t H, int64_t H_kv) {
 
 static void attention_backward_is_the_derivative(void **state) {
     (void)state;
-    check_attention(true, 4, 2);
-    check_attention(true, 3, 1);
-    check_attention(false, 2, 2);
+    check_attention(true, 4, 2, NULL, NULL);
+    check_attention(true, 3, 1, NULL, NULL);
+    check_attention(false, 2, 2, NULL, NULL);
+    static const uint32_t first[8] = {0, 0, 2, 2, 0, 1, 1, 1}, end[8] = {2, 2, 4, 4, 1, 4, 4, 4};
+    check_attention(true, 4, 2, first, end);
+    check_attention(false, 2, 2, first, end);
+}
+
+static void attention_sees_its_document_only(void **state) {
+    (void)state;
+    double q[4] = {0}, k[4] = {1, 2, 3, 4}, v[4] = {1, 10, 100, 1000}, o[4];
+    static const uint32_t first[4] = {0, 0, 0, 3}, end[4] = {3, 3, 3, 4};
+    ref_attention s = {
+        .first = first, .end = end, .n_window = 1, .T = 4, .H = 1, .H_kv = 1, .head_dim = 1, .q = q, .k = k, .v = v};
+    ref_attention_forward(&s, o, NULL);
+    assert_true(fabs(o[0] - 37) < 1e-13 && fabs(o[2] - 37) < 1e-13 && fabs(o[3] - 1000) < 1e-12);
+    s.causal = true;
+    ref_attention_forward(&s, o, NULL);
+    assert_true(fabs(o[0] - 1) < 1e-14 && fabs(o[1] - 5.5) < 1e-14 && fabs(o[3] - 1000) < 1e-12);
 }
 
 static void causal_attention_ignores_the_future(void **state) {
@@ -322,10 +373,13 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(linear_backward_is_the_derivative),
         cmocka_unit_test(norm_backward_is_the_derivative),
+        cmocka_unit_test(layer_norm_backward_is_the_derivative),
+        cmocka_unit_test(layer_norm_cuts_what_is_below_zero_and_then_adds),
         cmocka_unit_test(rope_inverse_is_the_derivative),
         cmocka_unit_test(rope_turns_the_second_position_by_one_radian),
         cmocka_unit_test(attention_backward_is_the_derivative),
         cmocka_unit_test(causal_attention_ignores_the_future),
+        cmocka_unit_test(attention_sees_its_document_only),
         cmocka_unit_test(ffn_backward_is_the_derivative),
         cmocka_unit_test(cross_entropy_backward_is_the_derivative),
         cmocka_unit_test(cross_entropy_of_equal_logits_is_log_v),

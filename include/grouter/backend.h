@@ -143,7 +143,8 @@ typedef struct gr_norm {
     float *dw; /* [width], accumulated */
 } gr_norm;
 
-/* y = relu((x - mean) * rstd * w + b) (+ residual) per row, mean and rstd = 1/sqrt(variance + eps) over the row.
+/* y = relu((x - mean) * rstd * w + b) (+ residual) per row, mean and rstd = 1/sqrt(variance + eps) over the row; a
+ * NaN in x makes its row of y and dx NaN.
  * Backward, with g = dy where the relu's argument is > 0, else 0, and n = (x - mean) * rstd:
  * dx = rstd * (w g - mean(w g) - n mean(w g n)); dw += sum_i g n; db += sum_i g. The residual's gradient is dy. */
 typedef struct gr_layer_norm {

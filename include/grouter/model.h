@@ -73,13 +73,15 @@ void gr_params_close(gr_params *p);
 /* Initial weights: N(0, init_std^2) by Philox keyed by (seed, tensor name, element), norms 1: equal in every layout. */
 void gr_params_init(const gr_params *p, uint64_t seed, float *weights);
 
-/* Whole-model counts (all ranks), from the config alone. */
+/* Whole-model counts (all ranks), from the config alone. A Grouter's score bias is in none of them: it is frozen. */
 typedef struct gr_model_count {
-    int64_t matrices;       /* all matrices and embeddings */
-    int64_t norms;          /* norm weights */
-    int64_t experts;        /* routed expert matrices, part of matrices */
-    int64_t active;         /* per token: matrices without the input embedding, with the head, K of E experts */
-    double flops_per_token; /* forward + backward: 6*active + 12*L*H*head_dim*T/2 (causal) */
+    int64_t matrices; /* all matrices and embeddings */
+    int64_t norms;    /* weights of norms and, of layer norms, biases */
+    int64_t experts;  /* routed expert matrices, part of matrices */
+    int64_t active;   /* per token: matrices without the input embedding, with the head or scores, K of E experts */
+    /* Forward + backward: 6*active + 12*L*H*head_dim*(keys of a row): T/2 where the mask is causal, as a language
+     * model's is, T where it is not, 0 without attention. Documents see fewer: what they save is not in it. */
+    double flops_per_token;
 } gr_model_count;
 void gr_model_count_config(const gr_model_config *c, int64_t T, gr_model_count *out);
 
@@ -98,7 +100,7 @@ typedef struct gr_model_options {
     const gr_model_config *config;
     gr_backend *backend;
     gr_comm *comm;                /* groups formed */
-    const gr_expert_map *map;     /* borrowed */
+    const gr_expert_map *map;     /* borrowed; a Grouter needs none */
     const gr_plan_limits *limits; /* N = B*T own tokens and the largest rows and pairs of any micro-batch; with
                                      routing.source learned of any choice (gr_plan_limits_worst) */
     int64_t T;

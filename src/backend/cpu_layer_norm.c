@@ -26,7 +26,7 @@ static void forward_row(const gr_layer_norm *a, int64_t i) {
 #pragma omp simd
     for (int64_t j = 0; j < a->width; j++) {
         const float v = (x[j] - mean) * rstd * a->w[j] + a->b[j];
-        y[j] = v > 0 ? v : 0;
+        y[j] = v <= 0 ? 0 : v; /* a NaN passes */
     }
     if (!residual)
         return;

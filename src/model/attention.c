@@ -65,10 +65,6 @@ static gr_err rotate(gr_model *m, void *qkv, bool inverse) {
             .inverse = inverse});
 }
 
-static bool sees_ahead(const gr_model_config *c) {
-    return c->head == GR_HEAD_SCORES && (c->mask == GR_MASK_BIDIRECTIONAL || c->mask == GR_MASK_BIDIRECTIONAL_DOC);
-}
-
 static gr_attention attend_args(gr_model *m, int l) {
     shape z = shape_of(m);
     attention_saved *s = attention_of(m, l);

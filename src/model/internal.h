@@ -135,6 +135,11 @@ static inline bool is_context_free(const gr_model_config *c) {
     return c->head == GR_HEAD_SCORES && c->body != GR_BODY_ATTENTION;
 }
 
+/* Does a position see those after it? */
+static inline bool sees_ahead(const gr_model_config *c) {
+    return c->head == GR_HEAD_SCORES && (c->mask == GR_MASK_BIDIRECTIONAL || c->mask == GR_MASK_BIDIRECTIONAL_DOC);
+}
+
 /* Elements that rotary embedding turns together: of a head, or of the whole embedding; 0: positions do not count. */
 static inline int64_t gr_model_rotated(const gr_model *m) {
     const gr_model_config *c = &m->config;

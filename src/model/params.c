@@ -151,7 +151,7 @@ static void experts_add(table *t, const gr_model_config *c, int layer) {
     t->out->list[t->out->n - 1].init_std = t->residual_std;
 }
 
-/* One layer of a residual linear body (algorithms: a linear map, layer norm, ReLU). */
+/* One layer of a residual linear body: a linear map, layer norm, ReLU. */
 static void linear_layer_add(table *t, const gr_model_config *c, int layer) {
     int64_t in = gr_linear_width(c, layer), out = gr_linear_width(c, layer + 1);
     layer_matrix(t, layer, "linear.weight", GR_PARAM_LINEAR, group_take(t, 1, out, in), out, in);

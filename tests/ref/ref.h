@@ -23,13 +23,25 @@ void ref_norm(int64_t n, int64_t width, double eps, const double *x, const doubl
 void ref_norm_backward(
     int64_t n, int64_t width, double eps, const double *x, const double *w, const double *dy, double *dx, double *dw);
 
+/* y = relu((x - mean) / sqrt(variance + eps) * w + b) + residual per row of `width`, mean and variance of that row. The
+ * residual (NULL: none) gets dy. */
+typedef struct ref_layer_norm {
+    int64_t n, width;
+    double eps;
+    const double *x, *w, *b, *residual;
+} ref_layer_norm;
+void ref_layer_norm_forward(const ref_layer_norm *s, double *y);
+void ref_layer_norm_backward(const ref_layer_norm *s, const double *dy, double *dx, double *dw, double *db);
+
 /* In place: dims i and i + head_dim/2 of every head turn by (row % T) * theta^(-2i/head_dim). Its transpose is the turn
  * back, so the backward of a gradient is `inverse`. x [n_row, n_head * head_dim]. */
 void ref_rope(int64_t n_row, int64_t T, int64_t n_head, int64_t head_dim, double theta, bool inverse, double *x);
 
-/* o = softmax(q k^T / sqrt(head_dim)) v in windows of T; head j of H reads key/value head j / (H/H_kv). */
+/* o = softmax(q k^T / sqrt(head_dim)) v in windows of T; head j of H reads key/value head j / (H/H_kv). The row at
+ * position t of its window sees keys of positions [first, end), causal: [first, t]. */
 typedef struct ref_attention {
     bool causal;
+    const uint32_t *first, *end; /* [n_window*T] positions in the window; NULL: 0 and T */
     int64_t n_window, T, H, H_kv, head_dim;
     const double *q;     /* [n_window*T, H*head_dim] */
     const double *k, *v; /* [n_window*T, H_kv*head_dim] */

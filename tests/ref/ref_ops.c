@@ -31,7 +31,7 @@ static double *at(double *p, int64_t i) {
     return p ? p + i : NULL;
 }
 
-/* ---------------------------------------------------------------- linear, norm, rope */
+/* ---------------------------------------------------------------- linear, norms, rope */
 
 void ref_linear(int64_t n, int64_t n_in, int64_t n_out, const double *x, const double *w, double *y) {
     for (int64_t i = 0; i < n; i++)
@@ -77,6 +77,53 @@ void ref_norm_backward(
     }
 }
 
+/* One row of a layer norm. */
+typedef struct normed {
+    double mean, std;
+} normed;
+
+static normed normed_row(const ref_layer_norm *s, int64_t i) {
+    const double *x = s->x + i * s->width;
+    normed r = {0};
+    for (int64_t j = 0; j < s->width; j++)
+        r.mean += x[j] / (double)s->width;
+    for (int64_t j = 0; j < s->width; j++)
+        r.std += (x[j] - r.mean) * (x[j] - r.mean) / (double)s->width;
+    r.std = sqrt(r.std + s->eps);
+    return r;
+}
+
+void ref_layer_norm_forward(const ref_layer_norm *s, double *y) {
+    for (int64_t i = 0; i < s->n; i++) {
+        normed r = normed_row(s, i);
+        for (int64_t j = 0; j < s->width; j++) {
+            int64_t k = i * s->width + j;
+            y[k] = fmax((s->x[k] - r.mean) / r.std * s->w[j] + s->b[j], 0) + (s->residual ? s->residual[k] : 0);
+        }
+    }
+}
+
+/* With n = (x - mean) / std: dn_j/dx_k = (delta_jk - (1 + n_j n_k) / width) / std. */
+void ref_layer_norm_backward(const ref_layer_norm *s, const double *dy, double *dx, double *dw, double *db) {
+    double *n = ref_alloc(2 * s->width), *dn = n + s->width;
+    for (int64_t i = 0; i < s->n; i++) {
+        normed r = normed_row(s, i);
+        double sum = 0, along = 0;
+        for (int64_t j = 0; j < s->width; j++) {
+            n[j] = (s->x[i * s->width + j] - r.mean) / r.std;
+            double g = n[j] * s->w[j] + s->b[j] > 0 ? dy[i * s->width + j] : 0;
+            dn[j] = g * s->w[j];
+            sum += dn[j];
+            along += dn[j] * n[j];
+            dw[j] += g * n[j];
+            db[j] += g;
+        }
+        for (int64_t j = 0; j < s->width; j++)
+            dx[i * s->width + j] += (dn[j] - (sum + n[j] * along) / (double)s->width) / r.std;
+    }
+    free(n);
+}
+
 void ref_rope(int64_t n_row, int64_t T, int64_t n_head, int64_t head_dim, double theta, bool inverse, double *x) {
     int64_t half = head_dim / 2;
     for (int64_t row = 0; row < n_row; row++) {
@@ -95,18 +142,19 @@ void ref_rope(int64_t n_row, int64_t T, int64_t n_head, int64_t head_dim, double
 
 /* ---------------------------------------------------------------- attention */
 
-/* Where one (window, head, position) reads and writes: offsets of its query vector, of the first key vector of its
- * window and head, and of its log-sum-exp. */
+/* Where one (window, head, position) reads and writes: offsets of its query vector, of the first key vector it sees
+ * and of its log-sum-exp. */
 typedef struct place {
     int64_t q, k, lse, n_key;
 } place;
 
 static place place_of(const ref_attention *s, int64_t window, int64_t head, int64_t position) {
-    int64_t kv_head = head / (s->H / s->H_kv);
-    return (place){.q = ((window * s->T + position) * s->H + head) * s->head_dim,
-        .k = (window * s->T * s->H_kv + kv_head) * s->head_dim,
+    int64_t kv_head = head / (s->H / s->H_kv), row = window * s->T + position;
+    int64_t first = s->first ? s->first[row] : 0, end = s->end ? s->end[row] : s->T;
+    return (place){.q = (row * s->H + head) * s->head_dim,
+        .k = ((window * s->T + first) * s->H_kv + kv_head) * s->head_dim,
         .lse = (window * s->H + head) * s->T + position,
-        .n_key = s->causal ? position + 1 : s->T};
+        .n_key = (s->causal ? position + 1 : end) - first};
 }
 
 /* Softmax of one query's scaled scores into p[0..n_key); returns their log-sum-exp. */
