@@ -12,8 +12,7 @@ typedef struct gr_kmeans {
     uint64_t seed;
     int n_restart;       /* 1 or more: the lowest inertia is kept, ties to the earlier start */
     int n_iteration_max; /* of one start: how often the centroids may move */
-    double tolerance; /* a start ends when an iteration lowers its inertia by no more than this share; 0: when no label
-                         changes, or nothing is gained */
+    double tolerance;    /* a start ends when an iteration lowers its inertia by no more than this share */
 } gr_kmeans;
 
 typedef struct gr_kmeans_report {

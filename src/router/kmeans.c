@@ -81,21 +81,16 @@ static uint32_t nearest(const work *w, const float *x, double *distance) {
     return best;
 }
 
-/* Every point to its nearest centroid. Returns the inertia; *n_changed: labels that are new. */
-static double assign_points(work *w, size_t *n_changed) {
+/* Every point to its nearest centroid. Returns the inertia. */
+static double assign_points(work *w) {
     const size_t n = w->a->n;
-    size_t changed = 0; /* whole numbers: their sum has no order */
     tile_centroids(w);
-#pragma omp parallel for schedule(static) if (w->wide) reduction(+ : changed)
-    for (size_t i = 0; i < n; i++) {
-        uint32_t k = nearest(w, w->a->x + i * w->a->D, &w->distance[i]);
-        changed += k != w->label[i];
-        w->label[i] = k;
-    }
+#pragma omp parallel for schedule(static) if (w->wide)
+    for (size_t i = 0; i < n; i++)
+        w->label[i] = nearest(w, w->a->x + i * w->a->D, &w->distance[i]);
     double inertia = 0;
     for (size_t i = 0; i < n; i++)
         inertia += w->distance[i];
-    *n_changed = changed;
     return inertia;
 }
 
@@ -115,17 +110,11 @@ static size_t draw_point(work *w) {
     if (!(total > 0))
         return (size_t)((unsigned __int128)random * n >> 64);
     const double target = (double)(random >> 11) * 0x1p-53 * total;
-    double sum = 0;
-    size_t last = 0;
-    for (size_t i = 0; i < n; i++) {
-        if (!(w->distance[i] > 0))
-            continue;
-        last = i;
-        sum += w->distance[i];
-        if (sum > target)
-            break;
-    }
-    return last;
+    size_t i = 0;
+    double sum = w->distance[0]; /* in the order of `total`, which is above the target */
+    while (sum <= target && i + 1 < n)
+        sum += w->distance[++i];
+    return i;
 }
 
 static void seed_centroids(work *w) {
@@ -199,15 +188,14 @@ static void move_centroids(work *w) {
 
 static gr_kmeans_report run_start(work *w) {
     gr_kmeans_report r = {0};
-    size_t n_changed;
     seed_centroids(w);
-    r.inertia = assign_points(w, &n_changed);
+    r.inertia = assign_points(w);
     while (r.n_iteration < w->a->n_iteration_max && !r.converged) {
         const double before = r.inertia;
         move_centroids(w);
-        r.inertia = assign_points(w, &n_changed);
+        r.inertia = assign_points(w);
         r.n_iteration++;
-        r.converged = n_changed == 0 || !(r.inertia < (1 - w->a->tolerance) * before);
+        r.converged = !(r.inertia < (1 - w->a->tolerance) * before);
     }
     return r;
 }
