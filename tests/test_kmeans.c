@@ -195,6 +195,25 @@ static void test_equal_points_fill_no_more_clusters_than_there_are_points(void *
     }
 }
 
+/* Without its replacement, a cluster of seed 323 ends with no point. */
+static void test_a_cluster_that_loses_its_points_gets_another(void **state) {
+    (void)state;
+    enum { POINTS = 64, CLUSTERS = 21 };
+    for (uint64_t seed = 300; seed < 340; seed++) {
+        float x[POINTS], c[CLUSTERS];
+        uint32_t label[POINTS], count[CLUSTERS] = {0};
+        for (uint32_t i = 0; i < POINTS; i++)
+            x[i] = gr_random_normal(seed, 2, i);
+        const gr_kmeans a = {
+            .x = x, .n = POINTS, .D = 1, .K = CLUSTERS, .seed = seed, .n_restart = 1, .n_iteration_max = 50};
+        assert_true(run(&a, c, label).converged);
+        for (int i = 0; i < POINTS; i++)
+            count[label[i]]++;
+        for (int k = 0; k < CLUSTERS; k++)
+            assert_true(count[k] > 0);
+    }
+}
+
 static void test_distances_beyond_float_stay_finite(void **state) {
     (void)state;
     const float x[3] = {-3e38f, 3e38f, 2.9e38f};
@@ -232,6 +251,7 @@ int main(void) {
         cmocka_unit_test(test_seeding_prefers_far_points_by_their_squared_distance),
         cmocka_unit_test(test_as_many_centroids_as_points_are_all_points_from_the_start),
         cmocka_unit_test(test_equal_points_fill_no_more_clusters_than_there_are_points),
+        cmocka_unit_test(test_a_cluster_that_loses_its_points_gets_another),
         cmocka_unit_test(test_distances_beyond_float_stay_finite),
         cmocka_unit_test(test_too_few_points_and_numbers_that_are_none_are_refused),
     };

@@ -9,8 +9,8 @@
 #include <string.h>
 
 #define BAD_QUANTILE 0.2
-#define OWN_PART_MIN                                                                                                   \
-    1e-6 /* of a centroid's norm; what float rounding leaves of a vector inside the span is below 1e-7 */
+/* Of a centroid's norm. What float rounding leaves of a vector inside the span is below 1e-7. */
+#define OWN_PART_MIN 1e-6
 enum {
     BAD_PER_NEW = 4,
     ITERATION_MAX = 100,
