@@ -12,6 +12,8 @@ static const gr_command *const commands[] = {
     &gr_cmd_tokens,
     &gr_cmd_route,
     &gr_cmd_train,
+    &gr_cmd_distill,
+    &gr_cmd_tune,
     &gr_cmd_eval,
     &gr_cmd_inspect,
 };

@@ -31,7 +31,7 @@ static gr_err load(const char *members, const char *const *set, int n_set) {
                     "}\n",
                     members) > 0);
     assert_int_equal(fclose(f), 0);
-    gr_err err = gr_config_load(&config, FILE_NAME, set, n_set);
+    gr_err err = gr_config_load(&config, GR_CONFIG_TRAIN, FILE_NAME, set, n_set);
     unlink(FILE_NAME);
     return err;
 }
@@ -75,7 +75,7 @@ static void the_text_of_a_config_with_learned_routes_loads_again(void **state) {
     memcpy(first, &config, sizeof config);
     assert_int_equal(gr_config_text(first, &text), GR_OK);
     assert_null(strstr(text, "routes"));
-    if (gr_config_parse(&config, text, "text"))
+    if (gr_config_parse(&config, GR_CONFIG_TRAIN, text, "text"))
         fail_msg("%s\nrefused: %s", text, gr_error_text());
     assert_memory_equal(&config, first, sizeof config);
     free(text);

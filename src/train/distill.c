@@ -51,8 +51,8 @@ static gr_err evaluate(gr_trainer *t) {
 static gr_err save(gr_trainer *t, gr_train_result *result) {
     const gr_config *c = t->config;
     char made[GR_PROVENANCE_MAX];
-    snprintf(made, sizeof made, "distilled from layer %d of %.150s in %lld steps of %d windows", c->distill.teacher_layer,
-        c->distill.teacher, (long long)t->state.step, c->train.global_batch_windows);
+    snprintf(made, sizeof made, "distilled from layer %d of %.150s in %lld steps of %d windows",
+        c->distill.teacher_layer, c->distill.teacher, (long long)t->state.step, c->train.global_batch_windows);
     return gr_student_save(t, made, result);
 }
 

@@ -65,8 +65,8 @@ static int by_size(const void *a, const void *b) {
 
 static gr_err fill_table(const gr_trainer *t, const gr_model *model, size_t plans, gr_memory_table *out) {
     size_t objective = 0;
-    if (t->objective->measure)
-        GR_TRY(t->objective->measure(t, &objective));
+    if (gr_objective_of(t->config)->measure)
+        GR_TRY(gr_objective_of(t->config)->measure(t, &objective));
     gr_optimizer_options optimizer = gr_trainer_optimizer_options(t, gr_model_params(model));
     gr_model_memory m = gr_model_memory_get(model);
     if (!gr_add_size(plans, m.plans, &plans))

@@ -74,6 +74,7 @@ typedef struct gr_objective {
     void (*close)(gr_trainer *t);
 } gr_objective;
 extern const gr_objective gr_objective_train, gr_objective_distill, gr_objective_tune;
+const gr_objective *gr_objective_of(const gr_config *config);
 
 /* A run from start to end. */
 struct gr_trainer {
@@ -105,7 +106,6 @@ struct gr_trainer {
     gr_step_record record;
     gr_eval_loss first, last;
 
-    const gr_objective *objective;
     gr_teacher *teacher; /* distill, tune: what the Grouter is measured against */
     gr_grouter untuned;  /* tune: where it started */
     void *own;           /* of the objective */

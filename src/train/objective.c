@@ -1,4 +1,4 @@
-/* The objective of a language model. */
+/* Which objective a run has, and that of a language model. */
 #include "internal.h"
 
 static gr_err micro_batch(gr_trainer *t, const gr_micro *micro, double *loss_sum, gr_phases *phases) {
@@ -29,3 +29,9 @@ static void close(gr_trainer *t) {
 
 const gr_objective gr_objective_train = {
     .open = open, .micro_batch = micro_batch, .evaluate = evaluate, .save = save, .close = close};
+
+const gr_objective *gr_objective_of(const gr_config *c) {
+    static const gr_objective *const of[GR_N_CONFIG_KIND] = {
+        &gr_objective_train, &gr_objective_distill, &gr_objective_tune};
+    return of[c->kind];
+}

@@ -91,7 +91,7 @@ static gr_err open_local(gr_trainer *t) {
     size_t n_load = (size_t)t->n_load * (size_t)c->num_experts;
     GR_TRY(gr_alloc((void **)&t->load, n_load, sizeof *t->load, "expert loads"));
     GR_TRY(open_model(t));
-    GR_TRY(t->objective->open(t));
+    GR_TRY(gr_objective_of(t->config)->open(t));
     gr_optimizer_options o = gr_trainer_optimizer_options(t, gr_model_params(t->model));
     return gr_optimizer_open(&t->optimizer, &o);
 }
@@ -243,8 +243,7 @@ gr_err gr_trainer_open(gr_trainer *t) {
 }
 
 void gr_trainer_close(gr_trainer *t) {
-    if (t->objective)
-        t->objective->close(t);
+    gr_objective_of(t->config)->close(t);
     gr_metrics_close(t->metrics);
     gr_checkpointer_close(t->checkpointer);
     gr_checkpoint_found_close(&t->found);

@@ -54,7 +54,7 @@ static gr_err run_micro_batches(gr_trainer *t, int64_t step) {
     for (uint64_t micro = 0; micro < gr_feed_micro_batches(t->feed); micro++) {
         gr_micro now = t->ready;
         GR_TRY(prepare_next(t, step, micro));
-        GR_TRY(t->objective->micro_batch(t, &now, &loss_sum, &phases));
+        GR_TRY(gr_objective_of(t->config)->micro_batch(t, &now, &loss_sum, &phases));
         for (int e = 0; now.load && e < t->config->model.num_experts; e++)
             t->load[e] += now.load[e];
     }
@@ -95,7 +95,7 @@ static gr_err evaluate(gr_trainer *t) {
     if (!t->valid)
         return GR_OK;
     double start_s = gr_time_s();
-    GR_TRY(t->objective->evaluate(t));
+    GR_TRY(gr_objective_of(t->config)->evaluate(t));
     t->record.loss_valid = t->last.nats_per_token;
     t->record.bytes_nats_valid = t->last.nats_per_byte;
     t->record.eval_ms = since_ms(start_s);
@@ -152,6 +152,7 @@ static gr_step_record empty_record(void) {
 }
 
 static gr_err train_step(gr_trainer *t, int64_t step) {
+    const gr_objective *objective = gr_objective_of(t->config);
     double start_s = gr_time_s();
     t->record = empty_record();
     t->record.step = step + 1;
@@ -167,8 +168,8 @@ static gr_err train_step(gr_trainer *t, int64_t step) {
     t->record.reduce_ms = update.reduce_ms;
     t->record.optimizer_ms = update.optimizer_ms;
     GR_TRY(max_vio(t));
-    if (t->objective->after_update)
-        GR_TRY(t->objective->after_update(t));
+    if (objective->after_update)
+        GR_TRY(objective->after_update(t));
     t->record.step_ms = since_ms(start_s);
     if (evaluation_due(t, step + 1))
         GR_TRY(evaluate(t));
@@ -245,21 +246,15 @@ static gr_err train(gr_trainer *t) {
     return GR_OK;
 }
 
-static const gr_objective *objective_of(const gr_config *c) {
-    return c->kind == GR_CONFIG_DISTILL ? &gr_objective_distill
-           : c->kind == GR_CONFIG_TUNE  ? &gr_objective_tune
-                                        : &gr_objective_train;
-}
-
 gr_err gr_train_run(const gr_train_options *o, gr_train_result *result) {
-    gr_trainer t = {.o = o, .config = o->config, .comm = o->comm, .objective = objective_of(o->config), .lock = -1};
+    gr_trainer t = {.o = o, .config = o->config, .comm = o->comm, .lock = -1};
     t.first = t.last = (gr_eval_loss){.nats_per_token = NAN, .nats_per_byte = NAN};
     *result = (gr_train_result){0};
     gr_err e = gr_trainer_open(&t);
     if (!e)
         e = train(&t);
     if (!e)
-        e = t.objective->save(&t, result);
+        e = gr_objective_of(t.config)->save(&t, result);
     result->loss_valid_first = t.first.nats_per_token;
     result->loss_valid = t.last.nats_per_token;
     result->nats_per_byte_valid_first = t.first.nats_per_byte;
