@@ -234,8 +234,9 @@ gr_err gr_model_router_sums_get(gr_model *m, gr_router_sums *sums, uint64_t *loa
         GR_TRY(b->download(b, GR_LANE_COMPUTE, loss, m->router_loss, sizeof loss));
     if (n_load && load)
         GR_TRY(b->download(b, GR_LANE_COMPUTE, load, m->load, n_load * sizeof *load));
+    GR_TRY(b->sync(b));
     *sums = (gr_router_sums){.aux_loss = loss[0], .z_loss = loss[1]};
-    return b->sync(b);
+    return GR_OK;
 }
 
 /* ---------------------------------------------------------------- one micro-batch */
