@@ -31,12 +31,45 @@ gr_err gr_run_folder_look(const gr_config *config, gr_run_folder folder, gr_run_
         config->run.dir);
 }
 
+static void strip_slashes(char *path) {
+    for (size_t n = strlen(path); n > 1 && path[n - 1] == '/'; n--)
+        path[n - 1] = 0;
+}
+
+/* The first folder that must be made for `dir`, or `dir` itself. */
+static void first_missing(const char *dir, char path[GR_PATH_MAX]) {
+    snprintf(path, GR_PATH_MAX, "%s", dir);
+    strip_slashes(path);
+    for (char *slash; (slash = strrchr(path, '/')) && slash != path; strip_slashes(path)) {
+        *slash = 0;
+        if (gr_path_exists(path)) {
+            *slash = '/';
+            break;
+        }
+    }
+}
+
+gr_err gr_run_folder_try(const gr_config *config) {
+    char path[GR_PATH_MAX], trial[GR_PATH_MAX + 32];
+    gr_out *o;
+    first_missing(config->run.dir, path);
+    snprintf(trial, sizeof trial, "%s.trial", path);
+    gr_err e = gr_out_open(&o, trial);
+    if (!e)
+        e = gr_out_sync(o);
+    gr_out_close(o);
+    if (e == GR_STORAGE)
+        e = gr_fail(e, "run.dir: expected a place where %s can be made, got %s", config->run.dir, gr_error_text());
+    return e;
+}
+
 gr_err gr_run_folder_lock(const gr_config *config, int *fd) {
     char path[GR_PATH_MAX + 32], holder[320] = "", host[256] = "unknown";
     gr_run_path(config, "lock", path);
     *fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
     if (*fd < 0)
-        return gr_fail(GR_STORAGE, "%s: cannot be opened: %s", path, strerror(errno));
+        return gr_fail(GR_STORAGE, "%s: expected a file this run can write, got: %s; check run.dir and its permissions",
+            path, strerror(errno));
     if (flock(*fd, LOCK_EX | LOCK_NB) != 0) {
         ssize_t n = read(*fd, holder, sizeof holder - 1);
         holder[n > 0 ? strcspn(holder, "\n") : 0] = 0;
@@ -49,7 +82,7 @@ gr_err gr_run_folder_lock(const gr_config *config, int *fd) {
     gethostname(host, sizeof host - 1);
     int n = snprintf(holder, sizeof holder, "process %ld on %s\n", (long)getpid(), host);
     if (ftruncate(*fd, 0) != 0 || pwrite(*fd, holder, (size_t)n, 0) != n)
-        return gr_fail(GR_STORAGE, "%s: cannot be written: %s", path, strerror(errno));
+        return gr_fail(GR_STORAGE, "%s: writing failed: %s; check the disk of run.dir", path, strerror(errno));
     return GR_OK;
 }
 
@@ -62,7 +95,8 @@ static gr_err rename_aside(const char *dir) {
             break;
     }
     if (rename(dir, aside) != 0)
-        return gr_fail(GR_STORAGE, "%s: renaming it to %s failed: %s", dir, aside, strerror(errno));
+        return gr_fail(GR_STORAGE, "%s: renaming it to %s failed: %s; rename it yourself or choose another run.dir",
+            dir, aside, strerror(errno));
     gr_info("%s existed: renamed to %s", dir, aside);
     return GR_OK;
 }
@@ -82,8 +116,7 @@ static gr_err clear_the_way(const gr_config *config) {
 static gr_err make_folder(const char *dir) {
     char parent[GR_PATH_MAX];
     snprintf(parent, sizeof parent, "%s", dir);
-    for (size_t n = strlen(parent); n > 1 && parent[n - 1] == '/'; n--)
-        parent[n - 1] = 0;
+    strip_slashes(parent);
     char *slash = strrchr(parent, '/');
     if (slash && slash != parent) {
         *slash = 0;
@@ -93,7 +126,8 @@ static gr_err make_folder(const char *dir) {
         return GR_OK;
     if (errno == EEXIST)
         return gr_fail(GR_CONFIG, "run.dir: another process has just made %s; is the same run started twice?", dir);
-    return gr_fail(GR_STORAGE, "%s: creating the run folder failed: %s", dir, strerror(errno));
+    return gr_fail(
+        GR_STORAGE, "%s: creating the run folder failed: %s; check the folder it is in", dir, strerror(errno));
 }
 
 static gr_err write_text(const gr_config *config, const char *name, const char *text) {
