@@ -49,7 +49,7 @@ static void first_missing(const char *dir, char path[GR_PATH_MAX]) {
     }
 }
 
-gr_err gr_run_folder_try(const gr_config *config) {
+static gr_err try_place(const gr_config *config) {
     char path[GR_PATH_MAX], trial[GR_PATH_MAX + 32];
     gr_out *o;
     first_missing(config->run.dir, path);
@@ -101,16 +101,26 @@ static gr_err rename_aside(const char *dir) {
     return GR_OK;
 }
 
-/* A run that is alive must not lose its folder; a folder that is no run's gets no lock file of ours. */
-static gr_err clear_the_way(const gr_config *config) {
+static gr_err lock_earlier_run(const gr_config *config, int *lock) {
     char path[GR_PATH_MAX + 32];
-    int lock = -1;
-    if (gr_path_exists(gr_run_path(config, "config.resolved.json", path)))
-        GR_TRY(gr_run_folder_lock(config, &lock));
-    gr_err e = rename_aside(config->run.dir);
-    if (lock >= 0)
-        close(lock);
-    return e;
+    if (*lock < 0 && gr_path_exists(gr_run_path(config, "config.resolved.json", path)))
+        return gr_run_folder_lock(config, lock);
+    return GR_OK;
+}
+
+gr_err gr_run_folder_claim(const gr_config *config, int *lock) {
+    GR_TRY(try_place(config));
+    return lock_earlier_run(config, lock);
+}
+
+/* What stands there may have come since it was claimed. The lock goes with the folder. */
+static gr_err clear_the_way(const gr_config *config, int *lock) {
+    GR_TRY(lock_earlier_run(config, lock));
+    GR_TRY(rename_aside(config->run.dir));
+    if (*lock >= 0)
+        close(*lock);
+    *lock = -1;
+    return GR_OK;
 }
 
 static gr_err make_folder(const char *dir) {
@@ -239,7 +249,7 @@ static gr_err write_environment(const gr_config *config, const gr_comm *comm, co
 gr_err gr_run_folder_make(const gr_train_options *o, bool goes_on, const gr_backend *backend, int *lock) {
     const gr_config *config = o->config;
     if (!goes_on && gr_path_exists(config->run.dir))
-        GR_TRY(clear_the_way(config));
+        GR_TRY(clear_the_way(config, lock));
     if (!goes_on)
         GR_TRY(make_folder(config->run.dir));
     if (*lock < 0)
