@@ -68,7 +68,9 @@ mounted() {
     done
     # shellcheck disable=SC2016
     bad_command "${parts[@]}" -- "${namespace[@]}" bash -c 'mount -t tmpfs -o "$1" none disk && "${@:2}"
-        code=$? && [ -z "$(ls -A disk)" ] || code="left in disk: $(ls -A disk)" && exit "$code"' mounted "$2" "$binary" "${@:3}"
+        code=$?
+        [ -z "$(ls -A disk)" ] || { echo "left in disk:" $(ls -A disk) >&2 && exit 99; }
+        exit $code' mounted "$2" "$binary" "${@:3}"
 }
 if "${namespace[@]}" mount -t tmpfs none disk 2>../err; then
     mounted 69 'run.dir: disk/run: expected .* of free disk for 3 checkpoints, got 32.00 KiB' 'make room' -- \
