@@ -115,7 +115,8 @@ GR_MUST static gr_err finish_output(void) {
 
 int main(int argc, char **argv) {
     setlocale(LC_ALL, "C");
-    signal(SIGPIPE, SIG_IGN); /* a reader that left is an error of writing, not the end of a run */
+    signal(SIGPIPE, SIG_IGN); /* a reader that left is an error of writing, not the end of a run, */
+    signal(SIGXFSZ, SIG_IGN); /* and so is a file that has reached the limit of its size */
     gr_err err = run(argc, argv);
     if (!err)
         err = finish_output();

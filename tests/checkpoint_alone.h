@@ -36,7 +36,7 @@ static gr_checkpoint_found find(void) {
     return found;
 }
 
-static int64_t found_step(void) {
+static inline int64_t found_step(void) {
     gr_checkpoint_found found = find();
     int64_t step = found.found ? found.state.step : -1;
     gr_checkpoint_found_close(&found);

@@ -13,14 +13,19 @@
 
 /* ---------------------------------------------------------------- reading */
 
+static const char *kind_text(mode_t mode) {
+    return S_ISDIR(mode) ? "a folder" : S_ISFIFO(mode) ? "a FIFO" : "a device or socket";
+}
+
 static gr_err open_regular(const char *path, gr_err code, int *fd, size_t *n) {
+    *n = 0;
     *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* O_NONBLOCK: a FIFO must not block us */
     if (*fd < 0)
-        return gr_fail(code, "%s: cannot be opened: %s", path, strerror(errno));
-    struct stat st;
+        return gr_fail(code, "%s: cannot be opened: %s; check the name and its permissions", path, strerror(errno));
+    struct stat st = {.st_mode = 0};
     if (fstat(*fd, &st) != 0 || !S_ISREG(st.st_mode)) {
         close(*fd);
-        return gr_fail(code, "%s: expected a regular file", path);
+        return gr_fail(code, "%s: expected a regular file, got %s", path, kind_text(st.st_mode));
     }
     *n = (size_t)st.st_size;
     return GR_OK;
@@ -142,7 +147,7 @@ gr_err gr_out_open(gr_out **out, const char *path) {
     if (lstat(path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISLNK(st.st_mode))
         return gr_fail(GR_STORAGE,
             "%s: expected a new name or a regular file to replace, got %s; write to another name", path,
-            S_ISDIR(st.st_mode) ? "a folder" : "a device, FIFO or socket");
+            kind_text(st.st_mode));
     size_t n = strlen(path) + 32;
     char *temporary = malloc(n);
     if (!temporary)

@@ -31,8 +31,8 @@ static void gate_fault(const gr_routes_info *info, float gate, size_t pair, gr_r
 static void sum_fault(const gr_routes_info *info, double sum, size_t pair, gr_row_fault *fault) {
     double scale = (double)info->scale;
     *fault = (gr_row_fault){.pair = pair, .in_gates = true};
-    snprintf(fault->text, sizeof fault->text, "expected gates that sum to %s %.9g within %.9g, got a sum of %.9g",
-        info->variable_k ? "more than 0 and at most" : "", scale, scale / 256.0, sum);
+    snprintf(fault->text, sizeof fault->text, "expected gates that sum to %s%.9g within %.9g, got a sum of %.9g",
+        info->variable_k ? "more than 0 and at most " : "", scale, scale / 256.0, sum);
 }
 
 bool gr_rows_check(

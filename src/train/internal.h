@@ -13,6 +13,12 @@ typedef enum gr_run_kind {
 /* What stands at run.dir; anything but a run folder is refused (64) unless it may be renamed aside. Changes nothing. */
 GR_MUST gr_err gr_run_folder_look(const gr_config *config, gr_run_folder folder, gr_run_kind *kind);
 
+/* For a run that starts anew: whether run.dir can be made, 74 if not, and the lock of a run's folder that stands there
+ * and will be renamed aside, since a run that is alive must not lose its folder; one that is no run's gets no lock file
+ * of ours. The folder is made last, when all else has been checked, which takes long for a large model, so this comes
+ * first; the file it is tried with is gone again. */
+GR_MUST gr_err gr_run_folder_claim(const gr_config *config, int *lock);
+
 /* Exclusive lock of the folder, held until the process ends: 64 naming the holder. *fd is its descriptor. */
 GR_MUST gr_err gr_run_folder_lock(const gr_config *config, int *fd);
 

@@ -31,12 +31,45 @@ gr_err gr_run_folder_look(const gr_config *config, gr_run_folder folder, gr_run_
         config->run.dir);
 }
 
+static void strip_slashes(char *path) {
+    for (size_t n = strlen(path); n > 1 && path[n - 1] == '/'; n--)
+        path[n - 1] = 0;
+}
+
+/* The first folder that must be made for `dir`, or `dir` itself. */
+static void first_missing(const char *dir, char path[GR_PATH_MAX]) {
+    snprintf(path, GR_PATH_MAX, "%s", dir);
+    strip_slashes(path);
+    for (char *slash; (slash = strrchr(path, '/')) && slash != path; strip_slashes(path)) {
+        *slash = 0;
+        if (gr_path_exists(path)) {
+            *slash = '/';
+            break;
+        }
+    }
+}
+
+static gr_err try_place(const gr_config *config) {
+    char path[GR_PATH_MAX], trial[GR_PATH_MAX + 32];
+    gr_out *o;
+    first_missing(config->run.dir, path);
+    snprintf(trial, sizeof trial, "%s.trial", path);
+    gr_err e = gr_out_open(&o, trial);
+    if (!e)
+        e = gr_out_sync(o);
+    gr_out_close(o);
+    if (e == GR_STORAGE)
+        e = gr_fail(e, "run.dir: expected a place where %s can be made, got %s", config->run.dir, gr_error_text());
+    return e;
+}
+
 gr_err gr_run_folder_lock(const gr_config *config, int *fd) {
     char path[GR_PATH_MAX + 32], holder[320] = "", host[256] = "unknown";
     gr_run_path(config, "lock", path);
     *fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
     if (*fd < 0)
-        return gr_fail(GR_STORAGE, "%s: cannot be opened: %s", path, strerror(errno));
+        return gr_fail(GR_STORAGE, "%s: expected a file this run can write, got: %s; check run.dir and its permissions",
+            path, strerror(errno));
     if (flock(*fd, LOCK_EX | LOCK_NB) != 0) {
         ssize_t n = read(*fd, holder, sizeof holder - 1);
         holder[n > 0 ? strcspn(holder, "\n") : 0] = 0;
@@ -49,7 +82,7 @@ gr_err gr_run_folder_lock(const gr_config *config, int *fd) {
     gethostname(host, sizeof host - 1);
     int n = snprintf(holder, sizeof holder, "process %ld on %s\n", (long)getpid(), host);
     if (ftruncate(*fd, 0) != 0 || pwrite(*fd, holder, (size_t)n, 0) != n)
-        return gr_fail(GR_STORAGE, "%s: cannot be written: %s", path, strerror(errno));
+        return gr_fail(GR_STORAGE, "%s: writing failed: %s; check the disk of run.dir", path, strerror(errno));
     return GR_OK;
 }
 
@@ -62,28 +95,38 @@ static gr_err rename_aside(const char *dir) {
             break;
     }
     if (rename(dir, aside) != 0)
-        return gr_fail(GR_STORAGE, "%s: renaming it to %s failed: %s", dir, aside, strerror(errno));
+        return gr_fail(GR_STORAGE, "%s: renaming it to %s failed: %s; rename it yourself or choose another run.dir",
+            dir, aside, strerror(errno));
     gr_info("%s existed: renamed to %s", dir, aside);
     return GR_OK;
 }
 
-/* A run that is alive must not lose its folder; a folder that is no run's gets no lock file of ours. */
-static gr_err clear_the_way(const gr_config *config) {
+static gr_err lock_earlier_run(const gr_config *config, int *lock) {
     char path[GR_PATH_MAX + 32];
-    int lock = -1;
-    if (gr_path_exists(gr_run_path(config, "config.resolved.json", path)))
-        GR_TRY(gr_run_folder_lock(config, &lock));
-    gr_err e = rename_aside(config->run.dir);
-    if (lock >= 0)
-        close(lock);
-    return e;
+    if (*lock < 0 && gr_path_exists(gr_run_path(config, "config.resolved.json", path)))
+        return gr_run_folder_lock(config, lock);
+    return GR_OK;
+}
+
+gr_err gr_run_folder_claim(const gr_config *config, int *lock) {
+    GR_TRY(try_place(config));
+    return lock_earlier_run(config, lock);
+}
+
+/* What stands there may have come since it was claimed. The lock goes with the folder. */
+static gr_err clear_the_way(const gr_config *config, int *lock) {
+    GR_TRY(lock_earlier_run(config, lock));
+    GR_TRY(rename_aside(config->run.dir));
+    if (*lock >= 0)
+        close(*lock);
+    *lock = -1;
+    return GR_OK;
 }
 
 static gr_err make_folder(const char *dir) {
     char parent[GR_PATH_MAX];
     snprintf(parent, sizeof parent, "%s", dir);
-    for (size_t n = strlen(parent); n > 1 && parent[n - 1] == '/'; n--)
-        parent[n - 1] = 0;
+    strip_slashes(parent);
     char *slash = strrchr(parent, '/');
     if (slash && slash != parent) {
         *slash = 0;
@@ -93,7 +136,8 @@ static gr_err make_folder(const char *dir) {
         return GR_OK;
     if (errno == EEXIST)
         return gr_fail(GR_CONFIG, "run.dir: another process has just made %s; is the same run started twice?", dir);
-    return gr_fail(GR_STORAGE, "%s: creating the run folder failed: %s", dir, strerror(errno));
+    return gr_fail(
+        GR_STORAGE, "%s: creating the run folder failed: %s; check the folder it is in", dir, strerror(errno));
 }
 
 static gr_err write_text(const gr_config *config, const char *name, const char *text) {
@@ -205,7 +249,7 @@ static gr_err write_environment(const gr_config *config, const gr_comm *comm, co
 gr_err gr_run_folder_make(const gr_train_options *o, bool goes_on, const gr_backend *backend, int *lock) {
     const gr_config *config = o->config;
     if (!goes_on && gr_path_exists(config->run.dir))
-        GR_TRY(clear_the_way(config));
+        GR_TRY(clear_the_way(config, lock));
     if (!goes_on)
         GR_TRY(make_folder(config->run.dir));
     if (*lock < 0)

@@ -104,7 +104,7 @@ static gr_err find_checkpoint(gr_trainer *t, gr_run_kind *kind) {
     GR_TRY(gr_comm_agree(t->comm, first ? gr_run_folder_look(t->config, t->o->folder, kind) : GR_OK));
     GR_TRY(t->comm->bcast(t->comm, GR_WORLD, kind, sizeof *kind, 0));
     if (*kind == GR_RUN_ABSENT || t->o->folder == GR_RUN_FRESH)
-        return GR_OK;
+        return gr_comm_agree(t->comm, first ? gr_run_folder_claim(t->config, &t->lock) : GR_OK);
     GR_TRY(gr_comm_agree(t->comm, first ? gr_run_folder_lock(t->config, &t->lock) : GR_OK));
     char folder[GR_PATH_MAX + 32];
     gr_run_path(t->config, "checkpoints", folder);

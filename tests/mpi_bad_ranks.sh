@@ -1,0 +1,39 @@
+#!/bin/bash
+# Wrong numbers of ranks, and what only some ranks can see to be wrong, end with their documented code and one message,
+# and leave nothing on disk.
+set -uo pipefail
+# shellcheck source=tests/bad_inputs.sh
+. "$(dirname "${BASH_SOURCE[0]}")/bad_inputs.sh"
+export ASAN_OPTIONS=detect_leaks=0
+
+mpirun=(mpirun --allow-run-as-root --oversubscribe --bind-to none --mca btl self,vader)
+# Starting and ending mpirun and MPI is not the program's time, but counted with it.
+limit_s=$((limit_s + 3))
+# ranks N CODE PART... -- ARGS...: N ranks of the binary with ARGS are refused so, by one rank for all.
+ranks() {
+    local n=$1 parts=()
+    shift
+    while [ "$1" != -- ]; do
+        parts+=("$1")
+        shift
+    done
+    bad_command "${parts[@]}" -- "${mpirun[@]}" -n "$n" "$binary" "${@:2}"
+    [ "$(grep -Ec 'error\[E[0-9]+\] [^ ]' ../err)" -eq 1 ] || failed "expected one message, got:"
+}
+
+ranks 3 64 'train.global_batch_windows = 4 must be a multiple of' '2 \* 3 = 6' 'the next are' -- train good.json
+ranks 4 64 'train.global_batch_windows = 4' '2 \* 4 = 8' -- train good.json
+ranks 3 64 'parallel.expert_parallel_size = 2 must divide the number of ranks = 3' -- \
+    train good.json --set parallel.expert_parallel_size=2 --set train.global_batch_windows=6
+ranks 2 64 'unknown key "optimizer.lrr"' -- train good.json --set optimizer.lrr=1
+ranks 2 65 'absent.routes: cannot be opened' -- train good.json --set 'data.train[0].routes=absent.routes'
+ranks 2 74 'run.dir: expected a place where t.bin/run can be made' -- train good.json --set run.dir=t.bin/run
+make train good.json
+cp -a run good.run
+printf '?' | dd of=run/checkpoints/step-00000002/manifest.json bs=1 seek=100 conv=notrunc status=none
+ranks 2 66 'run/checkpoints: expected a whole checkpoint, got 1 damaged' -- train good.json --set train.steps=3
+rm -rf run && cp -a good.run run
+ranks 2 64 'run.seed: expected 7 as in the checkpoint, got 8' -- train good.json --set run.seed=8
+ranks 2 66 'run/model.safetensors: expected the weights of this config' -- eval good.json --set model.moe_intermediate_size=4
+
+bad_end

@@ -1,0 +1,93 @@
+#!/bin/bash
+# Every wrong command line and config ends with its documented code and a message that names what, where and what was
+# expected, within 2 s, and leaves nothing on disk.
+set -uo pipefail
+# shellcheck source=tests/bad_inputs.sh
+. "$(dirname "${BASH_SOURCE[0]}")/bad_inputs.sh"
+
+# ---- command line: 2
+bad 2 'expected a command, got none' --
+bad 2 'unknown command "trian"' 'did you mean "train"' -- trian
+bad 2 '--version: expected nothing after it' 'got "x"' -- --version x
+bad 2 'train: expected a config file, got none' 'train --help' -- train
+bad 2 'train: unknown option --fersh' 'did you mean --fresh' -- train good.json --fersh
+bad 2 '--set: expected a value' -- train good.json --set
+bad 2 '--set: expected a value' 'got the option --fresh' -- train good.json --set --fresh
+bad 2 'unexpected argument "more.json"' -- train good.json more.json
+bad 2 '--fresh takes no value' 'got "1"' -- train good.json --fresh=1
+bad 2 '--override' 'model.hiden_size' 'did you mean "model.hidden_size"' -- train good.json --override model.hiden_size
+bad 2 '--override: unknown key' -- train good.json --override 'data.train[0'
+bad 2 '--ranks: expected only together with --dry-run' -- train good.json --ranks 2
+bad 2 '--ranks: expected an integer in \[1, 65536\], got "0"' -- train good.json --dry-run --ranks 0
+bad 2 '--memory: expected a number in \[0.001, 1e\+06\], got "much"' -- train good.json --dry-run --memory much
+bad 2 '--weights: given twice' 'keep one' -- eval good.json --weights a --weights b
+bad 2 'inspect: expected a file, got none' -- inspect
+bad 2 '--out' -- tokens ../nothing.txt
+bad 2 'tokens: expected input files or --synthetic N, got none' -- tokens --out x
+bad 2 '--experts: expected an integer' 'got "zero"' -- \
+    route --method hash --fit t --vocab 257 --experts zero --top-k 2 --out x.router
+bad 2 '--top-k: expected an integer in \[1, 4\], got "9"' -- \
+    route --method random --experts 4 --top-k 9 --seed 5 --out x.router
+bad 2 '--method: expected hash or random, got .best' -- route --method best --out x.router
+bad 2 'expected --seq-len, got none' -- route --router h.router --tokens t --out x.routes
+bad 2 '--out: expected another file than the input t.bin' 'choose another name' -- \
+    route --router h.router --tokens t --seq-len 32 --out t.bin
+
+# ---- the text of a config: 64
+bad 64 'absent.json: cannot be opened: No such file' -- train absent.json
+bad 64 '\.: expected a regular file, got a folder' -- train .
+mkfifo pipe.json
+bad 64 'pipe.json: expected a regular file, got a FIFO' -- train pipe.json
+printf '{"run": {"dir": "run"}' >bad.json
+bad 64 'bad.json:1:' -- train bad.json
+: >bad.json
+bad 64 'bad.json:1:1: expected a JSON value, got the end' -- train bad.json
+config 's/"eval": {"windows": 3}/&,/'
+bad 64 'bad.json:9:1: expected a key in double quotes' -- train bad.json
+{ cat good.json && echo x; } >bad.json
+bad 64 'bad.json:10:1: expected nothing after the JSON value, got .x.' -- train bad.json
+config 's/"lr": 1e-3/"lr": nan/'
+bad 64 'bad.json:6:23: expected a JSON value, got .n.' -- train bad.json
+{ printf '\357\273\277' && cat good.json; } >bad.json
+bad 64 'bad.json:1:1: byte order mark' 'UTF-8 without' -- train bad.json
+printf '{"run": {"dir": "r\377"}}' >bad.json
+bad 64 'bad.json:1:19: invalid UTF-8: byte 0xff' 'save the text as UTF-8' -- train bad.json
+{ printf '{"a": ' && printf '[%.0s' {1..40}; } >bad.json
+bad 64 'bad.json:1:22: nested deeper than 16 levels' -- train bad.json
+{ printf '{"a": "' && head -c 1200000 /dev/zero | tr '\0' a && printf '"}'; } >bad.json
+bad 64 'bad.json: expected at most 1048576 bytes, got 1200009' -- train bad.json
+
+# ---- its keys and values: 64
+config 's/"lr"/"learning_rate_warmpup"/'
+bad 64 'bad.json:6:42: unknown key "optimizer.learning_rate_warmpup"' -- train bad.json
+config 's/"steps": 2/"stepz": 2/'
+bad 64 'bad.json:7:22: unknown key "train.stepz"' 'did you mean "train.steps"' -- train bad.json
+config 's/"seed": 7/"seed": 7, "seed": 8/'
+bad 64 'bad.json:2:36: duplicate key "seed": also on line 2, column 25; keep one' -- train bad.json
+config 's/"num_experts": 4/"num_experts": 4.0/'
+bad 64 'bad.json:4:56: model.num_experts: expected an integer' 'got 4.0' -- train bad.json
+config 's/"seed": 7/"seed": 1e9/'
+bad 64 'bad.json:2:33: run.seed: expected an integer' 'without point or exponent, got 1e9' -- train bad.json
+config 's/"hidden_size": 16/"hidden_size": 99999999999999999999/'
+bad 64 'model.hidden_size: expected an integer in \[1, [0-9]+\], got 99999999999999999999' -- train bad.json
+config 's/"lr": 1e-3/"lr": 1e999/'
+bad 64 'bad.json:6:23: optimizer.lr: expected a number' 'got 1e999' -- train bad.json
+config 's/"lr": 1e-3/"lr": "fast"/; s/"seq_len": 32/"seq_len": -1/; s/"hidden_size": 16, //'
+bad 64 'bad.json:6:23: optimizer.lr: expected a number' 'got "fast"' -- train bad.json
+also 'bad.json:5:' 'data.seq_len: expected an integer in' 'got -1'
+also 'model.hidden_size' # missing: all errors come at once
+config 's/"num_experts_per_tok": 2/"num_experts_per_tok": 9/'
+bad 64 'model.num_experts_per_tok = 9' 'model.num_experts = 4' -- train bad.json
+config 's/"global_batch_windows": 4/"global_batch_windows": 5/'
+bad 64 'bad.json:7:75: train.global_batch_windows = 5 must be a multiple of train.micro_batch_windows = 2' -- train bad.json
+bad 64 'model.head_dim = 7 must be even' -- train good.json --set model.head_dim=7
+bad 64 'model.num_attention_heads = 2 must be a multiple of model.num_key_value_heads = 3' -- \
+    train good.json --set model.num_key_value_heads=3
+bad 64 'parallel.backend: expected "auto" or "cpu", got "gpu"' -- train good.json --set parallel.backend=gpu
+bad 64 'checkpoint.keep_last: expected an integer in \[2, [0-9]+\], got 1' -- train good.json --set checkpoint.keep_last=1
+bad 64 'run.dir: expected a path of 1 to 1023 bytes' 'got ""' -- train good.json --set run.dir=
+bad 64 'unknown key "optimizer.lrr"' 'did you mean "optimizer.lr"' -- train good.json --set optimizer.lrr=1
+bad 64 '--set: expected KEY=VALUE' 'for example' 'got "nonsense"' -- train good.json --set nonsense
+bad 64 '--set: train.steps: set twice' 'keep one' -- train good.json --set train.steps=3 --set train.steps=4
+
+bad_end
