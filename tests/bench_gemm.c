@@ -85,7 +85,7 @@ static void shape_print(const char *head, const shape *s) {
 
 static gr_err bench(const gr_config *c) {
     gr_backend *backend;
-    GR_TRY(gr_backend_open(&backend, gr_config_backend_name(c)));
+    GR_TRY(gr_backend_open(&backend, gr_config_backend_name(c), gr_config_dtype(c)));
     shape list[SHAPES_MAX], largest = {0};
     double rate[3], rate_largest = 0;
     gr_err err = GR_OK;

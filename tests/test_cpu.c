@@ -18,7 +18,7 @@ static gr_backend *backend;
 
 static int open_backend(void **state) {
     (void)state;
-    return gr_backend_open(&backend, "cpu");
+    return gr_backend_open(&backend, "cpu", GR_F32);
 }
 
 static int close_backend(void **state) {
@@ -30,10 +30,10 @@ static int close_backend(void **state) {
 static void backends_open_by_name_and_unknown_names_are_refused(void **state) {
     (void)state;
     gr_backend *b;
-    assert_int_equal(gr_backend_open(&b, "auto"), 0);
+    assert_int_equal(gr_backend_open(&b, "auto", GR_F32), 0);
     assert_string_equal(b->name, "cpu");
     gr_backend_close(b);
-    assert_int_equal(gr_backend_open(&b, "gpu"), GR_CONFIG);
+    assert_int_equal(gr_backend_open(&b, "gpu", GR_F32), GR_CONFIG);
     assert_non_null(strstr(gr_error_text(), "\"gpu\""));
     assert_null(b);
     gr_backend_close(NULL);

@@ -19,7 +19,7 @@ static gr_backend *backend;
 
 static int open_backend(void **state) {
     (void)state;
-    return gr_backend_open(&backend, "cpu");
+    return gr_backend_open(&backend, "cpu", GR_F32);
 }
 
 static int close_backend(void **state) {
@@ -198,7 +198,7 @@ static void results_do_not_depend_on_the_threads(void **state) {
     for (int n_thread = 1; n_thread <= 3; n_thread++) {
         gr_backend *b;
         check_set_threads(n_thread);
-        assert_int_equal(gr_backend_open(&b, "cpu"), 0);
+        assert_int_equal(gr_backend_open(&b, "cpu", GR_F32), 0);
         attention_case c = open_attention(
             (gr_attention){.mask = GR_ATTEND_CAUSAL, .n_window = 3, .T = 130, .H = 4, .H_kv = 2, .head_dim = 24});
         add_backward(&c);

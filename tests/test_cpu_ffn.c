@@ -19,7 +19,7 @@ static gr_backend *backend;
 
 static int open_backend(void **state) {
     (void)state;
-    return gr_backend_open(&backend, "cpu");
+    return gr_backend_open(&backend, "cpu", GR_F32);
 }
 
 static int close_backend(void **state) {
@@ -165,7 +165,7 @@ static void more_threads_than_experts_give_the_same(void **state) {
     static const uint32_t offset[] = {0, 40, 40, 41};
     gr_backend *few = backend;
     check_set_threads(4);
-    assert_int_equal(gr_backend_open(&backend, "cpu"), 0);
+    assert_int_equal(gr_backend_open(&backend, "cpu", GR_F32), 0);
     ffn_case c = open_ffn(3, offset, 16, 24);
     check_ffn(&c, offset);
     gr_backend_close(backend);
