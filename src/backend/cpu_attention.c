@@ -186,6 +186,27 @@ gr_err GR_CPU(attention_forward)(gr_backend *b, gr_lane lane, const gr_attention
 
 /* ---------------------------------------------------------------- backward */
 
+/* The sum over keys of p times dp for each row: <dout, o>, unless o is rounded: its error would stay in dp - delta when
+ * both are nearly equal, as they are for the first tokens of a window. */
+static void deltas(const gr_attention *a, const block *t, const attention_scratch *s) {
+    for (int64_t i = 0; i < t->n_query && !GR_ACT_ROOM; i++) {
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t c = 0; c < a->head_dim; c++)
+            sum += gr_act_load(t->dout[i * a->ldo + c]) * gr_act_load(t->o[i * a->ldo + c]);
+        s->row[i] = sum;
+    }
+    for (int64_t i = 0; i < t->n_query && GR_ACT_ROOM; i++) {
+        const float *p = s->p + i * t->n_key, *dp = s->dp + i * t->n_key, scale = scale_of(a), lse = t->lse[i];
+        const int64_t n_seen = keys_seen(a, t, i);
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < n_seen; j++)
+            sum += gr_cpu_exp(p[j] * scale - lse) * dp[j];
+        s->row[i] = sum;
+    }
+}
+
 /* Row i of the block: scores to probabilities p; dout v^T to scale * p * (dp - delta), the gradient of q k^T. */
 static void gradient_row(
     int64_t n_seen, int64_t n_key, float scale, float lse, const attention_scratch *scratch, int64_t i) {
@@ -200,17 +221,6 @@ static void gradient_row(
     }
     memset(p + n_seen, 0, (size_t)(n_key - n_seen) * sizeof *p);
     memset(dp + n_seen, 0, (size_t)(n_key - n_seen) * sizeof *dp);
-}
-
-/* <dout, o> of each row: the sum over keys of p times dp. */
-static void deltas(const gr_attention *a, const block *t, float *delta) {
-    for (int64_t i = 0; i < t->n_query; i++) {
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t c = 0; c < a->head_dim; c++)
-            sum += gr_act_load(t->dout[i * a->ldo + c]) * gr_act_load(t->o[i * a->ldo + c]);
-        delta[i] = sum;
-    }
 }
 
 /* Scores and dout v^T of the block. */
@@ -283,7 +293,7 @@ static int products_after(const gr_cpu *cpu, const gr_attention *a, const block 
 
 static int backward_block(const gr_cpu *cpu, const gr_attention *a, const block *t, const attention_scratch *s) {
     int status = products_before(cpu, a, t, s);
-    deltas(a, t, s->row);
+    deltas(a, t, s);
     for (int64_t i = 0; i < t->n_query; i++)
         gradient_row(keys_seen(a, t, i), t->n_key, scale_of(a), t->lse[i], s, i);
     return status | products_after(cpu, a, t, s);
