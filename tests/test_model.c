@@ -113,7 +113,8 @@ static void dense_model_equals_the_reference(void **state) {
 
 static void recomputed_models_equal_the_reference(void **state) {
     (void)state;
-    model_case_options o = {.config = &mixed, .n_window = 2, .T = 17, .unused_slots = true, .only_expert = -1};
+    /* Four windows: over fewer tokens bf16's errors in the six weights of a q norm do not average below the bound. */
+    model_case_options o = {.config = &mixed, .n_window = 4, .T = 17, .unused_slots = true, .only_expert = -1};
     o.recompute = GR_RECOMPUTE_EXPERTS;
     check(&o);
     o.recompute = GR_RECOMPUTE_BLOCK;
