@@ -7,7 +7,7 @@ work=$2
 rm -rf "$work"
 mkdir -p "$work"
 cd "$work"
-export OMP_NUM_THREADS=2 ASAN_OPTIONS=detect_leaks=0
+export OMP_NUM_THREADS=1 ASAN_OPTIONS=detect_leaks=0
 config=$SOURCE_DIR/configs/quickstart/train.json
 
 for file in "$SOURCE_DIR"/{README.md,configs/*.md,src/*/*.[ch],include/grouter/*.h,tests/*.[ch],tests/*.sh,scripts/*}; do

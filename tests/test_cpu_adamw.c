@@ -110,7 +110,8 @@ static void copies_of_weights_are_rounded_to_nearest(void **state) {
     (void)state;
     enum { N = 5000 };
     float *x = check_random(1, N), *y = check_poisoned(N);
-    const float special[] = {1.00390625f, 1.01171875f, 1.003907f, -1.00390625f, INFINITY, -INFINITY, 3.4e38f, 1e-40f, 0};
+    const float special[] = {
+        1.00390625f, 1.01171875f, 1.003907f, -1.00390625f, INFINITY, -INFINITY, 3.4e38f, 1e-40f, 0};
     for (int i = 0; i < N; i++)
         x[i] *= 1.0f + (float)i * 0x1p-20f;
     memcpy(x, special, sizeof special);

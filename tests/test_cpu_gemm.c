@@ -146,8 +146,17 @@ static void products_run_at_once_in_several_threads(void **state) {
 #pragma omp parallel for schedule(dynamic) reduction(| : failed) num_threads(4)
     for (int i = 0; i < N_TASK; i++) {
         const int64_t m = 1 + i % 40, n = 1 + i * 7 % 40, k = 1 + i * 3 % 40;
-        const gr_gemm g = {.layout = GR_NN, .m = m, .n = n, .k = k, .a = a[i], .lda = k, .b = b[i], .ldb = n, .c = c[i],
-            .ldc = n, .c_dtype = CHECK_DTYPE};
+        const gr_gemm g = {.layout = GR_NN,
+            .m = m,
+            .n = n,
+            .k = k,
+            .a = a[i],
+            .lda = k,
+            .b = b[i],
+            .ldb = n,
+            .c = c[i],
+            .ldc = n,
+            .c_dtype = CHECK_DTYPE};
         failed |= backend->gemm(backend, GR_LANE_COMPUTE, &g) != GR_OK;
     }
     assert_int_equal(failed, 0);

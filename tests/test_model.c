@@ -166,8 +166,9 @@ static void recomputation_keeps_one_slot_for_all_layers(void **state) {
     size_t D = (size_t)c.hidden_size, F = (size_t)c.moe_intermediate_size, K = (size_t)c.num_experts_per_tok;
     size_t H = (size_t)c.num_attention_heads;
     size_t act = gr_dtype_size(CHECK_DTYPE);
-    size_t ffn = sizeof(float) * N + act * (N * D + N * K * 2 * F);                           /* rstd2; n2, h */
-    size_t attention = sizeof(float) * (N + N * H) + act * (N * D + 3 * N * D + N * D + N * D); /* rstd1 lse; n1 qkv o mid */
+    size_t ffn = sizeof(float) * N + act * (N * D + N * K * 2 * F); /* rstd2; n2, h */
+    size_t attention =
+        sizeof(float) * (N + N * H) + act * (N * D + 3 * N * D + N * D + N * D); /* rstd1 lse; n1 qkv o mid */
     size_t none = activations_of(&c, GR_RECOMPUTE_NONE);
     assert_int_equal(none - activations_of(&c, GR_RECOMPUTE_EXPERTS), (L - 1) * ffn);
     assert_int_equal(none - activations_of(&c, GR_RECOMPUTE_BLOCK), (L - 1) * (ffn + attention));

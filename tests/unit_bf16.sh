@@ -12,7 +12,8 @@ export ONEDNN_MAX_CPU_ISA=AVX2
 [[ $(uname -m) == x86_64 ]] || { echo "skipped: the instruction sets are those of x86-64" && exit 77; }
 
 expect 0 tokens --synthetic 5000 --vocab 257 --seed 1 --out t
-expect 0 route --method random --seed 1 --tokens t --seq-len 32 --experts 8 --top-k 2 --out t.routes
+expect 0 route --method random --seed 1 --experts 8 --top-k 2 --out r.router
+expect 0 route --router r.router --tokens t --seq-len 32 --out t.routes
 cat >c.json <<'JSON'
 {
   "run": {"dir": "run"},
@@ -20,7 +21,7 @@ cat >c.json <<'JSON'
             "moe_intermediate_size": 16, "num_experts": 8, "num_experts_per_tok": 2},
   "data": {"train": [{"tokens": "t", "routes": "t.routes"}], "seq_len": 32},
   "optimizer": {"lr": 1e-3},
-  "train": {"steps": 2, "micro_batch_windows": 2, "global_batch_windows": 2, "dtype": "bf16"}
+  "train": {"steps": 2, "micro_batch_windows": 2, "global_batch_windows": 8, "dtype": "bf16"}
 }
 JSON
 refused() {

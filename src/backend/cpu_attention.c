@@ -1,8 +1,8 @@
 /* cpu_attention.c: attention over packed windows, a block of query rows against all their keys at a time.
  *
- * Scratch is QUERY_BLOCK x T per thread, and with activations that are no floats T x head_dim for the sums of dk and dv:
- * every output is rounded once. Forward takes one task per (window, head, query block). Backward takes one
- * per (window, key/value head) and adds query heads and blocks in order, so that every dk and dv has one owner. */
+ * Scratch is QUERY_BLOCK x T per thread, and with activations that are no floats T x head_dim for the sums of dk and
+ * dv: every output is rounded once. Forward takes one task per (window, head, query block). Backward takes one per
+ * (window, key/value head) and adds query heads and blocks in order, so that every dk and dv has one owner. */
 #include "cpu_ops.h"
 
 #include <math.h>
@@ -136,8 +136,8 @@ static int forward_block(
         .c_dtype = GR_F32};
     int status = GR_CPU(gemm)(cpu, &scores);
     for (int64_t i = 0; i < t->n_query; i++)
-        lse[i] = softmax_row(
-            keys_seen(a, t, i), t->n_key, scale_of(a), s->p + i * t->n_key, p + i * t->n_key, &s->row[i]);
+        lse[i] =
+            softmax_row(keys_seen(a, t, i), t->n_key, scale_of(a), s->p + i * t->n_key, p + i * t->n_key, &s->row[i]);
     const gr_gemm mix = {.layout = GR_NN,
         .m = t->n_query,
         .n = a->head_dim,

@@ -57,8 +57,7 @@ static const gr_act *packed_rows(const expert *x, const void *in, const gr_act *
 }
 
 /* c [m,n] of packed matrices. Gradients of weights, the TN products, are fp32 and summed up; all others are act. */
-static int product(
-    const expert *x, gr_layout layout, const int64_t shape[3], const void *a, const void *b, void *c) {
+static int product(const expert *x, gr_layout layout, const int64_t shape[3], const void *a, const void *b, void *c) {
     const int64_t m = shape[0], n = shape[1], k = shape[2];
     const gr_gemm g = {.layout = layout,
         .write = layout == GR_TN ? GR_ACCUMULATE : GR_OVERWRITE,

@@ -48,8 +48,8 @@ struct gr_cpu_products {
 };
 
 /* A matrix [rows, columns] in oneDNN's sense; transposed: stored as [columns, rows]. */
-static dnnl_status_t matrix(
-    dnnl_memory_desc_t *out, dnnl_data_type_t type, dnnl_dim_t rows, dnnl_dim_t columns, dnnl_dim_t ld, bool transposed) {
+static dnnl_status_t matrix(dnnl_memory_desc_t *out, dnnl_data_type_t type, dnnl_dim_t rows, dnnl_dim_t columns,
+    dnnl_dim_t ld, bool transposed) {
     const dnnl_dims_t shape = {rows, columns}, plain = {ld, 1}, turned = {1, ld};
     return dnnl_memory_desc_init_by_strides(out, 2, shape, type, transposed ? turned : plain);
 }

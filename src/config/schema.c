@@ -110,8 +110,9 @@ const gr_key gr_keys[GR_N_KEY] = {
         .meaning = "activations made again in backward instead of kept: `experts` = of the FFN halves, `block` = all; "
                    "same bits, less memory, more time"},
     {"train.dtype", NO_UNIT, NAME(dtypes), AT(train.dtype), .fallback = "fp32",
-        .meaning = "storage of activations and of the weights that the ops read; with `bf16` the optimizer still updates "
-                   "fp32 weights, which checkpoints hold; the CPU needs AVX-512"},
+        .meaning =
+            "storage of activations and of the weights that the ops read; with `bf16` the optimizer still updates "
+            "fp32 weights, which checkpoints hold; the CPU needs AVX-512"},
 
     {"parallel.backend", NO_UNIT, FREE, NAME(backends), AT(parallel.backend), .fallback = "auto",
         .meaning = "where arrays live and ops run"},

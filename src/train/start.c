@@ -145,7 +145,8 @@ static void describe(const gr_trainer *t) {
     gr_model_count n;
     gr_model_count_config(&c->model, c->data.seq_len, &n);
     gr_info("backend %s, %s, comm %s, %d ranks x %d threads, expert parallel %d, data parallel %d", t->backend->name,
-        gr_dtype_name(t->backend->dtype), t->comm->name, t->comm->size[GR_WORLD], gr_thread_count(), t->comm->size[GR_EP], t->comm->size[GR_EDP]);
+        gr_dtype_name(t->backend->dtype), t->comm->name, t->comm->size[GR_WORLD], gr_thread_count(),
+        t->comm->size[GR_EP], t->comm->size[GR_EDP]);
     gr_info("model: %lld parameters, %lld active per token, %lld in experts, %.4g FLOP per token",
         (long long)(n.matrices + n.norms), (long long)n.active, (long long)n.experts, n.flops_per_token);
     gr_info("data: %llu windows of %d tokens, %.0f tokens per step, %lld steps (%.2f epochs)",

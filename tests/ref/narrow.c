@@ -125,8 +125,7 @@ static gr_err sum_rows(gr_backend *b, gr_lane lane, const gr_sum *a) {
     g.base = in(&all, a->base, a->n_row, a->width, a->width);
     for (int s = 0; s < 2; s++)
         if (a->source[s])
-            g.source[s] =
-                in(&all, a->source[s], rows_reached(a->index[s], a->offset[s][a->n_row]), a->width, a->width);
+            g.source[s] = in(&all, a->source[s], rows_reached(a->index[s], a->offset[s][a->n_row]), a->width, a->width);
     g.out = out(&all, a->out, a->n_row, a->width, a->width);
     return finish(&all, real(b)->sum_rows(real(b), lane, &g));
 }
