@@ -35,7 +35,7 @@ typedef struct gr_key {
     gr_on_resume on_resume;
 } gr_key;
 
-enum { GR_N_KEY = 52, GR_N_SECTION = 10, GR_EXPECTED_MAX = 256 };
+enum { GR_N_KEY = 53, GR_N_SECTION = 10, GR_EXPECTED_MAX = 256 };
 extern const gr_key gr_keys[GR_N_KEY]; /* by section, in printing order */
 extern const char *const gr_key_sections[GR_N_SECTION];
 
