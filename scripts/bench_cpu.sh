@@ -30,8 +30,11 @@ layouts=("1 2" "2 1") # ranks, threads of each
 phases=(forward_ms backward_ms exchange_ms reduce_ms optimizer_ms prepare_ms)
 
 # Why the program cannot train with this storage type; nothing if it can.
-dtype_missing() {
-    [[ $1 == fp32 ]] || echo "skipped: this build trains in fp32 only"
+dtype_missing() { # dtype, model
+    local code=0
+    "$program" train "configs/bench/$2.json" --set train.dtype="$1" --set train.micro_batch_windows=1 --dry-run \
+        --ranks 2 >/dev/null 2>&1 || code=$?
+    [[ $code -ne 69 ]] || echo "refused: this CPU has no $1 products in oneDNN"
 }
 
 launch() { # ranks, threads, program...
@@ -61,7 +64,7 @@ bench_layout() { # model, dtype, ranks, threads
     local config=configs/bench/$1.json folder=build/bench/$1 micro global rate after line ms phase
     micro=$(config_number "$config" micro_batch_windows) global=$(config_number "$config" global_batch_windows)
     [[ $((micro * $3)) -le $global ]] || micro=$((global / $3))
-    local set=(train.micro_batch_windows="$micro" parallel.expert_parallel_size="$3")
+    local set=(train.micro_batch_windows="$micro" parallel.expert_parallel_size="$3" train.dtype="$2")
     rate=$(gemm_rate "$folder" "$3" "$4" "$config" "${set[@]}")
     rm -rf "$folder/run"
     launch "$3" "$4" "$program" train "$config" "${set[@]/#/--set=}" >"$folder/train.log" 2>&1 ||
@@ -97,7 +100,7 @@ printf '%-7s %-5s %-6s %9s %8s %8s %7s %8s %8s %8s %8s %8s %8s %8s\n' model dtyp
     step-ms forward backward exchange reduce adamw plan
 for model in "${models[@]}"; do
     for dtype in "${dtypes[@]}"; do
-        missing=$(dtype_missing "$dtype")
+        missing=$(dtype_missing "$dtype" "$model")
         if [[ -n $missing ]]; then
             printf '%-7s %-5s %s\n' "$model" "$dtype" "$missing"
             continue

@@ -37,8 +37,9 @@ static int shapes_of(const gr_config *c, shape list[SHAPES_MAX]) {
 
 /* The products of y = x W^T: y, dx = dy W and dW = dy^T x, for x [m,k], W [n,k]. Each is c = op(a) op(b) in the three
  * places. */
-static gr_gemm product_of(const shape *s, gr_layout layout, float *place[3]) {
-    gr_gemm g = {.layout = layout, .a = place[0], .b = place[1], .c = place[2], .c_dtype = GR_F32};
+static gr_gemm product_of(const shape *s, gr_layout layout, gr_dtype dtype, void *const place[3]) {
+    gr_gemm g = {.layout = layout, .a = place[0], .b = place[1], .c = place[2]};
+    g.c_dtype = layout == GR_TN ? GR_F32 : dtype; /* as training has it */
     g.m = layout == GR_TN ? s->n : s->m;
     g.n = layout == GR_NT ? s->n : s->k;
     g.k = layout == GR_NT ? s->k : layout == GR_NN ? s->n : s->m;
@@ -61,18 +62,29 @@ static gr_err rate_measure(gr_backend *b, const gr_gemm *g, double *best) {
     return GR_OK;
 }
 
+/* Speed depends on the data: no zeros. */
+static void fill(gr_dtype dtype, void *to, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        float x = (float)(i * 2654435761u % 1024) / 512 - 1;
+        if (dtype == GR_F32)
+            ((float *)to)[i] = x;
+        else
+            ((uint16_t *)to)[i] = gr_bf16_from_f32(x);
+    }
+}
+
 /* Rates by layout, in the order of gr_layout. */
 static gr_err rates_measure(gr_backend *b, const shape *s, double rate[3]) {
     const int64_t size[3] = {s->m * s->k, s->n * s->k, s->m * s->n};
     const int64_t largest = size[0] > size[1] ? size[0] : size[1], each = largest > size[2] ? largest : size[2];
     void *memory = NULL;
     GR_TRY(b->alloc(b, 3 * (size_t)each * sizeof(float), "matrix product", &memory));
-    float *place[3] = {memory, (float *)memory + each, (float *)memory + 2 * each};
-    for (int64_t i = 0; i < 2 * each; i++) /* speed depends on the data: no zeros */
-        place[0][i] = (float)(i * 2654435761u % 1024) / 512 - 1;
+    void *const place[3] = {memory, (float *)memory + each, (float *)memory + 2 * each}; /* room for fp32 in all */
+    fill(b->dtype, place[0], each);
+    fill(b->dtype, place[1], each);
     gr_err err = GR_OK;
     for (int layout = 0; layout < 3 && !err; layout++) {
-        const gr_gemm g = product_of(s, (gr_layout)layout, place);
+        const gr_gemm g = product_of(s, (gr_layout)layout, b->dtype, place);
         err = rate_measure(b, &g, &rate[layout]);
     }
     b->release(b, memory);
@@ -85,7 +97,7 @@ static void shape_print(const char *head, const shape *s) {
 
 static gr_err bench(const gr_config *c) {
     gr_backend *backend;
-    GR_TRY(gr_backend_open(&backend, gr_config_backend_name(c)));
+    GR_TRY(gr_backend_open(&backend, gr_config_backend_name(c), gr_config_dtype(c)));
     shape list[SHAPES_MAX], largest = {0};
     double rate[3], rate_largest = 0;
     gr_err err = GR_OK;

@@ -24,7 +24,7 @@ static inline void checkpoint_fixture_open(
     *x = (checkpoint_fixture){.comm = comm};
     fixture_open_sharded(
         &x->f, (uint32_t)comm->size[GR_EP], (uint32_t)comm->rank[GR_EP], comm->size[GR_WORLD], comm->size[GR_EDP]);
-    gr_err err = gr_backend_open(&x->backend, "cpu");
+    gr_err err = gr_backend_open(&x->backend, "cpu", GR_F32);
     gr_optimizer_options o = {.backend = x->backend,
         .comm = comm,
         .params = &x->f.params,

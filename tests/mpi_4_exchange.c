@@ -256,7 +256,7 @@ static void experts_give_the_same_in_any_group(void **state) {
 
 int main(void) {
     alarm(120); /* a failed assertion on one rank leaves the others waiting */
-    if (gr_comm_open(&comm, "mpi") || comm->size[GR_WORLD] != 4 || gr_backend_open(&backend, "cpu"))
+    if (gr_comm_open(&comm, "mpi") || comm->size[GR_WORLD] != 4 || gr_backend_open(&backend, "cpu", GR_F32))
         return 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(dispatched_rows_are_those_the_plan_names),

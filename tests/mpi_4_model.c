@@ -10,6 +10,13 @@
 
 #include "model_case.h"
 
+/* fp32: kernels of fp32 against double. bf16: against fp32, of which the reference is within 1e-5. */
+static const double loss_bound = CHECK_DTYPE == GR_F32 ? 1e-5 : 1e-3;
+static const double gradient_bound = CHECK_DTYPE == GR_F32 ? 1e-5 : 5e-2;
+
+/* Between layouts after 20 steps. Rows that cross ranks are rounded once more in bf16. */
+static const double weight_bound = CHECK_DTYPE == GR_F32 ? 1e-5 : 2e-3;
+
 static gr_backend *backend;
 static gr_comm *comm;
 
@@ -23,7 +30,7 @@ static void check(int R_ep, bool unused_slots, int only_expert) {
             .T = 13,
             .unused_slots = unused_slots,
             .only_expert = only_expert});
-    if (!(r.loss_error <= 1e-5 && r.gradient_error <= 1e-5))
+    if (!(r.loss_error <= loss_bound && r.gradient_error <= gradient_bound))
         fail_msg("R_ep %d: loss error %.3g, gradient error %.3g in %s", R_ep, r.loss_error, r.gradient_error, r.worst);
 }
 
@@ -63,7 +70,7 @@ static void train_and_compare(const model_case_state *whole, int R_ep, gr_zero z
     model_case_state_close(&part);
     model_case_state_close(&again);
     print_message("R_ep %d, ZeRO %d: weights %.2g, gradients %.2g\n", R_ep, (int)zero, weights, gradients);
-    if (!(weights <= 1e-5 && gradients <= 1e-5))
+    if (!(weights <= weight_bound && gradients <= gradient_bound))
         fail_msg("R_ep %d, ZeRO %d: weights differ by %.3g in %s, gradients by %.3g in %s", R_ep, (int)zero, weights,
             worst[0], gradients, worst[1]);
     assert_true(same_bits);
@@ -108,13 +115,13 @@ static void recomputed_expert_parallel_equals_the_reference(void **state) {
         model_case_result r = model_case_run(backend, comm,
             &(model_case_options){
                 .config = &model_case_config, .n_window = 2, .T = 13, .only_expert = -1, .recompute = recompute});
-        assert_true(r.loss_error <= 1e-5 && r.gradient_error <= 1e-5);
+        assert_true(r.loss_error <= loss_bound && r.gradient_error <= gradient_bound);
     }
 }
 
 static int open_all(void **state) {
     (void)state;
-    return gr_backend_open(&backend, "cpu") || gr_comm_open(&comm, "mpi");
+    return gr_backend_open(&backend, "cpu", CHECK_DTYPE) || gr_comm_open(&comm, "mpi");
 }
 
 static int close_all(void **state) {

@@ -129,7 +129,7 @@ int main(void) {
     if (!err)
         err = gr_comm_group(comm, 2);
     if (!err)
-        err = gr_backend_open(&backend, "cpu");
+        err = gr_backend_open(&backend, "cpu", GR_F32);
     if (err) {
         gr_error_print(stderr, err);
         return 1;

@@ -100,7 +100,7 @@ static void recomputation_changes_no_bit_in_any_layout(void **state) {
 
 static int open_all(void **state) {
     (void)state;
-    return gr_backend_open(&backend, "cpu") || gr_comm_open(&comm, "mpi");
+    return gr_backend_open(&backend, "cpu", GR_F32) || gr_comm_open(&comm, "mpi");
 }
 
 static int close_all(void **state) {

@@ -336,7 +336,7 @@ int main(void) {
     };
     gr_err err = gr_comm_open(&comm, "mpi");
     if (!err)
-        err = gr_backend_open(&backend, "cpu");
+        err = gr_backend_open(&backend, "cpu", GR_F32);
     if (err) {
         gr_error_print(stderr, err);
         return 1;

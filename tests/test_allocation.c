@@ -43,7 +43,7 @@ void *__wrap_aligned_alloc(size_t align, size_t n) {
 static int calls_of(const gr_model_config *config, int steps, gr_recompute recompute) {
     gr_backend *backend;
     gr_comm *comm;
-    assert_int_equal(gr_backend_open(&backend, "cpu"), GR_OK);
+    assert_int_equal(gr_backend_open(&backend, "cpu", GR_F32), GR_OK);
     assert_int_equal(gr_comm_open(&comm, "self"), GR_OK);
     assert_int_equal(gr_comm_group(comm, 1), GR_OK);
     const model_case_options o = {.config = config,

@@ -18,7 +18,7 @@ static gr_backend *backend;
 
 static int open_backend(void **state) {
     (void)state;
-    return gr_backend_open(&backend, "cpu");
+    return gr_backend_open(&backend, "cpu", GR_F32);
 }
 
 static int close_backend(void **state) {
@@ -30,10 +30,10 @@ static int close_backend(void **state) {
 static void backends_open_by_name_and_unknown_names_are_refused(void **state) {
     (void)state;
     gr_backend *b;
-    assert_int_equal(gr_backend_open(&b, "auto"), 0);
+    assert_int_equal(gr_backend_open(&b, "auto", GR_F32), 0);
     assert_string_equal(b->name, "cpu");
     gr_backend_close(b);
-    assert_int_equal(gr_backend_open(&b, "gpu"), GR_CONFIG);
+    assert_int_equal(gr_backend_open(&b, "gpu", GR_F32), GR_CONFIG);
     assert_non_null(strstr(gr_error_text(), "\"gpu\""));
     assert_null(b);
     gr_backend_close(NULL);
@@ -46,7 +46,7 @@ static void every_op_is_there(void **state) {
     assert_true(b->lane_native && b->sync && b->gemm && b->gather_rows && b->sum_rows && b->ffn_forward);
     assert_true(b->ffn_backward && b->embed_forward && b->embed_backward && b->norm_forward && b->norm_backward);
     assert_true(b->rope && b->attention_forward && b->attention_backward && b->cross_entropy && b->sum_squares);
-    assert_true(b->adamw && b->peak && b->close);
+    assert_true(b->adamw && b->round_weights && b->peak && b->close);
 }
 
 static void memory_is_zeroed_and_aligned(void **state) {

@@ -20,7 +20,7 @@ static gr_backend *backend;
 
 static int open_backend(void **state) {
     (void)state;
-    return gr_backend_open(&backend, "cpu");
+    return check_backend_open(&backend, CHECK_DTYPE);
 }
 
 static int close_backend(void **state) {
@@ -105,6 +105,25 @@ static void late_steps_match_the_reference(void **state) {
     assert_true(fabs((double)p - p_ref) <= CHECK_F32 * p_ref);
 }
 
+/* Ties, both infinities, NaN, and what lies between. */
+static void copies_of_weights_are_rounded_to_nearest(void **state) {
+    (void)state;
+    enum { N = 5000 };
+    float *x = check_random(1, N), *y = check_poisoned(N);
+    const float special[] = {
+        1.00390625f, 1.01171875f, 1.003907f, -1.00390625f, INFINITY, -INFINITY, 3.4e38f, 1e-40f, 0};
+    for (int i = 0; i < N; i++)
+        x[i] *= 1.0f + (float)i * 0x1p-20f;
+    memcpy(x, special, sizeof special);
+    x[N - 1] = NAN;
+    assert_int_equal(backend->round_weights(backend, GR_LANE_COMPUTE, x, y, N), 0);
+    for (int i = 0; i < N - 1; i++)
+        assert_true(y[i] == check_stored(x[i]));
+    assert_true(isnan(y[N - 1]));
+    free(x);
+    free(y);
+}
+
 static void sums_of_squares_add_and_do_not_depend_on_the_threads(void **state) {
     (void)state;
     static const int64_t n[] = {0, 1, 16384, 100001};
@@ -139,6 +158,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(steps_match_the_reference),
         cmocka_unit_test(late_steps_match_the_reference),
+        cmocka_unit_test(copies_of_weights_are_rounded_to_nearest),
         cmocka_unit_test(sums_of_squares_add_and_do_not_depend_on_the_threads),
         cmocka_unit_test(a_nan_is_a_nan_sum),
     };

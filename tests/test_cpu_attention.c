@@ -20,7 +20,7 @@ static gr_backend *backend;
 
 static int open_backend(void **state) {
     (void)state;
-    return gr_backend_open(&backend, "cpu");
+    return check_backend_open(&backend, CHECK_DTYPE);
 }
 
 static int close_backend(void **state) {
@@ -93,10 +93,10 @@ static void check_backward(attention_case *c, const ref_attention *s) {
     add_backward(c);
     assert_int_equal(backend->attention_backward(backend, GR_LANE_COMPUTE, &c->a), 0);
     if (c->a.T > 1) { /* one key: the probability is 1 and neither q nor k matters; see below */
-        assert_true(column_error(c, 0, c->n_q, dq) <= CHECK_F32);
-        assert_true(column_error(c, c->n_q, c->n_kv, dk) <= CHECK_F32);
+        assert_true(column_error(c, 0, c->n_q, dq) <= check_bound());
+        assert_true(column_error(c, c->n_q, c->n_kv, dk) <= check_bound());
     }
-    assert_true(column_error(c, c->n_q + c->n_kv, c->n_kv, dv) <= CHECK_F32);
+    assert_true(column_error(c, c->n_q + c->n_kv, c->n_kv, dv) <= check_bound());
     free(dout);
     free(dq);
     free(dk);
@@ -122,7 +122,7 @@ static void check_shape(gr_attention shape) {
         .v = v};
     ref_attention_forward(&s, o, lse);
     assert_int_equal(backend->attention_forward(backend, GR_LANE_COMPUTE, &c.a), 0);
-    assert_true(check_rows_error(c.n_row, c.n_q, c.ldo, c.o, o) <= CHECK_F32);
+    assert_true(check_rows_error(c.n_row, c.n_q, c.ldo, c.o, o) <= check_bound());
     assert_true(check_error(c.n_row * shape.H, c.lse, lse) <= CHECK_F32);
     check_backward(&c, &s);
     close_attention(&c);
@@ -303,7 +303,7 @@ static void results_do_not_depend_on_the_threads(void **state) {
     for (int n_thread = 1; n_thread <= 3; n_thread++) {
         gr_backend *b;
         check_set_threads(n_thread);
-        assert_int_equal(gr_backend_open(&b, "cpu"), 0);
+        assert_int_equal(check_backend_open(&b, CHECK_DTYPE), 0);
         attention_case c = open_attention(
             (gr_attention){.mask = GR_ATTEND_CAUSAL, .n_window = 3, .T = 130, .H = 4, .H_kv = 2, .head_dim = 24});
         add_backward(&c);

@@ -22,7 +22,7 @@ static gr_backend *backend;
 
 static int open_backend(void **state) {
     (void)state;
-    return gr_backend_open(&backend, "cpu");
+    return check_backend_open(&backend, CHECK_DTYPE);
 }
 
 static int close_backend(void **state) {
@@ -78,9 +78,9 @@ static void check_loss(int64_t n, int64_t D, int64_t V) {
     double *dw = check_double(V * D, c.dw), loss = ref_cross_entropy(n, D, V, x, w, c.target);
     ref_cross_entropy_backward(n, D, V, x, w, c.target, 0.25, dx, dw);
     assert_int_equal(backend->cross_entropy(backend, GR_LANE_COMPUTE, &c.a), 0);
-    assert_true(fabs(c.sum - 100 - loss) <= CHECK_F32 * fabs(loss));
-    assert_true(check_error(n * D, c.dx, dx) <= CHECK_F32);
-    assert_true(check_error(V * D, c.dw, dw) <= CHECK_F32);
+    assert_true(fabs(c.sum - 100 - loss) <= check_bound() * fabs(loss));
+    assert_true(check_error(n * D, c.dx, dx) <= check_bound());
+    assert_true(check_error(V * D, c.dw, dw) <= check_bound());
     const double with_gradients = c.sum;
     c.sum = 100;
     c.a.dx = NULL;

@@ -20,7 +20,7 @@ static gr_backend *backend;
 
 static int open_backend(void **state) {
     (void)state;
-    return gr_backend_open(&backend, "cpu");
+    return check_backend_open(&backend, CHECK_DTYPE);
 }
 
 static int close_backend(void **state) {
@@ -101,8 +101,8 @@ static void check_norm(int64_t n_outer, int64_t n_sub, int64_t width, gr_write d
     a.dx_write = dx_write;
     assert_int_equal(backend->norm_forward(backend, GR_LANE_COMPUTE, &a), 0);
     assert_int_equal(backend->norm_backward(backend, GR_LANE_COMPUTE, &a), 0);
-    assert_true(check_rows_error(n_outer, row, c.ldy, c.y, y) <= CHECK_F32);
-    assert_true(check_rows_error(n_outer, row, c.ldx, c.dx, dx) <= CHECK_F32);
+    assert_true(check_rows_error(n_outer, row, c.ldy, c.y, y) <= check_bound());
+    assert_true(check_rows_error(n_outer, row, c.ldx, c.dx, dx) <= check_bound());
     assert_true(check_error(width, c.dw, dw) <= CHECK_F32);
     close_norm(&c);
     free(x);
@@ -192,10 +192,10 @@ static void check_rope(int64_t n_row, int64_t T, int64_t n_head, int64_t head_di
         .sine = sine,
         .x = x};
     assert_int_equal(backend->rope(backend, GR_LANE_COMPUTE, &a), 0);
-    assert_true(check_rows_error(n_row, width, ld, x, expected) <= CHECK_F32);
+    assert_true(check_rows_error(n_row, width, ld, x, expected) <= check_bound());
     a.inverse = true;
     assert_int_equal(backend->rope(backend, GR_LANE_COMPUTE, &a), 0);
-    assert_true(check_rows_error(n_row, width, ld, x, start) <= CHECK_F32);
+    assert_true(check_rows_error(n_row, width, ld, x, start) <= check_bound());
     free(x);
     free(cosine);
     free(sine);

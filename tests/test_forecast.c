@@ -32,7 +32,10 @@ static const gr_config config = {
         },
     .data = {.seq_len = 16},
     .optimizer = {.lr = 1e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8},
-    .train = {.steps = 1, .micro_batch_windows = 2, .global_batch_windows = 8},
+    .train = {.steps = 1,
+        .micro_batch_windows = 2,
+        .global_batch_windows = 8,
+        .dtype = CHECK_DTYPE == GR_F32 ? GR_TRAIN_FP32 : GR_TRAIN_BF16},
     .parallel = {.expert_parallel_size = 2},
 };
 
@@ -91,6 +94,8 @@ static void check_predicted_bytes(const gr_config *c) {
     assert_int_equal(gr_optimizer_open(&t.optimizer, &oo), GR_OK);
     assert_in_range(allocated, item(&predicted, "AdamW moments"), item(&predicted, "AdamW moments") + GR_ALIGN);
     assert_int_equal(item(&predicted, "weights"), item(&predicted, "gradients"));
+    assert_int_equal(
+        item(&predicted, "weights as the ops read them"), CHECK_DTYPE == GR_F32 ? 0 : item(&predicted, "weights") / 2);
     gr_trainer_close(&t);
     gr_comm_close(comm, GR_OK);
 }

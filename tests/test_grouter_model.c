@@ -21,7 +21,7 @@ static gr_comm *comm;
 static int open_all(void **state) {
     (void)state;
     check_set_threads(1); /* models this small would spend their time in barriers */
-    return gr_backend_open(&backend, "cpu") || gr_comm_open(&comm, "self") || gr_comm_group(comm, 1);
+    return gr_backend_open(&backend, "cpu", GR_F32) || gr_comm_open(&comm, "self") || gr_comm_group(comm, 1);
 }
 
 static int close_all(void **state) {

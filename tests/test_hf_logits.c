@@ -135,7 +135,7 @@ static void routers_and_head_give_the_logits_of_transformers(void **state) {
     static const char *const cases[] = {"f32", "bf16", "f16_sharded", "tied_dense"};
     gr_backend *backend;
     gr_comm *comm;
-    assert_int_equal(gr_backend_open(&backend, "cpu"), GR_OK);
+    assert_int_equal(gr_backend_open(&backend, "cpu", GR_F32), GR_OK);
     assert_int_equal(gr_comm_open(&comm, "self"), GR_OK);
     assert_int_equal(gr_comm_group(comm, 1), GR_OK);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)

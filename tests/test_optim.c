@@ -242,7 +242,7 @@ int main(void) {
         cmocka_unit_test(the_fourth_skip_in_a_row_ends_the_run),
         cmocka_unit_test(a_norm_whose_square_no_float_holds_is_clipped_or_else_skipped),
     };
-    gr_err err = gr_backend_open(&backend, "cpu");
+    gr_err err = gr_backend_open(&backend, "cpu", GR_F32);
     if (!err)
         err = gr_comm_open(&comm, "self");
     if (err) {

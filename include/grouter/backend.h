@@ -233,7 +233,7 @@ typedef struct gr_adamw {
 typedef struct gr_backend gr_backend;
 struct gr_backend {
     const char *name;
-    gr_dtype dtype; /* storage type of activations: GR_F32 */
+    gr_dtype dtype; /* storage type of activations: GR_F32 or GR_BF16 */
     size_t elem_size;
     bool host_memory; /* host code may read and write the backend's memory directly */
     gr_err (*alloc)(gr_backend *b, size_t n_byte, const char *what, void **out); /* zeroed, 64-byte aligned; 69 */
@@ -272,14 +272,17 @@ struct gr_backend {
     gr_err (*divergence)(gr_backend *b, gr_lane lane, const gr_divergence *a);
     gr_err (*sum_squares)(gr_backend *b, gr_lane lane, const float *x, int64_t n, double *out); /* *out += */
     gr_err (*adamw)(gr_backend *b, gr_lane lane, const gr_adamw *a);
+    /* to[n] (act) = from[n] rounded to nearest, ties to even: what p_act holds after adamw. */
+    gr_err (*round_weights)(gr_backend *b, gr_lane lane, const float *from, void *to, int64_t n);
     /* Best multiply-add rate of a large GEMM with this process's threads, in FLOP/s; takes well under a second. */
     gr_err (*peak)(gr_backend *b, double *flops_per_s);
     void (*close)(gr_backend *b);
     void *state;
 };
 
-/* Opens "auto" or "cpu". */
-GR_MUST gr_err gr_backend_open(gr_backend **out, const char *name);
+/* Opens "auto" or "cpu" with activations stored as GR_F32 or GR_BF16. 69 naming fp32 where this machine cannot compute
+ * with dtype. */
+GR_MUST gr_err gr_backend_open(gr_backend **out, const char *name, gr_dtype dtype);
 void gr_backend_close(gr_backend *b); /* accepts NULL */
 const char *gr_backend_names(void);   /* compiled in, for --version */
 const char *gr_backend_library(void); /* "oneDNN v2.6.3 ..." */

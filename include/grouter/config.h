@@ -14,6 +14,8 @@ typedef enum gr_comm_kind { GR_COMM_AUTO, GR_COMM_SELF, GR_COMM_MPI } gr_comm_ki
 /* Activations that are not kept for backward but computed again in it: of the FFN halves of all blocks, or of whole
  * blocks. */
 typedef enum gr_recompute { GR_RECOMPUTE_NONE, GR_RECOMPUTE_EXPERTS, GR_RECOMPUTE_BLOCK } gr_recompute;
+/* Order of the names in schema.c. */
+typedef enum gr_train_dtype { GR_TRAIN_FP32, GR_TRAIN_BF16 } gr_train_dtype;
 /* Where the experts of a token come from, and where its gates. With learned experts the gates are learned too. */
 typedef enum gr_source {
     GR_SOURCE_TABLE,
@@ -121,6 +123,7 @@ typedef struct gr_config {
         int64_t steps;
         int micro_batch_windows, global_batch_windows;
         gr_recompute recompute;
+        gr_train_dtype dtype;
     } train;
     struct {
         gr_backend_kind backend;
@@ -153,6 +156,7 @@ GR_MUST gr_err gr_config_check_ranks(const gr_config *c, int n_rank);
  * 0 means the smallest that fits. */
 const char *gr_config_backend_name(const gr_config *c);
 const char *gr_config_comm_name(const gr_config *c);
+gr_dtype gr_config_dtype(const gr_config *c); /* GR_F32 or GR_BF16 */
 int gr_config_expert_parallel(const gr_config *c);
 
 /* What a changed key means when a run is resumed. */

@@ -115,7 +115,7 @@ typedef struct gr_model_options {
 } gr_model_options;
 
 /* Builds the parameter table, allocates weights, gradients (train) and activations: 69 before anything else if they do
- * not fit. Weights are zero until gr_params_init or a checkpoint fills them. */
+ * not fit. Weights are zero until gr_params_init or a checkpoint fills them, followed by gr_model_weights_changed. */
 GR_MUST gr_err gr_model_open(gr_model **out, const gr_model_options *o);
 /* The same model without its memory: only its parameter table and gr_model_memory_get may be asked for, and of the
  * options' comm only ranks and sizes are read. 69 if a size does not fit the address space. */
@@ -125,6 +125,7 @@ void gr_model_close(gr_model *m); /* accepts NULL */
 /* Bytes by use, as the layouts that place the model count them; their sum is what it allocates. */
 typedef struct gr_model_memory {
     size_t weights, gradients;
+    size_t weights_act; /* copy of the weights in the backend's storage type; 0 for fp32 */
     size_t activations; /* residual streams and what backward needs of each layer */
     size_t logits;      /* one chunk of the head's */
     size_t scratch;     /* shared by the layers: rows and pairs in flight, gradients of activations */
@@ -134,8 +135,13 @@ typedef struct gr_model_memory {
 gr_model_memory gr_model_memory_get(const gr_model *m);
 
 const gr_params *gr_model_params(const gr_model *m);
-float *gr_model_weights(gr_model *m);   /* fp32 flat range, backend memory */
+float *gr_model_weights(gr_model *m);   /* fp32 flat range (masters), backend memory */
 float *gr_model_gradients(gr_model *m); /* same layout */
+/* The rounded copy in the same layout that the ops read, except norm weights; NULL where weights are stored as fp32. It
+ * always equals the rounded weights: the optimizer, which is given it, keeps it so. */
+void *gr_model_weights_act(gr_model *m);
+/* To be called after anything but the optimizer wrote the weights: rounds all of them. */
+GR_MUST gr_err gr_model_weights_changed(gr_model *m);
 
 /* One micro-batch of this rank. */
 typedef struct gr_batch {

@@ -29,6 +29,7 @@ typedef struct gr_optimizer_options {
     gr_backend *backend;
     gr_comm *comm;
     const gr_params *params;
+    void *weights_act; /* gr_model_weights_act: refreshed with every update; NULL where there is none */
     gr_zero zero;
     gr_lr lr;
     double beta1, beta2, eps, weight_decay, clip; /* eps > 0; clip 0 = off */

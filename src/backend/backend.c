@@ -5,10 +5,10 @@
 
 #include <string.h>
 
-gr_err gr_backend_open(gr_backend **out, const char *name) {
+gr_err gr_backend_open(gr_backend **out, const char *name, gr_dtype dtype) {
     *out = NULL;
     if (strcmp(name, "auto") == 0 || strcmp(name, "cpu") == 0)
-        return gr_cpu_open(out);
+        return gr_cpu_open(out, dtype);
     return gr_fail(GR_CONFIG, "backend: expected auto or one of: %s, got \"%s\"; choose one that is compiled in",
         gr_backend_names(), name);
 }

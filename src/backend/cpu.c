@@ -1,4 +1,4 @@
-/* cpu.c: the CPU backend: memory and the table of ops. Lanes run at once, in the order of the calls. */
+/* cpu.c: the CPU backend: opening and memory. Lanes run at once, in the order of the calls. */
 #include "cpu.h"
 
 #include <stdlib.h>
@@ -100,8 +100,10 @@ static gr_err cpu_sync(gr_backend *b) {
 
 static void cpu_close(gr_backend *b) {
     gr_cpu *s = b->state;
-    if (s)
+    if (s) {
+        gr_cpu_products_close(s->products);
         free(s->scratch);
+    }
     free(s);
     free(b);
 }
@@ -113,10 +115,9 @@ static int count_threads(void) {
     return n;
 }
 
-static const gr_backend cpu_ops = {
+/* What all storage types share. */
+static const gr_backend shared_ops = {
     .name = "cpu",
-    .dtype = GR_F32,
-    .elem_size = sizeof(gr_act),
     .host_memory = true,
     .alloc = cpu_alloc,
     .release = cpu_release,
@@ -127,46 +128,36 @@ static const gr_backend cpu_ops = {
     .wait = cpu_wait,
     .lane_native = cpu_lane_native,
     .sync = cpu_sync,
-    .gemm = gr_cpu_gemm_op,
-    .gather_rows = gr_cpu_gather_rows,
-    .sum_rows = gr_cpu_sum_rows,
     .gather_f32 = gr_cpu_gather_f32,
     .sum_f32 = gr_cpu_sum_f32,
-    .router_forward = gr_cpu_router_forward,
-    .router_backward = gr_cpu_router_backward,
     .pair_gates_forward = gr_cpu_pair_gates_forward,
     .pair_gates_backward = gr_cpu_pair_gates_backward,
-    .ffn_forward = gr_cpu_ffn_forward,
-    .ffn_backward = gr_cpu_ffn_backward,
-    .embed_forward = gr_cpu_embed_forward,
-    .embed_backward = gr_cpu_embed_backward,
-    .norm_forward = gr_cpu_norm_forward,
-    .norm_backward = gr_cpu_norm_backward,
-    .layer_norm_forward = gr_cpu_layer_norm_forward,
-    .layer_norm_backward = gr_cpu_layer_norm_backward,
-    .rope = gr_cpu_rope,
-    .attention_forward = gr_cpu_attention_forward,
-    .attention_backward = gr_cpu_attention_backward,
-    .cross_entropy = gr_cpu_cross_entropy,
     .divergence = gr_cpu_divergence,
     .sum_squares = gr_cpu_sum_squares,
-    .adamw = gr_cpu_adamw,
-    .peak = gr_cpu_peak,
     .close = cpu_close,
 };
 
-gr_err gr_cpu_open(gr_backend **out) {
-    void *b = NULL, *state = NULL;
+static gr_err open_state(gr_backend *b) {
+    void *state;
+    GR_TRY(gr_alloc(&state, 1, sizeof(gr_cpu), "cpu backend"));
+    gr_cpu *s = b->state = state;
+    s->n_thread = count_threads();
+    return b->dtype == GR_BF16 ? gr_cpu_products_open(&s->products) : GR_OK;
+}
+
+gr_err gr_cpu_open(gr_backend **out, gr_dtype dtype) {
+    void *memory = NULL;
     *out = NULL;
-    GR_TRY(gr_alloc(&b, 1, sizeof(gr_backend), "cpu backend"));
-    gr_err err = gr_alloc(&state, 1, sizeof(gr_cpu), "cpu backend");
+    GR_ASSERT(dtype == GR_F32 || dtype == GR_BF16, "storage type %s", gr_dtype_name(dtype));
+    GR_TRY(gr_alloc(&memory, 1, sizeof(gr_backend), "cpu backend"));
+    gr_backend *b = memory;
+    *b = shared_ops;
+    (dtype == GR_BF16 ? gr_cpu_set_ops_bf16 : gr_cpu_set_ops_f32)(b);
+    gr_err err = open_state(b);
     if (err) {
-        free(b);
+        cpu_close(b);
         return err;
     }
-    ((gr_cpu *)state)->n_thread = count_threads();
     *out = b;
-    **out = cpu_ops;
-    (*out)->state = state;
     return GR_OK;
 }

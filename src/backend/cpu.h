@@ -4,51 +4,45 @@
 
 #include "grouter/backend.h"
 
-/* Storage type of activations. Every op calls activations by this name and everything else `float`, so a second storage
- * type is a second instance of the loops, not a hunt for casts. */
-typedef float gr_act;
+/* Shape-free products of oneDNN for one storage type, made once at opening; they may run in any thread at any time. */
+typedef struct gr_cpu_products gr_cpu_products;
 
 typedef struct gr_cpu {
     int n_thread;
-    void *scratch; /* grows in the first step, then stays */
+    gr_cpu_products *products; /* NULL for fp32 */
+    void *scratch;             /* grows in the first step, then stays */
     size_t scratch_size;
 } gr_cpu;
 
-gr_err gr_cpu_open(gr_backend **out);
+gr_err gr_cpu_open(gr_backend **out, gr_dtype dtype);
+
+/* Fill in the ops that depend on the storage type: cpu_ops.c, compiled once per type. */
+void gr_cpu_set_ops_f32(gr_backend *b);
+void gr_cpu_set_ops_bf16(gr_backend *b);
 
 /* At least n_byte, 64-byte aligned, until the next call. Not zeroed. */
 GR_MUST gr_err gr_cpu_scratch(gr_backend *b, size_t n_byte, void **out);
 
-/* Runs with the threads there are: all of them, or one inside a parallel region. Returns the library's status, 0 is
- * success: gr_fail is not for parallel regions, so their callers collect the status and check it afterwards. */
-int gr_cpu_gemm(const gr_gemm *g);
+/* ---------------------------------------------------------------- oneDNN (cpu_gemm.c)
+ * The products take m, n, k > 0. They run with the threads there are: all of them, or one inside a parallel region, and
+ * return the library's status, 0 is success: gr_fail is not for parallel regions, so their callers collect the status
+ * and check it afterwards. */
+int gr_cpu_product_f32(const gr_cpu_products *none, const gr_gemm *g);
+int gr_cpu_product_bf16(const gr_cpu_products *p, const gr_gemm *g);
 GR_MUST gr_err gr_cpu_gemm_check(int status);
 
-gr_err gr_cpu_gemm_op(gr_backend *b, gr_lane lane, const gr_gemm *a);
-gr_err gr_cpu_gather_rows(gr_backend *b, gr_lane lane, const gr_gather *a);
-gr_err gr_cpu_sum_rows(gr_backend *b, gr_lane lane, const gr_sum *a);
+/* The products of bf16 matrices. 69 naming fp32 where oneDNN has none for this CPU. */
+GR_MUST gr_err gr_cpu_products_open(gr_cpu_products **out);
+void gr_cpu_products_close(gr_cpu_products *p); /* accepts NULL */
+
+/* ---------------------------------------------------------------- ops without activations (cpu_gates.c,
+ * cpu_divergence.c, cpu_squares.c) */
 gr_err gr_cpu_gather_f32(gr_backend *b, gr_lane lane, const gr_gather *a);
 gr_err gr_cpu_sum_f32(gr_backend *b, gr_lane lane, const gr_sum *a);
-gr_err gr_cpu_router_forward(gr_backend *b, gr_lane lane, const gr_router_op *a);
-gr_err gr_cpu_router_backward(gr_backend *b, gr_lane lane, const gr_router_op *a);
 gr_err gr_cpu_pair_gates_forward(gr_backend *b, gr_lane lane, const gr_pair_gates *a);
 gr_err gr_cpu_pair_gates_backward(gr_backend *b, gr_lane lane, const gr_pair_gates *a);
-gr_err gr_cpu_ffn_forward(gr_backend *b, gr_lane lane, const gr_ffn *a);
-gr_err gr_cpu_ffn_backward(gr_backend *b, gr_lane lane, const gr_ffn *a);
-gr_err gr_cpu_embed_forward(gr_backend *b, gr_lane lane, const gr_embed *a);
-gr_err gr_cpu_embed_backward(gr_backend *b, gr_lane lane, const gr_embed *a);
-gr_err gr_cpu_norm_forward(gr_backend *b, gr_lane lane, const gr_norm *a);
-gr_err gr_cpu_norm_backward(gr_backend *b, gr_lane lane, const gr_norm *a);
-gr_err gr_cpu_layer_norm_forward(gr_backend *b, gr_lane lane, const gr_layer_norm *a);
-gr_err gr_cpu_layer_norm_backward(gr_backend *b, gr_lane lane, const gr_layer_norm *a);
-gr_err gr_cpu_rope(gr_backend *b, gr_lane lane, const gr_rope *a);
-gr_err gr_cpu_attention_forward(gr_backend *b, gr_lane lane, const gr_attention *a);
-gr_err gr_cpu_attention_backward(gr_backend *b, gr_lane lane, const gr_attention *a);
-gr_err gr_cpu_cross_entropy(gr_backend *b, gr_lane lane, const gr_cross_entropy *a);
 gr_err gr_cpu_divergence(gr_backend *b, gr_lane lane, const gr_divergence *a);
 gr_err gr_cpu_sum_squares(gr_backend *b, gr_lane lane, const float *x, int64_t n, double *out);
-gr_err gr_cpu_adamw(gr_backend *b, gr_lane lane, const gr_adamw *a);
-gr_err gr_cpu_peak(gr_backend *b, double *flops_per_s);
 
 /* e^x within about 1 ulp where the result is a normal number, else 0 or infinity; NaN stays NaN. Branch-free, so that
  * loops over it become vector code. x = n ln 2 + r, |r| <= ln 2 / 2: a polynomial in r (Cephes expf) times 2^n. */

@@ -1,48 +1,44 @@
-/* cpu_adamw.c: the optimizer's passes over flat ranges: sum of squares and AdamW. */
-#include "cpu.h"
+/* cpu_adamw.c: the optimizer's pass over flat ranges, and the rounding of the weights it keeps. */
+#include "cpu_ops.h"
 
 #include <math.h>
 
-/* Elements per partial sum, fixed: the total does not depend on the threads. */
-#define SQUARES_BLOCK 16384
+/* Elements that are rounded while they are still in the first-level cache. */
+#define BLOCK 2048
 
-gr_err gr_cpu_sum_squares(gr_backend *b, gr_lane lane, const float *x, int64_t n, double *out) {
+gr_err GR_CPU(round_weights)(gr_backend *b, gr_lane lane, const float *from, void *to, int64_t n) {
+    (void)b;
     (void)lane;
-    const int64_t n_block = (n + SQUARES_BLOCK - 1) / SQUARES_BLOCK;
-    void *memory = NULL;
-    GR_TRY(gr_cpu_scratch(b, (size_t)n_block * sizeof(double), &memory));
-    double *partial = memory;
-#pragma omp parallel for
-    for (int64_t block = 0; block < n_block; block++) {
-        const int64_t end = (block + 1) * SQUARES_BLOCK < n ? (block + 1) * SQUARES_BLOCK : n;
-        double sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = block * SQUARES_BLOCK; i < end; i++)
-            sum += (double)x[i] * (double)x[i];
-        partial[block] = sum;
-    }
-    for (int64_t block = 0; block < n_block; block++)
-        *out += partial[block];
+    gr_act *act = to;
+#pragma omp parallel for simd
+    for (int64_t i = 0; i < n; i++)
+        act[i] = gr_act_store(from[i]);
     return GR_OK;
 }
 
 /* lr mhat / (sqrt(vhat) + eps) with mhat = m/c1, vhat = v/c2: c1 goes into the rate and sqrt(c2) into the root. */
-gr_err gr_cpu_adamw(gr_backend *b, gr_lane lane, const gr_adamw *a) {
+gr_err GR_CPU(adamw)(gr_backend *b, gr_lane lane, const gr_adamw *a) {
     (void)b;
     (void)lane;
-    GR_ASSERT(!a->p_act, "weights are stored as fp32: no copy to refresh");
+    GR_ASSERT(!a->p_act == !GR_ACT_ROOM, "a copy of the weights is kept where they are not stored as fp32, only there");
     const float rate = (float)((double)a->lr / (1 - pow((double)a->beta1, (double)a->step)));
     const float root = (float)(1 / sqrt(1 - pow((double)a->beta2, (double)a->step)));
     const float keep = (float)(1 - (double)a->lr * (double)a->weight_decay);
     const float beta1 = a->beta1, rest1 = (float)(1 - (double)beta1), beta2 = a->beta2,
                 rest2 = (float)(1 - (double)beta2);
     float *p = a->p, *m = a->m, *v = a->v;
-#pragma omp parallel for simd
-    for (int64_t i = 0; i < a->n; i++) {
-        const float g = a->g[i] * a->grad_scale;
-        m[i] = beta1 * m[i] + rest1 * g;
-        v[i] = beta2 * v[i] + rest2 * g * g;
-        p[i] = keep * p[i] - rate * m[i] / (sqrtf(v[i]) * root + a->eps);
+#pragma omp parallel for
+    for (int64_t first = 0; first < a->n; first += BLOCK) {
+        const int64_t end = first + BLOCK < a->n ? first + BLOCK : a->n;
+#pragma omp simd
+        for (int64_t i = first; i < end; i++) {
+            const float g = a->g[i] * a->grad_scale;
+            m[i] = beta1 * m[i] + rest1 * g;
+            v[i] = beta2 * v[i] + rest2 * g * g;
+            p[i] = keep * p[i] - rate * m[i] / (sqrtf(v[i]) * root + a->eps);
+        }
+        if (a->p_act)
+            gr_act_round(end - first, p + first, (gr_act *)a->p_act + first);
     }
     return GR_OK;
 }

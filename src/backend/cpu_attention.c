@@ -1,8 +1,9 @@
 /* cpu_attention.c: attention over packed windows, a block of query rows against all their keys at a time.
  *
- * Scratch is QUERY_BLOCK x T per thread. Forward takes one task per (window, head, query block). Backward takes one
- * per (window, key/value head) and adds query heads and blocks in order, so that every dk and dv has one owner. */
-#include "cpu.h"
+ * Scratch is QUERY_BLOCK x T per thread, and with activations that are no floats T x head_dim for the sums of dk and
+ * dv: every output is rounded once. Forward takes one task per (window, head, query block). Backward takes one per
+ * (window, key/value head) and adds query heads and blocks in order, so that every dk and dv has one owner. */
+#include "cpu_ops.h"
 
 #include <math.h>
 #include <string.h>
@@ -22,20 +23,48 @@ typedef struct block {
     const float *lse; /* [n_query] */
 } block;
 
-/* Scratch of one thread. */
+typedef enum direction { FORWARD, BACKWARD } direction;
+
+/* Scratch of one thread. What activations in fp32 do in place is NULL then. */
 typedef struct attention_scratch {
-    float *p, *dp; /* [QUERY_BLOCK, T]; dp in backward only */
-    float *row;    /* [QUERY_BLOCK]: 1/sum in forward, delta in backward */
+    float *p, *dp;          /* [QUERY_BLOCK, T]; dp in backward only */
+    gr_act *p_act, *dp_act; /* the same as operands of the next product */
+    float *row;             /* [QUERY_BLOCK]: 1/sum in forward, delta in backward */
+    float *o;               /* [QUERY_BLOCK, head_dim], forward only */
+    float *dk, *dv;         /* [T, head_dim], backward only */
 } attention_scratch;
 
-static int64_t scratch_elements(const gr_attention *a, int64_t n_matrix) {
-    return QUERY_BLOCK * (n_matrix * a->T + 1);
+/* Places a thread's scratch at `memory` (NULL: only measures); returns its bytes. */
+static size_t scratch_place(const gr_attention *a, direction way, void *memory, attention_scratch *s) {
+    gr_arena arena = {.base = memory, .size = SIZE_MAX};
+    const int64_t n = QUERY_BLOCK * a->T, n_backward = way == BACKWARD ? n : 0;
+    s->row = GR_TAKE(&arena, QUERY_BLOCK, float);
+    s->p = GR_TAKE(&arena, n, float);
+    s->dp = GR_TAKE(&arena, n_backward, float);
+    s->p_act = GR_TAKE(&arena, GR_ACT_ROOM * n, gr_act);
+    s->dp_act = GR_TAKE(&arena, GR_ACT_ROOM * n_backward, gr_act);
+    s->o = GR_TAKE(&arena, way == FORWARD ? GR_ACT_ROOM * QUERY_BLOCK * a->head_dim : 0, float);
+    s->dk = GR_TAKE(&arena, way == BACKWARD ? GR_ACT_ROOM * a->T * a->head_dim : 0, float);
+    s->dv = GR_TAKE(&arena, way == BACKWARD ? GR_ACT_ROOM * a->T * a->head_dim : 0, float);
+    return arena.used;
 }
 
-static attention_scratch scratch_of(const gr_attention *a, float *memory, int64_t n_matrix, int thread) {
-    float *base = memory + thread * scratch_elements(a, n_matrix);
-    return (attention_scratch){
-        .row = base, .p = base + QUERY_BLOCK, .dp = n_matrix > 1 ? base + QUERY_BLOCK * (1 + a->T) : NULL};
+static attention_scratch scratch_of(const gr_attention *a, direction way, void *memory, int thread) {
+    attention_scratch s;
+    size_t each = scratch_place(a, way, NULL, &s);
+    scratch_place(a, way, (char *)memory + (size_t)thread * each, &s);
+    return s;
+}
+
+static gr_err scratch_open(gr_backend *b, const gr_attention *a, direction way, void **memory) {
+    attention_scratch s;
+    const gr_cpu *cpu = b->state;
+    return gr_cpu_scratch(b, (size_t)cpu->n_thread * scratch_place(a, way, NULL, &s), memory);
+}
+
+/* Elements between rows of sums: of the activations themselves, or of a thread's own room. */
+static int64_t sums_ld(const gr_attention *a, int64_t ld) {
+    return GR_ACT_ROOM ? a->head_dim : ld;
 }
 
 static int64_t query_blocks(const gr_attention *a) {
@@ -84,7 +113,7 @@ static keys keys_seen(const gr_attention *a, const block *t, int64_t i) {
 }
 
 /* Zeros for the keys that a row does not see. */
-static void clear_unseen(keys seen, int64_t n_key, float *row) {
+static void clear_unseen(keys seen, int64_t n_key, gr_act *row) {
     memset(row, 0, (size_t)seen.first * sizeof *row);
     memset(row + seen.end, 0, (size_t)(n_key - seen.end) * sizeof *row);
 }
@@ -95,8 +124,8 @@ static float scale_of(const gr_attention *a) {
 
 /* ---------------------------------------------------------------- forward */
 
-/* Scores to exp(scale (s - largest)), unseen keys to 0. Returns log-sum-exp of the scaled scores. */
-static float softmax_row(keys seen, int64_t n_key, float scale, float *s, float *inverse_sum) {
+/* p = exp(scale (s - largest)), unseen keys 0; p may lie where s does. Returns log-sum-exp of the scaled scores. */
+static float softmax_row(keys seen, int64_t n_key, float scale, const float *s, gr_act *p, float *inverse_sum) {
     float largest = s[seen.first], sum = 0;
 #pragma omp simd reduction(max : largest)
     for (int64_t j = seen.first; j < seen.end; j++)
@@ -104,16 +133,21 @@ static float softmax_row(keys seen, int64_t n_key, float scale, float *s, float 
     const float shift = largest * scale;
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = seen.first; j < seen.end; j++) {
-        s[j] = gr_cpu_exp(s[j] * scale - shift);
-        sum += s[j];
+        const float e = gr_cpu_exp(s[j] * scale - shift);
+        p[j] = gr_act_store(e);
+        sum += e;
     }
-    clear_unseen(seen, n_key, s);
+    clear_unseen(seen, n_key, p);
     *inverse_sum = 1.0f / sum;
     return shift + logf(sum);
 }
 
-static int forward_block(const gr_attention *a, const block *t, attention_scratch s, gr_act *o, float *lse) {
-    gr_gemm scores = {.layout = GR_NT,
+static int forward_block(
+    const gr_cpu *cpu, const gr_attention *a, const block *t, const attention_scratch *s, gr_act *o, float *lse) {
+    gr_act *p = gr_act_operand(s->p, s->p_act);
+    float *sums = gr_act_floats(o, s->o);
+    const int64_t ld = sums_ld(a, a->ldo);
+    const gr_gemm scores = {.layout = GR_NT,
         .m = t->n_query,
         .n = t->n_key,
         .k = a->head_dim,
@@ -121,43 +155,46 @@ static int forward_block(const gr_attention *a, const block *t, attention_scratc
         .lda = a->ldq,
         .b = t->k,
         .ldb = a->ldk,
-        .c = s.p,
-        .ldc = t->n_key};
-    int status = gr_cpu_gemm(&scores);
+        .c = s->p,
+        .ldc = t->n_key,
+        .c_dtype = GR_F32};
+    int status = GR_CPU(gemm)(cpu, &scores);
     for (int64_t i = 0; i < t->n_query; i++)
-        lse[i] = softmax_row(keys_seen(a, t, i), t->n_key, scale_of(a), s.p + i * t->n_key, &s.row[i]);
-    gr_gemm mix = {.layout = GR_NN,
+        lse[i] =
+            softmax_row(keys_seen(a, t, i), t->n_key, scale_of(a), s->p + i * t->n_key, p + i * t->n_key, &s->row[i]);
+    const gr_gemm mix = {.layout = GR_NN,
         .m = t->n_query,
         .n = a->head_dim,
         .k = t->n_key,
-        .a = s.p,
+        .a = p,
         .lda = t->n_key,
         .b = t->v,
         .ldb = a->ldv,
-        .c = o,
-        .ldc = a->ldo};
-    status |= gr_cpu_gemm(&mix);
+        .c = sums,
+        .ldc = ld,
+        .c_dtype = GR_F32};
+    status |= GR_CPU(gemm)(cpu, &mix);
     for (int64_t i = 0; i < t->n_query; i++) {
 #pragma omp simd
         for (int64_t c = 0; c < a->head_dim; c++)
-            o[i * a->ldo + c] *= s.row[i];
+            o[i * a->ldo + c] = gr_act_store(sums[i * ld + c] * s->row[i]);
     }
     return status;
 }
 
-gr_err gr_cpu_attention_forward(gr_backend *b, gr_lane lane, const gr_attention *a) {
+gr_err GR_CPU(attention_forward)(gr_backend *b, gr_lane lane, const gr_attention *a) {
     (void)lane;
-    const int n_thread = ((const gr_cpu *)b->state)->n_thread;
+    const gr_cpu *cpu = b->state;
     const int64_t n_block = query_blocks(a), n_task = a->n_window * a->H * n_block;
     void *memory = NULL;
-    GR_TRY(gr_cpu_scratch(b, (size_t)(n_thread * scratch_elements(a, 1)) * sizeof(float), &memory));
+    GR_TRY(scratch_open(b, a, FORWARD, &memory));
     int next_thread = 0, failed = 0;
-#pragma omp parallel num_threads(n_thread) reduction(| : failed)
+#pragma omp parallel num_threads(cpu->n_thread) reduction(| : failed)
     {
         int thread;
 #pragma omp atomic capture
         thread = next_thread++;
-        attention_scratch s = scratch_of(a, memory, 1, thread);
+        attention_scratch s = scratch_of(a, FORWARD, memory, thread);
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < n_task; task++) {
             /* The longest blocks of a causal window come first: the threads finish together. */
@@ -165,7 +202,7 @@ gr_err gr_cpu_attention_forward(gr_backend *b, gr_lane lane, const gr_attention 
             int64_t window = task / a->H % a->n_window;
             block t = block_of(a, window, head, index);
             gr_act *o = (gr_act *)a->o + (window * a->T + t.first) * a->ldo + head * a->head_dim;
-            failed |= forward_block(a, &t, s, o, a->lse + (window * a->H + head) * a->T + t.first);
+            failed |= forward_block(cpu, a, &t, &s, o, a->lse + (window * a->H + head) * a->T + t.first);
         }
     }
     return gr_cpu_gemm_check(failed);
@@ -173,131 +210,165 @@ gr_err gr_cpu_attention_forward(gr_backend *b, gr_lane lane, const gr_attention 
 
 /* ---------------------------------------------------------------- backward */
 
-/* s: scores to probabilities; d: dout v^T to scale * p * (d - delta), the gradient of q k^T. */
-static void gradient_row(keys seen, int64_t n_key, float scale, float lse, float delta, float *s, float *d) {
-#pragma omp simd
-    for (int64_t j = seen.first; j < seen.end; j++) {
-        const float p = gr_cpu_exp(s[j] * scale - lse);
-        s[j] = p;
-        d[j] = scale * p * (d[j] - delta);
-    }
-    clear_unseen(seen, n_key, s);
-    clear_unseen(seen, n_key, d);
-}
-
-/* <dout, o> of each row: the sum over keys of p times dp. */
-static void deltas(const gr_attention *a, const block *t, float *delta) {
-    for (int64_t i = 0; i < t->n_query; i++) {
+/* The sum over keys of p times dp for each row: <dout, o>, unless o is rounded: its error would stay in dp - delta when
+ * both are nearly equal, as they are for the first tokens of a window. */
+static void deltas(const gr_attention *a, const block *t, const attention_scratch *s) {
+    for (int64_t i = 0; i < t->n_query && !GR_ACT_ROOM; i++) {
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t c = 0; c < a->head_dim; c++)
-            sum += t->dout[i * a->ldo + c] * t->o[i * a->ldo + c];
-        delta[i] = sum;
+            sum += gr_act_load(t->dout[i * a->ldo + c]) * gr_act_load(t->o[i * a->ldo + c]);
+        s->row[i] = sum;
+    }
+    for (int64_t i = 0; i < t->n_query && GR_ACT_ROOM; i++) {
+        const float *p = s->p + i * t->n_key, *dp = s->dp + i * t->n_key, scale = scale_of(a), lse = t->lse[i];
+        const keys seen = keys_seen(a, t, i);
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = seen.first; j < seen.end; j++)
+            sum += gr_cpu_exp(p[j] * scale - lse) * dp[j];
+        s->row[i] = sum;
     }
 }
 
-/* Adds this block to dk and dv, sets dq. */
-static int backward_block(const gr_attention *a, const block *t, attention_scratch s) {
-    const int64_t m = t->n_query, n = t->n_key, hd = a->head_dim;
-    const gr_gemm before[] = {
-        {.layout = GR_NT,
-            .m = m,
-            .n = n,
-            .k = hd,
-            .a = t->q,
-            .lda = a->ldq,
-            .b = t->k,
-            .ldb = a->ldk,
-            .c = s.p,
-            .ldc = n},
-        {.layout = GR_NT,
-            .m = m,
-            .n = n,
-            .k = hd,
-            .a = t->dout,
-            .lda = a->ldo,
-            .b = t->v,
-            .ldb = a->ldv,
-            .c = s.dp,
-            .ldc = n},
-    };
-    const gr_gemm after[] = {
-        {.layout = GR_TN,
-            .write = GR_ACCUMULATE,
-            .m = n,
-            .n = hd,
-            .k = m,
-            .a = s.p,
-            .lda = n,
-            .b = t->dout,
-            .ldb = a->ldo,
-            .c = t->dv,
-            .ldc = a->ldv},
-        {.layout = GR_TN,
-            .write = GR_ACCUMULATE,
-            .m = n,
-            .n = hd,
-            .k = m,
-            .a = s.dp,
-            .lda = n,
-            .b = t->q,
-            .ldb = a->ldq,
-            .c = t->dk,
-            .ldc = a->ldk},
-        {.layout = GR_NN,
-            .m = m,
-            .n = hd,
-            .k = n,
-            .a = s.dp,
-            .lda = n,
-            .b = t->k,
-            .ldb = a->ldk,
-            .c = t->dq,
-            .ldc = a->ldq},
-    };
-    int status = gr_cpu_gemm(&before[0]) | gr_cpu_gemm(&before[1]);
-    deltas(a, t, s.row);
-    for (int64_t i = 0; i < m; i++)
-        gradient_row(keys_seen(a, t, i), n, scale_of(a), t->lse[i], s.row[i], s.p + i * n, s.dp + i * n);
-    for (size_t i = 0; i < sizeof after / sizeof *after; i++)
-        status |= gr_cpu_gemm(&after[i]);
-    return status;
+/* Row i of the block: scores to probabilities p; dout v^T to scale * p * (dp - delta), the gradient of q k^T. */
+static void gradient_row(
+    keys seen, int64_t n_key, float scale, float lse, const attention_scratch *scratch, int64_t i) {
+    const float *s = scratch->p + i * n_key, *d = scratch->dp + i * n_key, delta = scratch->row[i];
+    gr_act *p = gr_act_operand(scratch->p, scratch->p_act) + i * n_key;
+    gr_act *dp = gr_act_operand(scratch->dp, scratch->dp_act) + i * n_key;
+#pragma omp simd
+    for (int64_t j = seen.first; j < seen.end; j++) {
+        const float e = gr_cpu_exp(s[j] * scale - lse);
+        p[j] = gr_act_store(e);
+        dp[j] = gr_act_store(scale * e * (d[j] - delta));
+    }
+    clear_unseen(seen, n_key, p);
+    clear_unseen(seen, n_key, dp);
+}
+
+/* Scores and dout v^T of the block. */
+static int products_before(const gr_cpu *cpu, const gr_attention *a, const block *t, const attention_scratch *s) {
+    const gr_gemm scores = {.layout = GR_NT,
+        .m = t->n_query,
+        .n = t->n_key,
+        .k = a->head_dim,
+        .a = t->q,
+        .lda = a->ldq,
+        .b = t->k,
+        .ldb = a->ldk,
+        .c = s->p,
+        .ldc = t->n_key,
+        .c_dtype = GR_F32};
+    const gr_gemm mixed = {.layout = GR_NT,
+        .m = t->n_query,
+        .n = t->n_key,
+        .k = a->head_dim,
+        .a = t->dout,
+        .lda = a->ldo,
+        .b = t->v,
+        .ldb = a->ldv,
+        .c = s->dp,
+        .ldc = t->n_key,
+        .c_dtype = GR_F32};
+    return GR_CPU(gemm)(cpu, &scores) | GR_CPU(gemm)(cpu, &mixed);
+}
+
+/* Adds this block to the sums dk and dv, sets dq. */
+static int products_after(const gr_cpu *cpu, const gr_attention *a, const block *t, const attention_scratch *s) {
+    const gr_act *p = gr_act_operand(s->p, s->p_act), *dp = gr_act_operand(s->dp, s->dp_act);
+    const gr_gemm to_v = {.layout = GR_TN,
+        .write = GR_ACCUMULATE,
+        .m = t->n_key,
+        .n = a->head_dim,
+        .k = t->n_query,
+        .a = p,
+        .lda = t->n_key,
+        .b = t->dout,
+        .ldb = a->ldo,
+        .c = gr_act_floats(t->dv, s->dv),
+        .ldc = sums_ld(a, a->ldv),
+        .c_dtype = GR_F32};
+    const gr_gemm to_k = {.layout = GR_TN,
+        .write = GR_ACCUMULATE,
+        .m = t->n_key,
+        .n = a->head_dim,
+        .k = t->n_query,
+        .a = dp,
+        .lda = t->n_key,
+        .b = t->q,
+        .ldb = a->ldq,
+        .c = gr_act_floats(t->dk, s->dk),
+        .ldc = sums_ld(a, a->ldk),
+        .c_dtype = GR_F32};
+    const gr_gemm to_q = {.layout = GR_NN,
+        .m = t->n_query,
+        .n = a->head_dim,
+        .k = t->n_key,
+        .a = dp,
+        .lda = t->n_key,
+        .b = t->k,
+        .ldb = a->ldk,
+        .c = t->dq,
+        .ldc = a->ldq,
+        .c_dtype = GR_ACT_DTYPE};
+    return GR_CPU(gemm)(cpu, &to_v) | GR_CPU(gemm)(cpu, &to_k) | GR_CPU(gemm)(cpu, &to_q);
+}
+
+static int backward_block(const gr_cpu *cpu, const gr_attention *a, const block *t, const attention_scratch *s) {
+    int status = products_before(cpu, a, t, s);
+    deltas(a, t, s);
+    for (int64_t i = 0; i < t->n_query; i++)
+        gradient_row(keys_seen(a, t, i), t->n_key, scale_of(a), t->lse[i], s, i);
+    return status | products_after(cpu, a, t, s);
+}
+
+static void zero_sums(const gr_attention *a, float *sums, int64_t ld) {
+    for (int64_t i = 0; i < a->T; i++)
+        memset(sums + i * ld, 0, (size_t)a->head_dim * sizeof *sums);
+}
+
+static void round_sums(const gr_attention *a, const float *sums, gr_act *to, int64_t ld) {
+    for (int64_t i = 0; i < a->T; i++)
+        gr_act_round(a->head_dim, sums + i * sums_ld(a, ld), to + i * ld);
 }
 
 /* All query heads of one key/value head of one window, in order. */
-static int backward_task(const gr_attention *a, int64_t window, int64_t kv_head, attention_scratch s) {
+static int backward_task(
+    const gr_cpu *cpu, const gr_attention *a, int64_t window, int64_t kv_head, const attention_scratch *s) {
     const int64_t group = a->H / a->H_kv;
+    const block first = block_of(a, window, kv_head * group, 0); /* its dk and dv are those of the whole task */
+    float *dk = gr_act_floats(first.dk, s->dk), *dv = gr_act_floats(first.dv, s->dv);
     int status = 0;
-    for (int64_t i = 0; i < a->T; i++) {
-        const int64_t row = window * a->T + i, column = kv_head * a->head_dim;
-        memset((gr_act *)a->dk + row * a->ldk + column, 0, (size_t)a->head_dim * sizeof(gr_act));
-        memset((gr_act *)a->dv + row * a->ldv + column, 0, (size_t)a->head_dim * sizeof(gr_act));
-    }
+    zero_sums(a, dk, sums_ld(a, a->ldk));
+    zero_sums(a, dv, sums_ld(a, a->ldv));
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
         for (int64_t index = 0; index < query_blocks(a); index++) {
             block t = block_of(a, window, head, index);
-            status |= backward_block(a, &t, s);
+            status |= backward_block(cpu, a, &t, s);
         }
     }
+    round_sums(a, dk, first.dk, a->ldk);
+    round_sums(a, dv, first.dv, a->ldv);
     return status;
 }
 
-gr_err gr_cpu_attention_backward(gr_backend *b, gr_lane lane, const gr_attention *a) {
+gr_err GR_CPU(attention_backward)(gr_backend *b, gr_lane lane, const gr_attention *a) {
     (void)lane;
-    const int n_thread = ((const gr_cpu *)b->state)->n_thread;
+    const gr_cpu *cpu = b->state;
     const int64_t n_task = a->n_window * a->H_kv;
     void *memory = NULL;
-    GR_TRY(gr_cpu_scratch(b, (size_t)(n_thread * scratch_elements(a, 2)) * sizeof(float), &memory));
+    GR_TRY(scratch_open(b, a, BACKWARD, &memory));
     int next_thread = 0, failed = 0;
-#pragma omp parallel num_threads(n_thread) reduction(| : failed)
+#pragma omp parallel num_threads(cpu->n_thread) reduction(| : failed)
     {
         int thread;
 #pragma omp atomic capture
         thread = next_thread++;
-        attention_scratch s = scratch_of(a, memory, 2, thread);
+        attention_scratch s = scratch_of(a, BACKWARD, memory, thread);
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < n_task; task++)
-            failed |= backward_task(a, task / a->H_kv, task % a->H_kv, s);
+            failed |= backward_task(cpu, a, task / a->H_kv, task % a->H_kv, &s);
     }
     return gr_cpu_gemm_check(failed);
 }

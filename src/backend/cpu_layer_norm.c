@@ -1,12 +1,17 @@
 /* cpu_layer_norm.c: layer norm with ReLU and an optional residual: one layer of a context-free Grouter after its
  * product. */
-#include "cpu.h"
+#include "cpu_ops.h"
 
 #include <math.h>
 #include <string.h>
 
 /* Rows whose parameter gradients are summed into one partial sum: fixed, so the sum does not depend on the threads. */
 #define ROWS_PER_PARTIAL 256
+
+/* A NaN passes. */
+static inline float relu(float v) {
+    return v <= 0 ? 0 : v;
+}
 
 static void forward_row(const gr_layer_norm *a, int64_t i) {
     const gr_act *x = (const gr_act *)a->x + i * a->width;
@@ -15,27 +20,26 @@ static void forward_row(const gr_layer_norm *a, int64_t i) {
     float sum = 0, squares = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < a->width; j++)
-        sum += x[j];
+        sum += gr_act_load(x[j]);
     const float mean = sum / (float)a->width;
 #pragma omp simd reduction(+ : squares)
     for (int64_t j = 0; j < a->width; j++)
-        squares += (x[j] - mean) * (x[j] - mean);
+        squares += (gr_act_load(x[j]) - mean) * (gr_act_load(x[j]) - mean);
     const float rstd = 1.0f / sqrtf(squares / (float)a->width + a->eps);
     a->mean[i] = mean;
     a->rstd[i] = rstd;
+    if (!residual) {
 #pragma omp simd
-    for (int64_t j = 0; j < a->width; j++) {
-        const float v = (x[j] - mean) * rstd * a->w[j] + a->b[j];
-        y[j] = v <= 0 ? 0 : v; /* a NaN passes */
-    }
-    if (!residual)
+        for (int64_t j = 0; j < a->width; j++)
+            y[j] = gr_act_store(relu((gr_act_load(x[j]) - mean) * rstd * a->w[j] + a->b[j]));
         return;
+    }
 #pragma omp simd
     for (int64_t j = 0; j < a->width; j++)
-        y[j] += residual[j];
+        y[j] = gr_act_store(relu((gr_act_load(x[j]) - mean) * rstd * a->w[j] + a->b[j]) + gr_act_load(residual[j]));
 }
 
-gr_err gr_cpu_layer_norm_forward(gr_backend *b, gr_lane lane, const gr_layer_norm *a) {
+gr_err GR_CPU(layer_norm_forward)(gr_backend *b, gr_lane lane, const gr_layer_norm *a) {
     (void)b;
     (void)lane;
 #pragma omp parallel for
@@ -52,21 +56,24 @@ static void backward_row(const gr_layer_norm *a, int64_t i, float *dw, float *db
     float sum = 0, along = 0;
 #pragma omp simd reduction(+ : sum, along)
     for (int64_t j = 0; j < a->width; j++) {
-        const float n = (x[j] - mean) * rstd, g = n * a->w[j] + a->b[j] > 0 ? dy[j] : 0;
+        const float n = (gr_act_load(x[j]) - mean) * rstd;
+        const float g = n * a->w[j] + a->b[j] > 0 ? gr_act_load(dy[j]) : 0;
         dw[j] += g * n;
         db[j] += g;
         sum += a->w[j] * g;
         along += a->w[j] * g * n;
-        dx[j] = a->w[j] * g;
     }
     sum /= (float)a->width;
     along /= (float)a->width;
 #pragma omp simd
-    for (int64_t j = 0; j < a->width; j++)
-        dx[j] = rstd * (dx[j] - sum - (x[j] - mean) * rstd * along);
+    for (int64_t j = 0; j < a->width; j++) {
+        const float n = (gr_act_load(x[j]) - mean) * rstd;
+        const float g = n * a->w[j] + a->b[j] > 0 ? gr_act_load(dy[j]) : 0;
+        dx[j] = gr_act_store(rstd * (a->w[j] * g - sum - n * along));
+    }
 }
 
-gr_err gr_cpu_layer_norm_backward(gr_backend *b, gr_lane lane, const gr_layer_norm *a) {
+gr_err GR_CPU(layer_norm_backward)(gr_backend *b, gr_lane lane, const gr_layer_norm *a) {
     (void)lane;
     const int64_t n_partial = (a->n_row + ROWS_PER_PARTIAL - 1) / ROWS_PER_PARTIAL, each = 2 * a->width;
     void *memory = NULL;

@@ -1,5 +1,5 @@
 /* cpu_norm.c: RMS norm over rows or over heads inside rows, and rotary embedding. */
-#include "cpu.h"
+#include "cpu_ops.h"
 
 #include <math.h>
 #include <string.h>
@@ -18,15 +18,15 @@ static void norm_row(const gr_norm *a, int64_t i) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < a->width; j++)
-        sum += x[j] * x[j];
+        sum += gr_act_load(x[j]) * gr_act_load(x[j]);
     const float rstd = 1.0f / sqrtf(sum / (float)a->width + a->eps);
     a->rstd[i] = rstd;
 #pragma omp simd
     for (int64_t j = 0; j < a->width; j++)
-        y[j] = x[j] * rstd * a->w[j];
+        y[j] = gr_act_store(gr_act_load(x[j]) * rstd * a->w[j]);
 }
 
-gr_err gr_cpu_norm_forward(gr_backend *b, gr_lane lane, const gr_norm *a) {
+gr_err GR_CPU(norm_forward)(gr_backend *b, gr_lane lane, const gr_norm *a) {
     (void)b;
     (void)lane;
 #pragma omp parallel for
@@ -44,24 +44,26 @@ static void norm_row_backward(const gr_norm *a, int64_t i, float *dw) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < a->width; j++)
-        sum += a->w[j] * dy[j] * x[j];
+        sum += a->w[j] * gr_act_load(dy[j]) * gr_act_load(x[j]);
     const float along = rstd * rstd * sum / (float)a->width;
     if (a->dx_write == GR_ACCUMULATE) {
 #pragma omp simd
         for (int64_t j = 0; j < a->width; j++) {
-            dw[j] += dy[j] * x[j] * rstd;
-            dx[j] += rstd * (a->w[j] * dy[j] - x[j] * along);
+            const float u = gr_act_load(x[j]), d = gr_act_load(dy[j]);
+            dw[j] += d * u * rstd;
+            dx[j] = gr_act_store(gr_act_load(dx[j]) + rstd * (a->w[j] * d - u * along));
         }
     } else {
 #pragma omp simd
         for (int64_t j = 0; j < a->width; j++) {
-            dw[j] += dy[j] * x[j] * rstd;
-            dx[j] = rstd * (a->w[j] * dy[j] - x[j] * along);
+            const float u = gr_act_load(x[j]), d = gr_act_load(dy[j]);
+            dw[j] += d * u * rstd;
+            dx[j] = gr_act_store(rstd * (a->w[j] * d - u * along));
         }
     }
 }
 
-gr_err gr_cpu_norm_backward(gr_backend *b, gr_lane lane, const gr_norm *a) {
+gr_err GR_CPU(norm_backward)(gr_backend *b, gr_lane lane, const gr_norm *a) {
     (void)lane;
     const int64_t n_partial = (a->n_row + ROWS_PER_PARTIAL - 1) / ROWS_PER_PARTIAL;
     void *memory = NULL;
@@ -89,14 +91,14 @@ static void rope_row(const gr_rope *a, int64_t row) {
         gr_act *x1 = (gr_act *)a->x + row * a->ld + head * a->head_dim, *x2 = x1 + half;
 #pragma omp simd
         for (int64_t i = 0; i < half; i++) {
-            const float u = x1[i], v = x2[i], sine = turn * s[i];
-            x1[i] = u * c[i] - v * sine;
-            x2[i] = v * c[i] + u * sine;
+            const float u = gr_act_load(x1[i]), v = gr_act_load(x2[i]), sine = turn * s[i];
+            x1[i] = gr_act_store(u * c[i] - v * sine);
+            x2[i] = gr_act_store(v * c[i] + u * sine);
         }
     }
 }
 
-gr_err gr_cpu_rope(gr_backend *b, gr_lane lane, const gr_rope *a) {
+gr_err GR_CPU(rope)(gr_backend *b, gr_lane lane, const gr_rope *a) {
     (void)b;
     (void)lane;
 #pragma omp parallel for

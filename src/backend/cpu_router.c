@@ -1,6 +1,6 @@
-/* cpu_router.c: the learned router of a layer, and gates on their way to pairs. All fp32 but dlogits, which a matrix
- * product reads. Each token is one task; what is summed over tokens is summed in their order afterwards. */
-#include "cpu.h"
+/* cpu_router.c: the learned router of a layer. All fp32 but dlogits, which a matrix product reads. Each token is one
+ * task; what is summed over tokens is summed in their order afterwards. */
+#include "cpu_ops.h"
 
 #include <math.h>
 #include <string.h>
@@ -110,7 +110,7 @@ static gr_err add_losses(gr_backend *b, const gr_router_op *a) {
     return GR_OK;
 }
 
-gr_err gr_cpu_router_forward(gr_backend *b, gr_lane lane, const gr_router_op *a) {
+gr_err GR_CPU(router_forward)(gr_backend *b, gr_lane lane, const gr_router_op *a) {
     (void)lane;
     const int64_t n_window = a->n / a->T;
 #pragma omp parallel for
@@ -140,74 +140,19 @@ static void token_backward(const gr_router_op *a, int64_t t) {
     all -= a->normalise ? 0 : mean;
 #pragma omp simd
     for (int64_t i = 0; i < a->E; i++)
-        dl[i] = p[i] * (aux * (float)count[i] + all);
+        dl[i] = gr_act_store(p[i] * (aux * (float)count[i] + all));
     for (int64_t k = 0; k < a->K; k++) {
         const int64_t i = ids[k];
-        dl[i] = p[i] * (aux * (float)count[i] + all) + g[k] * (dg[k] - (a->normalise ? mean / a->scale : 0));
+        const float chosen = g[k] * (dg[k] - (a->normalise ? mean / a->scale : 0));
+        dl[i] = gr_act_store(p[i] * (aux * (float)count[i] + all) + chosen);
     }
 }
 
-gr_err gr_cpu_router_backward(gr_backend *b, gr_lane lane, const gr_router_op *a) {
+gr_err GR_CPU(router_backward)(gr_backend *b, gr_lane lane, const gr_router_op *a) {
     (void)b;
     (void)lane;
 #pragma omp parallel for
     for (int64_t t = 0; t < a->n; t++)
         token_backward(a, t);
-    return GR_OK;
-}
-
-/* ---------------------------------------------------------------- gates of rows and pairs */
-
-gr_err gr_cpu_pair_gates_forward(gr_backend *b, gr_lane lane, const gr_pair_gates *a) {
-    (void)b;
-    (void)lane;
-#pragma omp parallel for
-    for (int64_t p = 0; p < a->n_pair; p++)
-        a->pair_gate[p] = a->gate[(int64_t)a->pair_row[p] * a->K + a->pair_slot[p]];
-    return GR_OK;
-}
-
-gr_err gr_cpu_pair_gates_backward(gr_backend *b, gr_lane lane, const gr_pair_gates *a) {
-    (void)b;
-    (void)lane;
-    memset(a->dgate, 0, (size_t)(a->n_row * a->K) * sizeof *a->dgate);
-#pragma omp parallel for
-    for (int64_t p = 0; p < a->n_pair; p++)
-        a->dgate[(int64_t)a->pair_row[p] * a->K + a->pair_slot[p]] = a->dpair_gate[p];
-    return GR_OK;
-}
-
-gr_err gr_cpu_gather_f32(gr_backend *b, gr_lane lane, const gr_gather *a) {
-    (void)b;
-    (void)lane;
-    const float *in = a->in;
-    float *out = a->out;
-#pragma omp parallel for
-    for (int64_t r = 0; r < a->n_row; r++)
-        memcpy(out + r * a->width, in + (int64_t)a->index[r] * a->width, (size_t)a->width * sizeof *out);
-    return GR_OK;
-}
-
-/* Column by column, so that a sum stays in a register: these rows are K wide. */
-static void sum_row(const gr_sum *a, int64_t r) {
-    const float *base = a->base;
-    float *out = a->out;
-    for (int64_t j = 0; j < a->width; j++) {
-        float sum = base ? base[r * a->width + j] : 0;
-        for (int s = 0; s < 2; s++) {
-            const float *source = a->source[s];
-            for (uint32_t i = source ? a->offset[s][r] : 0; source && i < a->offset[s][r + 1]; i++)
-                sum += source[(int64_t)a->index[s][i] * a->width + j];
-        }
-        out[r * a->width + j] = sum;
-    }
-}
-
-gr_err gr_cpu_sum_f32(gr_backend *b, gr_lane lane, const gr_sum *a) {
-    (void)b;
-    (void)lane;
-#pragma omp parallel for
-    for (int64_t r = 0; r < a->n_row; r++)
-        sum_row(a, r);
     return GR_OK;
 }

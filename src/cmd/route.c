@@ -190,7 +190,7 @@ static gr_err job_open(table_job *j, const route_args *a) {
             "%s: expected at least %" PRIu64 " tokens for one window, got %" PRIu64 "; use a smaller --seq-len",
             a->text[TOKENS], a->seq_len + 1, info->n_token);
     set_provenance(info, a, gr_router_get(j->router));
-    GR_TRY(gr_backend_open(&j->backend, "auto"));
+    GR_TRY(gr_backend_open(&j->backend, "auto", GR_F32));
     GR_TRY(gr_router_prepare(j->router, j->backend, info->T));
     const size_t n_pair = (size_t)info->T * info->K; /* at most 2^31 * 64 */
     GR_TRY(gr_alloc((void **)&j->window, (size_t)info->T + 1, sizeof *j->window, "window tokens"));

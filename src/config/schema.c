@@ -10,6 +10,7 @@ static const char *const sources[] = {"table", "learned", NULL};
 static const char *const gates[] = {"fixed", "learned", NULL};
 static const char *const schedules[] = {"cosine", "wsd", "linear", "constant", NULL};
 static const char *const recomputes[] = {"none", "experts", "block", NULL};
+static const char *const dtypes[] = {"fp32", "bf16", NULL};
 static const char *const backends[] = {"auto", "cpu", NULL};
 static const char *const comms[] = {"auto", "self", "mpi", NULL};
 
@@ -171,6 +172,10 @@ const gr_key gr_keys[GR_N_KEY] = {
     {"train.recompute", NO_UNIT, FREE, NAME(recomputes), AT(train.recompute), .fallback = "none",
         .meaning = "activations made again in backward instead of kept: `experts` = of the FFN halves, `block` = all; "
                    "same bits, less memory, more time"},
+    {"train.dtype", NO_UNIT, FOR(TRAIN), NAME(dtypes), AT(train.dtype), .fallback = "fp32",
+        .meaning =
+            "storage of activations and of the weights that the ops read; with `bf16` the optimizer still updates "
+            "fp32 weights, which checkpoints hold; the CPU needs AVX-512"},
 
     {"parallel.backend", NO_UNIT, FREE, NAME(backends), AT(parallel.backend), .fallback = "auto",
         .meaning = "where arrays live and ops run"},
@@ -224,6 +229,10 @@ bool gr_key_is_member(const gr_key *list, const gr_key *key) {
 
 const char *gr_config_backend_name(const gr_config *c) {
     return backends[c->parallel.backend];
+}
+
+gr_dtype gr_config_dtype(const gr_config *c) {
+    return c->train.dtype == GR_TRAIN_BF16 ? GR_BF16 : GR_F32;
 }
 
 const char *gr_config_comm_name(const gr_config *c) {

@@ -46,7 +46,8 @@ static gr_err open_model(evaluator *v, const gr_config *config, gr_comm *comm, c
         .T = config->data.seq_len,
         .train = false};
     GR_TRY(gr_model_open(&v->model, &o));
-    return gr_params_load(gr_model_params(v->model), weights, gr_model_weights(v->model));
+    GR_TRY(gr_params_load(gr_model_params(v->model), weights, gr_model_weights(v->model)));
+    return gr_model_weights_changed(v->model);
 }
 
 static gr_err open_evaluator(evaluator *v, const gr_config *config, gr_comm *comm, const char *weights) {
@@ -56,7 +57,7 @@ static gr_err open_evaluator(evaluator *v, const gr_config *config, gr_comm *com
     int R_ep = gr_config_expert_parallel(config);
     GR_TRY(gr_comm_agree(comm, gr_comm_group(comm, R_ep)));
     GR_TRY(gr_comm_agree(comm, gr_expert_map_open(&v->map, (uint32_t)config->model.num_experts, (uint32_t)R_ep)));
-    GR_TRY(gr_comm_agree(comm, gr_backend_open(&v->backend, gr_config_backend_name(config))));
+    GR_TRY(gr_comm_agree(comm, gr_backend_open(&v->backend, gr_config_backend_name(config), gr_config_dtype(config))));
     GR_TRY(gr_feed_open(&v->valid, GR_FEED_VALID, config, comm, &v->map, NULL));
     return gr_comm_agree(comm, open_model(v, config, comm, weights));
 }

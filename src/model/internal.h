@@ -68,6 +68,7 @@ struct gr_model {
     gr_model_memory memory; /* what the layouts took */
     void *run_memory, *step_memory;
     float *weights, *gradients; /* flat, gradients NULL without training */
+    void *weights_act;          /* act, flat: what the ops read; NULL where it would equal the weights */
     float *cosine, *sine;       /* [T, head_dim/2] */
     uint32_t *iota;             /* [N+1] 0, 1, 2, ...: the identity as a sum list */
     uint32_t *document_first;   /* [N] of the current batch; NULL: windows are not divided */
@@ -111,9 +112,10 @@ struct gr_model {
     gr_moe moe; /* of the current micro-batch, and of the layer being computed */
 };
 
-/* Weights as the ops read them, and gradients, at an offset of the parameter table. */
+/* At an offset of the parameter table: matrices and norm weights as the ops read them, gradients. */
 static inline const void *weight_at(const gr_model *m, int64_t offset) {
-    return m->weights + offset;
+    const uint8_t *first = m->weights_act ? m->weights_act : m->weights;
+    return first + (size_t)offset * m->backend->elem_size;
 }
 
 /* The layer whose router is the head of a source that was cut off. */

@@ -16,6 +16,8 @@ void gr_model_layout_run(gr_model *m, gr_arena *arena) {
     size_t mark = arena->used;
     m->weights = GR_TAKE(arena, m->params.n_element, float);
     m->memory.weights = taken(arena, &mark);
+    m->weights_act = take_act(m, arena, m->backend->dtype == GR_F32 ? 0 : m->params.n_element);
+    m->memory.weights_act = taken(arena, &mark);
     m->gradients = m->train ? GR_TAKE(arena, m->params.n_element, float) : NULL;
     m->memory.gradients = taken(arena, &mark);
     int64_t n_angle = m->T * gr_model_rotated(m) / 2;

@@ -212,6 +212,16 @@ float *gr_model_weights(gr_model *m) {
     return m->weights;
 }
 
+void *gr_model_weights_act(gr_model *m) {
+    return m->weights_act;
+}
+
+gr_err gr_model_weights_changed(gr_model *m) {
+    gr_backend *b = m->backend;
+    return m->weights_act ? b->round_weights(b, GR_LANE_COMPUTE, m->weights, m->weights_act, m->params.n_element)
+                          : GR_OK;
+}
+
 float *gr_model_gradients(gr_model *m) {
     return m->gradients;
 }

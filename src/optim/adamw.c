@@ -155,21 +155,29 @@ static gr_err update_spans(gr_optimizer *o, double lr, double scale, float *weig
             .p = weights + s->first,
             .m = s->m,
             .v = s->v,
-            .g = gradients + s->first};
+            .g = gradients + s->first,
+            .p_act = c->weights_act ? (uint8_t *)c->weights_act + (size_t)s->first * b->elem_size : NULL};
         GR_TRY(b->adamw(b, GR_LANE_COMPUTE, &a));
     }
     return b->sync(b);
 }
 
 static gr_err update_apply(gr_optimizer *o, double lr, double scale, float *weights, const float *gradients) {
-    gr_comm *comm = o->o.comm;
+    const gr_optimizer_options *c = &o->o;
+    gr_comm *comm = c->comm;
+    gr_backend *b = c->backend;
     o->counts.n_applied++;
     o->counts.n_skipped = 0;
     GR_TRY(update_spans(o, lr, scale, weights, gradients));
-    if (o->o.zero == GR_ZERO_OFF)
+    if (c->zero == GR_ZERO_OFF || comm->size[GR_WORLD] == 1)
         return GR_OK;
     GR_TRY(comm->all_gather(comm, GR_WORLD, GR_F32, weights, (size_t)o->held[0].n));
-    return comm->all_gather(comm, GR_EDP, GR_F32, weights + o->o.params->n_dense, (size_t)o->held[1].n);
+    GR_TRY(comm->all_gather(comm, GR_EDP, GR_F32, weights + c->params->n_dense, (size_t)o->held[1].n));
+    if (!c->weights_act)
+        return GR_OK;
+    /* What other ranks updated is rounded here: their rounding, without another gather. */
+    GR_TRY(b->round_weights(b, GR_LANE_COMPUTE, weights, c->weights_act, c->params->n_element));
+    return b->sync(b);
 }
 
 /* All ranks come here together with the same count, so they can agree that one of them reports. */

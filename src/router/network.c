@@ -19,8 +19,9 @@ static gr_err open_model(gr_network *n, const gr_grouter *g, gr_backend *backend
                                         .map = &g->map,
                                         .limits = &n->limits,
                                         .T = T}));
-    return backend->upload(backend, GR_LANE_COMPUTE, gr_model_weights(n->model), g->weights,
-        (size_t)g->params.n_element * sizeof *g->weights);
+    GR_TRY(backend->upload(backend, GR_LANE_COMPUTE, gr_model_weights(n->model), g->weights,
+        (size_t)g->params.n_element * sizeof *g->weights));
+    return gr_model_weights_changed(n->model);
 }
 
 gr_err gr_network_open(gr_network **out, const gr_grouter *g, gr_backend *backend, uint32_t T) {

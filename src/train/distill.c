@@ -19,9 +19,8 @@ static gr_err measure(const gr_trainer *t, size_t *n_byte) {
 
 static gr_err open(gr_trainer *t) {
     gr_teacher_options o = teacher_options(t);
-    if (!t->found.found)
-        gr_params_init(gr_model_params(t->model), t->config->run.seed, gr_model_weights(t->model));
-    return gr_teacher_open(&t->teacher, &o);
+    GR_TRY(gr_teacher_open(&t->teacher, &o));
+    return gr_objective_train.open(t); /* weights start as any model's do */
 }
 
 static gr_err micro_batch(gr_trainer *t, const gr_micro *micro, double *loss_sum, gr_phases *phases) {

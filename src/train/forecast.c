@@ -76,6 +76,7 @@ static gr_err fill_table(const gr_trainer *t, const gr_model *model, size_t plan
     *out = (gr_memory_table){
         .item = {
             {"weights", m.weights, EXPERT_PARALLEL | SMALLER_MODEL},
+            {"weights as the ops read them", m.weights_act, EXPERT_PARALLEL | SMALLER_MODEL},
             {"gradients", m.gradients, EXPERT_PARALLEL | SMALLER_MODEL},
             {"AdamW moments", gr_optimizer_memory(&optimizer), shard | EXPERT_PARALLEL | SMALLER_MODEL},
             {"activations", m.activations, MICRO_BATCH | recompute},

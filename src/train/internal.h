@@ -38,7 +38,7 @@ typedef struct gr_memory_item {
     uint64_t n_byte;
     unsigned remedies; /* what makes it smaller: bits of forecast.c */
 } gr_memory_item;
-enum { GR_MEMORY_ITEMS = 10 };
+enum { GR_MEMORY_ITEMS = 11 };
 typedef struct gr_memory_table {
     gr_memory_item item[GR_MEMORY_ITEMS];
     uint64_t total;

@@ -6,9 +6,10 @@ static gr_err micro_batch(gr_trainer *t, const gr_micro *micro, double *loss_sum
 }
 
 static gr_err open(gr_trainer *t) {
-    if (!t->found.found)
-        gr_params_init(gr_model_params(t->model), t->config->run.seed, gr_model_weights(t->model));
-    return GR_OK;
+    if (t->found.found)
+        return GR_OK;
+    gr_params_init(gr_model_params(t->model), t->config->run.seed, gr_model_weights(t->model));
+    return gr_model_weights_changed(t->model);
 }
 
 static gr_err evaluate(gr_trainer *t) {

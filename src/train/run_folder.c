@@ -227,6 +227,7 @@ static gr_err write_facts(gr_out *o, const gr_comm *comm, const gr_backend *back
     GR_TRY(write_member(o, "host", host));
     GR_TRY(write_member(o, "cpu", cpu));
     GR_TRY(write_member(o, "backend", backend->name));
+    GR_TRY(write_member(o, "dtype", gr_dtype_name(backend->dtype)));
     GR_TRY(write_member(o, "backend_library", gr_backend_library()));
     GR_TRY(write_member(o, "comm", comm->name));
     GR_TRY(write_member(o, "comm_library", gr_comm_library()));

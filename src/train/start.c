@@ -36,8 +36,7 @@ static gr_err open_model(gr_trainer *t) {
     if (t->valid)
         limits = gr_plan_limits_max(&limits, gr_feed_limits(t->valid));
     gr_model_options o = gr_trainer_model_options(t, &limits);
-    GR_TRY(gr_model_open(&t->model, &o));
-    return GR_OK;
+    return gr_model_open(&t->model, &o);
 }
 
 /* A decay that follows train.steps keeps the length it had at the first start, so that more steps may be added. */
@@ -53,6 +52,7 @@ gr_optimizer_options gr_trainer_optimizer_options(const gr_trainer *t, const gr_
     return (gr_optimizer_options){.backend = t->backend,
         .comm = t->comm,
         .params = params,
+        .weights_act = t->model ? gr_model_weights_act(t->model) : NULL,
         .zero = c->parallel.zero ? GR_ZERO_1 : GR_ZERO_OFF,
         .lr = {.schedule = c->optimizer.schedule,
             .lr = c->optimizer.lr,
@@ -120,6 +120,7 @@ static gr_err find_checkpoint(gr_trainer *t, gr_run_kind *kind) {
 static gr_err load_checkpoint(gr_trainer *t) {
     GR_TRY(open_checkpointer(t));
     GR_TRY(gr_checkpoint_load(t->checkpointer, &t->found));
+    GR_TRY(gr_model_weights_changed(t->model));
     t->state.step = t->found.state.step;
     t->state.cursor = t->found.state.cursor;
     gr_stop_remember(t->state.step);
@@ -162,8 +163,9 @@ static void describe(const gr_trainer *t) {
     const gr_config *c = t->config;
     gr_model_count n;
     gr_model_count_config(&c->model, c->data.seq_len, &n);
-    gr_info("backend %s, comm %s, %d ranks x %d threads, expert parallel %d, data parallel %d", t->backend->name,
-        t->comm->name, t->comm->size[GR_WORLD], gr_thread_count(), t->comm->size[GR_EP], t->comm->size[GR_EDP]);
+    gr_info("backend %s, %s, comm %s, %d ranks x %d threads, expert parallel %d, data parallel %d", t->backend->name,
+        gr_dtype_name(t->backend->dtype), t->comm->name, t->comm->size[GR_WORLD], gr_thread_count(),
+        t->comm->size[GR_EP], t->comm->size[GR_EDP]);
     gr_info("model: %lld parameters, %lld active per token, %lld in experts, %.4g FLOP per token",
         (long long)(n.matrices + n.norms), (long long)n.active, (long long)n.experts, n.flops_per_token);
     describe_routing(c);
@@ -180,7 +182,7 @@ gr_err gr_trainer_shape(gr_trainer *t) {
     int R_ep = gr_config_expert_parallel(c);
     GR_TRY(gr_comm_agree(t->comm, gr_comm_group(t->comm, R_ep)));
     GR_TRY(gr_comm_agree(t->comm, gr_expert_map_open(&t->map, (uint32_t)c->model.num_experts, (uint32_t)R_ep)));
-    return gr_comm_agree(t->comm, gr_backend_open(&t->backend, gr_config_backend_name(c)));
+    return gr_comm_agree(t->comm, gr_backend_open(&t->backend, gr_config_backend_name(c), gr_config_dtype(c)));
 }
 
 gr_err gr_trainer_survey(gr_trainer *t) {

@@ -1,4 +1,5 @@
 #include "check.h"
+#include "narrow.h"
 
 #include "ref.h"
 
@@ -10,7 +11,22 @@
 #include <omp.h>
 #endif
 
-#define POISON 0x7FC0DEADu
+#define POISON 0x7FDA0000u /* its upper half, a bf16, is a NaN too */
+
+static gr_dtype stored_as = GR_F32;
+
+double check_bound(void) {
+    return stored_as == GR_F32 ? CHECK_F32 : 4e-3;
+}
+
+gr_err check_backend_open(gr_backend **out, gr_dtype dtype) {
+    stored_as = dtype;
+    return dtype == GR_F32 ? gr_backend_open(out, "cpu", GR_F32) : narrow_open(out);
+}
+
+float check_stored(float x) {
+    return stored_as == GR_F32 ? x : gr_f32_from_bf16(gr_bf16_from_f32(x));
+}
 
 static float *memory(int64_t n) {
     float *p = malloc((size_t)(n > 0 ? n : 1) * sizeof *p);
@@ -26,7 +42,7 @@ float *check_random(uint64_t seed, int64_t n) {
     uint64_t state = seed * 0x9E3779B97F4A7C15u + 1;
     for (int64_t i = 0; i < n; i++) {
         state = state * 6364136223846793005u + 1442695040888963407u;
-        x[i] = (float)(int64_t)(state >> 40) / (float)(1 << 23) - 1;
+        x[i] = check_stored((float)(int64_t)(state >> 40) / (float)(1 << 23) - 1);
     }
     return x;
 }

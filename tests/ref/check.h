@@ -1,16 +1,25 @@
-/* check.h: inputs, poisoned outputs and norm-wise comparison for tests that hold a backend's fp32 against the
- * reference.
- */
+/* check.h: inputs, poisoned outputs and norm-wise comparison for tests that hold a backend against the reference. The
+ * same tests run once per storage type: CHECK_DTYPE, GR_F32 or GR_BF16, is a test program's own. Their arrays are fp32
+ * in both (narrow.h); with bf16 the inputs are numbers that bf16 holds. */
 #ifndef GROUTER_CHECK_H
 #define GROUTER_CHECK_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
-/* The bound of fp32 kernels against the double reference. */
+#include "grouter/backend.h"
+
+/* The bounds of kernels against the double reference: of what they store; of what is fp32 whatever is stored. */
+double check_bound(void);
 #define CHECK_F32 1e-5
 
-/* n values in (-1, 1), the same for the same seed. Free with free(). */
+/* Backend "cpu" for fp32 arrays; from then on this storage type is the tests'. */
+GR_MUST gr_err check_backend_open(gr_backend **out, gr_dtype dtype);
+
+/* x as the storage type holds it. */
+float check_stored(float x);
+
+/* n stored values in (-1, 1), the same for the same seed. Free with free(). */
 float *check_random(uint64_t seed, int64_t n);
 /* n NaNs: an output that is not written, or is read before it is written, shows. */
 float *check_poisoned(int64_t n);

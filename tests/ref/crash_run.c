@@ -39,7 +39,7 @@ static void must(gr_err err) {
 crash_run *crash_run_open(void) {
     crash_run *r = calloc(1, sizeof *r);
     GR_ASSERT(r, "no memory");
-    must(gr_backend_open(&r->backend, "cpu"));
+    must(gr_backend_open(&r->backend, "cpu", GR_F32));
     must(gr_comm_open(&r->comm, "self"));
     must(gr_expert_map_open(&r->map, (uint32_t)config.num_experts, 1));
     must(gr_params_open(&r->params, &config, &r->map, 0, 1, 1));

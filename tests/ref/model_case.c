@@ -136,6 +136,7 @@ static void runner_open(runner *r, gr_backend *backend, gr_comm *comm, const mod
         for (int64_t k = 0; o->zero_routers && p->list[i].kind == GR_PARAM_ROUTER && k < gr_param_size(&p->list[i]);
              k++)
             gr_model_weights(r->model)[p->list[i].offset + k] = 0;
+    MUST(gr_model_weights_changed(r->model));
 }
 
 static void runner_close(runner *r) {
@@ -169,8 +170,21 @@ static float *copy_of(const float *from, int64_t n) {
     return to;
 }
 
+/* What the ops read is the rounding of this rank's weights, all of them, whoever updated them. */
+static void check_rounded_weights(runner *r) {
+    const float *w = gr_model_weights(r->model);
+    const uint16_t *act = gr_model_weights_act(r->model);
+    for (int64_t i = 0; act && i < gr_model_params(r->model)->n_element; i++)
+        if (act[i] != gr_bf16_from_f32(w[i])) {
+            fprintf(stderr, "weight %lld: expected the rounding of %a, got %a\n", (long long)i, (double)w[i],
+                (double)gr_f32_from_bf16(act[i]));
+            exit(1);
+        }
+}
+
 static void state_from(runner *r, model_case_state *out) {
     *out = (model_case_state){0};
+    check_rounded_weights(r);
     int64_t n = gr_model_params(r->model)->n_element;
     out->weights = copy_of(gr_model_weights(r->model), n);
     out->gradients = copy_of(gr_model_gradients(r->model), n);
@@ -195,6 +209,7 @@ void model_case_train(
         &(gr_optimizer_options){.backend = backend,
             .comm = comm,
             .params = gr_model_params(r.model),
+            .weights_act = gr_model_weights_act(r.model),
             .zero = o->zero,
             .beta1 = 0.9,
             .beta2 = 0.999,
