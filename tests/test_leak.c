@@ -13,8 +13,10 @@
 #include <unistd.h>
 
 #include "check.h"
+#include "cmd/leak.h"
 #include "eval/audit.h"
 #include "grouter/fold.h"
+#include "grouter/json.h"
 #include "grouter_case.h"
 
 static gr_backend *backend;
@@ -411,6 +413,87 @@ static void the_seed_and_only_the_seed_draws_the_sample(void **state) {
     gr_leak_close(&c);
 }
 
+/* ---------------------------------------------------------------- the report as JSON */
+
+#define REPORT_PATH "leak_report.tmp"
+
+static void write_report(const gr_leak_options *o, const gr_leak *leak, gr_json **doc) {
+    gr_out *out;
+    char *text;
+    size_t n;
+    assert_int_equal(gr_out_open(&out, REPORT_PATH), GR_OK);
+    assert_int_equal(gr_leak_write(out, o, leak), GR_OK);
+    assert_int_equal(gr_out_commit(out), GR_OK);
+    gr_out_close(out);
+    assert_int_equal(gr_file_read(REPORT_PATH, 1 << 20, GR_DATA, &text, &n), GR_OK);
+    assert_int_equal(gr_json_parse(doc, text, n, REPORT_PATH, 1 << 20, 8, GR_DATA), GR_OK);
+    free(text);
+    unlink(REPORT_PATH);
+}
+
+static double number_at(const gr_json_node *object, const char *key) {
+    double v = NAN;
+    const gr_json_node *node = gr_json_get(object, key);
+    assert_non_null(node);
+    assert_true(node->kind == GR_JSON_NULL || gr_json_f64(node, &v));
+    return v;
+}
+
+static void check_near(double got, double expected) {
+    assert_true(isnan(got) ? isnan(expected) : fabs(got - expected) <= 1e-8 * fabs(expected));
+}
+
+static void check_report(const gr_leak_options *o, const gr_leak *leak) {
+    gr_json *doc;
+    write_report(o, leak, &doc);
+    const gr_json_node *root = gr_json_root(doc), *routes = gr_json_get(root, "routes"),
+                       *list = gr_json_get(routes, "by_distance"), *loss = gr_json_get(root, "loss");
+    assert_string_equal(gr_json_get(root, "router")->string, GROUTER_PATH);
+    assert_true(gr_json_get(root, "leak")->boolean == (leak->n_changed > 0));
+    assert_int_equal(gr_json_get(root, "cuts")->n_child, leak->n_cut);
+    check_near(number_at(routes, "compared"), (double)leak->n_route);
+    check_near(number_at(routes, "changed"), (double)leak->n_changed);
+    assert_int_equal(list->n_child, leak->n_bucket);
+    const gr_json_node *one = list->child;
+    for (int b = 0; b < leak->n_bucket; b++, one = one->next) {
+        check_near(number_at(one, "last"), leak->bucket[b].last);
+        check_near(number_at(one, "set_changed"), leak->bucket[b].set_changed);
+        check_near(number_at(one, "gate_change"), leak->bucket[b].gate_change);
+        check_near(number_at(one, "divergence"), leak->bucket[b].divergence);
+    }
+    assert_int_equal(loss->kind, leak->target ? GR_JSON_OBJECT : GR_JSON_NULL);
+    if (leak->target) {
+        check_near(number_at(gr_json_get(loss, "full"), "mean"), leak->full.mean);
+        check_near(number_at(gr_json_get(loss, "prefix_minus_full"), "mean"), leak->prefix_rise.mean);
+        check_near(number_at(gr_json_get(loss, "swapped_minus_full"), "standard_error"), leak->swapped_rise.error);
+        check_near(number_at(gr_json_get(loss, "last_position"), "mean"), leak->last.mean);
+    }
+    gr_json_close(doc);
+}
+
+/* With one window there is no standard error, without a target no loss, without scores no divergence: null. */
+static void the_report_is_json_with_every_figure(void **state) {
+    gr_leak leak;
+    gr_leak_options o = options_of(*state);
+    make_telling(GR_MASK_BIDIRECTIONAL);
+    for (int variant = 0; variant < 3; variant++) {
+        o.n_window = variant == 1 ? 1 : 6;
+        o.weights = variant == 2 ? NULL : WEIGHTS_PATH;
+        assert_int_equal(gr_leak_run(&o, &leak), GR_OK);
+        assert_true(!leak.target || isnan(leak.full.error) == (variant == 1));
+        check_report(&o, &leak);
+        gr_leak_close(&leak);
+    }
+    gr_router *r;
+    assert_int_equal(gr_router_make_random(&r, 3, VOCAB, 1, 1), GR_OK);
+    assert_int_equal(gr_router_save(r, GROUTER_PATH), GR_OK);
+    gr_router_close(r);
+    assert_int_equal(gr_leak_run(&o, &leak), GR_OK);
+    assert_true(isnan(leak.bucket[0].divergence));
+    check_report(&o, &leak);
+    gr_leak_close(&leak);
+}
+
 /* ---------------------------------------------------------------- what it refuses */
 
 static void check_refused(const gr_leak_options *o, gr_err code, const char *part) {
@@ -468,6 +551,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(
             its_causal_twin_and_routers_without_context_leak_nothing, make_files, remove_files),
         cmocka_unit_test_setup_teardown(the_seed_and_only_the_seed_draws_the_sample, make_files, remove_files),
+        cmocka_unit_test_setup_teardown(the_report_is_json_with_every_figure, make_files, remove_files),
         cmocka_unit_test_setup_teardown(what_does_not_fit_together_is_refused, make_files, remove_files),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
