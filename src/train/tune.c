@@ -60,7 +60,7 @@ static gr_err micro_batch(gr_trainer *t, const gr_micro *micro, double *loss_sum
 
 /* The sign rule, at the schedule's rate; loads are the global batch's by now. */
 static gr_err after_update(gr_trainer *t) {
-    if (t->config->tune.mode == GR_TUNE_BIAS)
+    if (t->config->tune.mode == GR_TUNE_BIAS && !t->record.skipped)
         gr_balance_bias((uint32_t)t->config->model.num_labels, t->load, t->record.lr, gr_student_bias(t));
     return GR_OK;
 }
