@@ -218,7 +218,7 @@ static void job_close(fold_job *j) {
 /* ---------------------------------------------------------------- the result */
 
 static void print_groups(const fold_job *j) {
-    const gr_mapping *m = j->result.mapping;
+    const gr_mapping *m = gr_folding_mapping(&j->f, &j->result);
     uint32_t least, most;
     gr_mapping_sizes(m, &least, &most);
     printf("groups: %" PRIu32 " of %" PRIu32 " to %" PRIu32 " experts, mean %.2f; %" PRIu32 " of %" PRIu32
@@ -234,7 +234,7 @@ static void print_groups(const fold_job *j) {
 
 static void print_result(const fold_job *j, const fold_args *a) {
     const gr_folding_result *r = &j->result;
-    const gr_mapping *m = r->mapping;
+    const gr_mapping *m = gr_folding_mapping(&j->f, r);
     const gr_grouter_spec *s = &r->grouter.spec;
     char hash[33];
     printf(
