@@ -73,13 +73,22 @@ gr_err gr_config_compare(const gr_config *before, const gr_config *now, gr_confi
     return GR_OK;
 }
 
+/* Names that are no keys: what the files that keys name hold. */
+static bool is_content(const char *name) {
+    static const char *const contents[] = {"data.train[].content", "distill.teacher.content", "tune.grouter.content"};
+    for (size_t i = 0; i < sizeof contents / sizeof *contents; i++)
+        if (strcmp(name, contents[i]) == 0)
+            return true;
+    return false;
+}
+
 gr_err gr_config_check_override(const char *key) {
     char pattern[96];
     size_t n = strcspn(key, "["), n_digit = key[n] ? strspn(key + n + 1, "0123456789") : 0;
     const char *rest = key + n + (key[n] ? 1 + n_digit : 0);
     snprintf(pattern, sizeof pattern, "%.*s%s%s", (int)(n < sizeof pattern ? n : sizeof pattern - 1), key,
         key[n] ? "[" : "", rest);
-    if (gr_key_find(pattern) >= 0 || strcmp(pattern, "data.train[].content") == 0)
+    if (gr_key_find(pattern) >= 0 || is_content(pattern))
         return GR_OK;
     gr_nearest nearest = {.to = pattern};
     for (int k = 0; k < GR_N_KEY; k++)

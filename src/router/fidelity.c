@@ -51,17 +51,18 @@ static uint32_t shared(uint32_t K, const uint16_t *a, const uint16_t *b) {
     return n;
 }
 
-void gr_fidelity_add(gr_fidelity *f, uint32_t E, uint32_t K, int64_t n, const float *teacher, const float *student,
-    const int32_t *counted) {
-    const gr_selection s = {.E = E, .K = K, .scale = 1, .threshold = 1};
-    for (int64_t i = 0; i < n; i++) {
-        if (counted && counted[i] < 0)
+void gr_fidelity_add(gr_fidelity *f, const gr_fidelity_pair *pair) {
+    const uint32_t E = pair->E, K = pair->K;
+    const gr_selection of_teacher = {.E = E, .K = K, .scale = 1, .threshold = 1, .bias = pair->teacher_bias};
+    const gr_selection of_student = {.E = E, .K = K, .scale = 1, .threshold = 1, .bias = pair->student_bias};
+    for (int64_t i = 0; i < pair->n; i++) {
+        if (pair->counted && pair->counted[i] < 0)
             continue;
-        const float *a = teacher + i * E, *b = student + i * E;
+        const float *a = pair->teacher + i * E, *b = pair->student + i * E;
         uint16_t ids_a[GR_TOPK_MAX], ids_b[GR_TOPK_MAX];
         float gates[GR_TOPK_MAX];
-        gr_select(&s, 1, a, ids_a, gates);
-        gr_select(&s, 1, b, ids_b, gates);
+        gr_select(&of_teacher, 1, a, ids_a, gates);
+        gr_select(&of_student, 1, b, ids_b, gates);
         uint32_t same = shared(K, ids_a, ids_b);
         f->n_token += 1;
         f->divergence += divergence_of(E, a, b);
