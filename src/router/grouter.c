@@ -177,8 +177,13 @@ static const gr_json_node *member(reader *r, const char *name) {
 }
 
 static gr_err fail_setting(const reader *r, const char *name, const char *expected) {
-    return gr_fail(GR_DATA, "%s: %s: expected %s in its settings, got something else; make the Grouter again", r->path,
-        name, expected);
+    const gr_json_node *node = gr_json_get(r->root, name);
+    const char *found = !node                          ? "none"
+                        : node->kind == GR_JSON_STRING ? node->string
+                        : node->kind == GR_JSON_NUMBER ? node->number
+                                                       : "another type";
+    return gr_fail(
+        GR_DATA, "%s: settings: %s: expected %s, got %.80s; make the Grouter again", r->path, name, expected, found);
 }
 
 static gr_err read_integer(reader *r, const char *name, int min, int max, int *out) {
@@ -207,7 +212,10 @@ static gr_err read_name(reader *r, const char *name, const char *const *list, in
             *out = i;
             return GR_OK;
         }
-    return fail_setting(r, name, "one of its names");
+    char names[128] = "";
+    for (int i = 0; i < n; i++)
+        snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", i ? " or " : "", list[i]);
+    return fail_setting(r, name, names);
 }
 
 static gr_err read_text(reader *r, const char *name, size_t n_max, char *out) {
@@ -227,7 +235,7 @@ static gr_err read_settings(reader *r, gr_grouter_spec *spec, char hash[33]) {
     double scale = 0;
     *spec = (gr_grouter_spec){.network = {.head = GR_HEAD_SCORES}};
     if (r->root->kind != GR_JSON_OBJECT)
-        return gr_fail(GR_DATA, "%s: expected its settings to be an object", r->path);
+        return gr_fail(GR_DATA, "%s: settings: expected an object, got another type; make the Grouter again", r->path);
     GR_TRY(read_integer(r, "version", FORMAT_VERSION, FORMAT_VERSION, &version));
     GR_TRY(read_integer(r, "experts", 1, GR_EXPERTS_MAX, &c->num_labels));
     GR_TRY(read_integer(r, "top_k", 1, GR_TOPK_MAX, &top_k));
@@ -242,8 +250,8 @@ static gr_err read_settings(reader *r, gr_grouter_spec *spec, char hash[33]) {
     GR_TRY(read_text(r, "made", sizeof spec->made - 1, spec->made));
     GR_TRY(read_text(r, "hash", 32, hash));
     if (r->n_read != r->root->n_child)
-        return gr_fail(GR_DATA, "%s: expected %d settings, got %d; use a newer grouter-train for it", r->path,
-            r->n_read, r->root->n_child);
+        return gr_fail(GR_DATA, "%s: settings: expected the %d known ones, got %d; use a newer grouter-train for it",
+            r->path, r->n_read, r->root->n_child);
     spec->K = (uint32_t)top_k;
     spec->scale = (float)scale;
     c->body = (gr_body)body;
