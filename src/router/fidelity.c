@@ -3,21 +3,29 @@
 
 #include <math.h>
 
-/* ln softmax(z) over [E] as z[e] - the returned number. */
-static double log_sum(uint32_t E, const float *z) {
-    double largest = (double)z[0], sum = 0;
+static double largest_of(uint32_t E, const float *z) {
+    double largest = (double)z[0];
     for (uint32_t e = 1; e < E; e++)
         largest = fmax(largest, (double)z[e]);
+    return largest;
+}
+
+/* ln softmax(z)_e = (z_e - largest) - the returned number. */
+static double log_sum(uint32_t E, const float *z, double largest) {
+    double sum = 0;
     for (uint32_t e = 0; e < E; e++)
         sum += exp((double)z[e] - largest);
-    return largest + log(sum);
+    return log(sum);
 }
 
 static double divergence_of(uint32_t E, const float *teacher, const float *student) {
-    double lse_p = log_sum(E, teacher), lse_q = log_sum(E, student), sum = 0;
+    double most_p = largest_of(E, teacher), most_q = largest_of(E, student), sum = 0;
+    double log_p = log_sum(E, teacher, most_p), log_q = log_sum(E, student, most_q);
     for (uint32_t e = 0; e < E; e++) {
-        double ln_p = (double)teacher[e] - lse_p, ln_q = (double)student[e] - lse_q;
-        sum += exp(ln_p) * (ln_p - ln_q);
+        double ln_p = ((double)teacher[e] - most_p) - log_p, ln_q = ((double)student[e] - most_q) - log_q;
+        double p = exp(ln_p);
+        if (p > 0) /* p ln p -> 0 */
+            sum += p * (ln_p - ln_q);
     }
     return sum;
 }
