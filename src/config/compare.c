@@ -74,9 +74,11 @@ gr_err gr_config_compare(const gr_config *before, const gr_config *now, gr_confi
 }
 
 /* Names that are no keys: what the files that keys name hold. */
+static const char *const contents[] = {"data.train[].content", "distill.teacher.content", "tune.grouter.content"};
+enum { N_CONTENT = sizeof contents / sizeof *contents };
+
 static bool is_content(const char *name) {
-    static const char *const contents[] = {"data.train[].content", "distill.teacher.content", "tune.grouter.content"};
-    for (size_t i = 0; i < sizeof contents / sizeof *contents; i++)
+    for (int i = 0; i < N_CONTENT; i++)
         if (strcmp(name, contents[i]) == 0)
             return true;
     return false;
@@ -93,6 +95,8 @@ gr_err gr_config_check_override(const char *key) {
     gr_nearest nearest = {.to = pattern};
     for (int k = 0; k < GR_N_KEY; k++)
         gr_nearest_offer(&nearest, gr_keys[k].name);
+    for (int i = 0; i < N_CONTENT; i++)
+        gr_nearest_offer(&nearest, contents[i]);
     if (nearest.name)
         return gr_fail(GR_USAGE, "--override: unknown key \"%.95s\": did you mean \"%s\"?", key, nearest.name);
     return gr_fail(GR_USAGE, "--override: unknown key \"%.95s\"; configs/README.md lists the keys", key);

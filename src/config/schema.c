@@ -62,7 +62,7 @@ const gr_key gr_keys[GR_N_KEY] = {
     {"tune.mode", NO_UNIT, FOR(TUNE), NAME(tune_modes), AT(tune.mode), .fallback = "scores",
         .meaning = "what is changed: `scores` = the score matrix, `bias` = only the bias, by the sign rule, `full` = "
                    "everything"},
-    {"tune.until_maxvio", NO_UNIT, FOR(TUNE), NUMBER(GR_CLOSED, 0, 4096), AT(tune.until_maxvio), .fallback = "0",
+    {"tune.until_maxvio", NO_UNIT, FOR(TUNE), FREE, NUMBER(GR_CLOSED, 0, 4096), AT(tune.until_maxvio), .fallback = "0",
         .meaning = "stop once MaxVio over the validation windows is at most this, asked every "
                    "eval.every_steps; 0 = go through all steps"},
 
