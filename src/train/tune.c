@@ -18,14 +18,16 @@ static gr_teacher_options untuned_options(const gr_trainer *t) {
 static gr_err measure(const gr_trainer *t, size_t *n_byte) {
     const gr_model_config *m = &t->config->model;
     gr_grouter untuned;
-    size_t network;
-    GR_TRY(gr_grouter_open(&untuned, t->config->tune.grouter));
+    size_t network = 0;
+    GR_TRY(gr_grouter_describe(&untuned, t->config->tune.grouter));
     gr_teacher_options o = untuned_options(t);
     o.grouter = &untuned;
     gr_err e = gr_teacher_measure(&o, &network);
+    size_t weights = (size_t)untuned.params.n_element * sizeof *untuned.weights; /* kept beside the network's copy */
     gr_grouter_close(&untuned);
-    *n_byte = network + gr_balance_memory(tokens_of(t), t->config->data.seq_len, (uint32_t)m->num_labels,
-                            (uint32_t)m->num_experts_per_tok);
+    *n_byte = network + weights +
+              gr_balance_memory(
+                  tokens_of(t), t->config->data.seq_len, (uint32_t)m->num_labels, (uint32_t)m->num_experts_per_tok);
     return e;
 }
 
