@@ -43,6 +43,8 @@ GR_MUST gr_err gr_grouter_write(
     const gr_grouter_spec *spec, const gr_params *params, const float *weights, const char *path, gr_hash128 *hash);
 /* True if the file begins like a safetensors file: of routers only Grouters are. */
 bool gr_grouter_is(const char *path);
+/* True if the file says that it is a Grouter. */
+bool gr_grouter_claims(const gr_safetensors *file);
 
 /* "causal", "bidirectional", ...; "attention", "linear", "residual-linear"; "none", "window". */
 const char *gr_mask_name(gr_mask mask);
@@ -50,6 +52,9 @@ const char *gr_body_name(gr_body body);
 const char *gr_position_name(gr_position position);
 /* Does a route depend on tokens after its own? */
 bool gr_mask_sees_ahead(gr_mask mask);
+/* What has to be said wherever routes of such a mask are made or used: one sentence; NULL for masks that do not see
+ * ahead. */
+const char *gr_mask_warning(gr_mask mask);
 
 /* ---------------------------------------------------------------- from scores to routes */
 

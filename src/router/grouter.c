@@ -35,6 +35,14 @@ bool gr_mask_sees_ahead(gr_mask mask) {
     return mask == GR_MASK_BIDIRECTIONAL || mask == GR_MASK_BIDIRECTIONAL_DOC;
 }
 
+const char *gr_mask_warning(gr_mask mask) {
+    if (!gr_mask_sees_ahead(mask))
+        return NULL;
+    return "these routes depend on tokens after their own (the Grouter's mask sees ahead), so losses computed with "
+           "them "
+           "may use the future; `grouter-train eval CONFIG --leak --router FILE` measures how much";
+}
+
 /* ---------------------------------------------------------------- the settings */
 
 /* Whole numbers of the settings: name, place, range. */
@@ -414,4 +422,8 @@ bool gr_grouter_is(const char *path) {
     bool is = map.n > 8 && gr_load_u64(map.p) <= HEADER_BYTES_MAX && map.p[8] == '{';
     gr_map_close(&map);
     return is;
+}
+
+bool gr_grouter_claims(const gr_safetensors *file) {
+    return gr_safetensors_metadata(file, METADATA_KEY) != NULL;
 }
