@@ -65,15 +65,6 @@ static gr_err run_micro_batches(gr_trainer *t, int64_t step) {
     return GR_OK;
 }
 
-static double max_vio_of(const uint64_t *load, size_t E) {
-    uint64_t most = 0, all = 0;
-    for (size_t e = 0; e < E; e++) {
-        most = load[e] > most ? load[e] : most;
-        all += load[e];
-    }
-    return all ? (double)most * (double)E / (double)all - 1 : 0;
-}
-
 /* MaxVio of the global batch. From tables every expert-parallel group has counted its own windows; learned routers have
  * counted those of their rank. */
 static gr_err max_vio(gr_trainer *t) {
@@ -82,7 +73,7 @@ static gr_err max_vio(gr_trainer *t) {
     GR_TRY(t->comm->sum(t->comm, learned ? GR_WORLD : GR_EDP, GR_U64, t->load, n_layer * E));
     double sum = 0, most = 0;
     for (size_t l = 0; l < n_layer; l++) {
-        double vio = max_vio_of(t->load + l * E, E);
+        double vio = gr_load_violation(t->load + l * E, (uint32_t)E);
         sum += vio;
         most = vio > most ? vio : most;
     }
