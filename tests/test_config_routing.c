@@ -87,7 +87,7 @@ static void keys_of_learned_gates_are_refused_with_fixed_ones(void **state) {
     REFUSED(routes, "routing.scale = 2.5 needs learned gates", "routing.scale=2.5");
     REFUSED(routes, "routing.z_loss_coef = 0.001 needs learned gates", "routing.z_loss_coef=0.001");
     REFUSED(routes, "routing.aux_loss_coef = 0.01 needs routing.source = \"learned\"", "routing.aux_loss_coef=0.01");
-    REFUSED(routes, "a loss cannot balance a table's experts", "routing.aux_loss_coef=0.01", "routing.gates=learned");
+    REFUSED(routes, "a loss cannot balance given experts", "routing.aux_loss_coef=0.01", "routing.gates=learned");
     const char *const gates[] = {"routing.gates=learned", "routing.scale=2.5", "routing.z_loss_coef=0.001"};
     assert_int_equal(load(routes, gates, 3), GR_OK);
     assert_int_equal(config.routing.source, GR_SOURCE_TABLE);

@@ -32,6 +32,8 @@ typedef struct gr_grouter {
 GR_MUST gr_err gr_grouter_make(gr_grouter *out, const gr_grouter_spec *spec);
 /* Settings, names, shapes and types are checked: 65 (settings) or 66 (tensors). */
 GR_MUST gr_err gr_grouter_open(gr_grouter *out, const char *path);
+/* The settings alone: 65. */
+GR_MUST gr_err gr_grouter_describe(gr_grouter_spec *out, const char *path);
 void gr_grouter_close(gr_grouter *g); /* accepts a zeroed or half-made one */
 /* By one process. Sets g->hash. */
 GR_MUST gr_err gr_grouter_save(gr_grouter *g, const char *path);

@@ -12,6 +12,7 @@ gr_err gr_eval_loss_run(gr_feed *valid, gr_model *model, gr_comm *comm, gr_eval_
     for (uint64_t micro = 0; micro < n_micro; micro++) {
         gr_micro m;
         GR_TRY(gr_feed_prepare(valid, 0, micro, &m));
+        GR_TRY(gr_model_make_room(model, m.batch.plan));
         GR_TRY(gr_model_loss(model, &m.batch, &loss_sum, &phases));
         counts[0] += m.n_target;
         counts[1] += m.n_byte;

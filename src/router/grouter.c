@@ -264,11 +264,11 @@ void gr_grouter_close(gr_grouter *g) {
     *g = (gr_grouter){0};
 }
 
-static gr_err read_spec(const char *path, gr_grouter_spec *spec) {
+gr_err gr_grouter_describe(gr_grouter_spec *out, const char *path) {
     gr_safetensors *file;
     GR_TRY(gr_safetensors_open(&file, path));
     const char *text = gr_safetensors_metadata(file, METADATA_KEY);
-    gr_err e = text ? parse_settings(text, path, spec)
+    gr_err e = text ? parse_settings(text, path, out)
                     : gr_fail(GR_DATA,
                           "%s: expected a Grouter (safetensors with the metadata \"" METADATA_KEY
                           "\"), got weights of something else; make one with 'grouter-train distill'",
@@ -280,7 +280,7 @@ static gr_err read_spec(const char *path, gr_grouter_spec *spec) {
 gr_err gr_grouter_open(gr_grouter *out, const char *path) {
     gr_grouter_spec spec;
     *out = (gr_grouter){0};
-    GR_TRY(read_spec(path, &spec));
+    GR_TRY(gr_grouter_describe(&spec, path));
     GR_TRY(gr_grouter_make(out, &spec));
     gr_err e = gr_params_load(&out->params, path, out->weights);
     if (!e)

@@ -44,6 +44,31 @@ static void print_parameters(const gr_dry_report *r, const gr_model_count *n, FI
     print_count(out, "active per token", n->active, note);
 }
 
+static bool is_online(const gr_dry_report *r) {
+    return r->config->routing.source == GR_SOURCE_ONLINE;
+}
+
+/* What routing online adds to each step; a table's routes were paid for when it was made. */
+static void print_routing_flops(const gr_dry_report *r, const gr_model_count *n, double tokens, FILE *out) {
+    if (!is_online(r)) {
+        fprintf(out, "  %-24s %18s  %s\n", "routing", r->learned ? "" : "0",
+            r->learned ? "in the model's figures" : "in the run: done by `route` beforehand");
+        return;
+    }
+    if (r->grouter.flops_per_token == 0) {
+        fprintf(out, "  %-24s %18s  %s is not here\n", "routing", "-", r->config->online.grouter);
+        return;
+    }
+    char active[32];
+    double one = r->grouter.flops_per_token;
+    fprintf(
+        out, "  %-24s %18.4g  per token, forward: 2 x active + 4 x L x H x head_dim x keys of a row\n", "routing", one);
+    fprintf(out, "  %-24s %18s  = 2 x %s + %.4g, of the Grouter\n", "", "", count_text(r->grouter.count.active, active),
+        one - 2.0 * (double)r->grouter.count.active);
+    fprintf(out, "  %-24s %18.4g  of the run: %.2f %% more than training alone\n", "",
+        one * tokens * (double)r->config->train.steps, 100 * one / n->flops_per_token);
+}
+
 static void print_flops(const gr_dry_report *r, const gr_model_count *n, FILE *out) {
     const gr_config *c = r->config;
     char active[32];
@@ -55,13 +80,16 @@ static void print_flops(const gr_dry_report *r, const gr_model_count *n, FILE *o
     fprintf(out, "  %-24s %18.4g  %.0f tokens\n", "per step", n->flops_per_token * tokens, tokens);
     fprintf(out, "  %-24s %18.4g  %lld steps\n", "of the run", n->flops_per_token * tokens * (double)c->train.steps,
         (long long)c->train.steps);
+    if (c->kind == GR_CONFIG_TRAIN)
+        print_routing_flops(r, n, tokens, out);
 }
 
 static void print_memory(const gr_dry_report *r, FILE *out) {
     fprintf(out, "\nmemory of a rank: %s\n",
-        r->learned ? "plans at worst, since learned routes are known only in the step"
-        : r->exact ? "largest plans of the run, from the route tables"
-                   : "plans at uniform routing and 25 % more");
+        r->learned     ? "plans at worst, since learned routes are known only in the step"
+        : r->exact     ? "largest plans of the run, from the route tables"
+        : is_online(r) ? "plans at uniform routing and 25 % more; buffers grow when a micro-batch needs more"
+                       : "plans at uniform routing and 25 % more");
     for (int i = 0; i < GR_MEMORY_ITEMS; i++)
         if (r->memory.item[i].n_byte)
             print_bytes(out, r->memory.item[i].name, (double)r->memory.item[i].n_byte, "");
@@ -131,11 +159,19 @@ static void print_disk(const gr_dry_report *r, const gr_model_count *n, FILE *ou
         .n_window = n_window,
         .n_token = n_window * T + 1};
     uint64_t n_byte;
+    char bytes[32];
     if (gr_routes_size(&info, &n_byte)) {
         fprintf(out, "  %-24s %18s  %s\n", "route tables", "-", gr_error_text());
         return;
     }
-    snprintf(note, sizeof note, "%.2f bytes per token, %s", (double)n_byte / (double)(n_window * T),
+    double per_token = (double)n_byte / (double)(n_window * T);
+    if (is_online(r)) {
+        snprintf(note, sizeof note, "routed online; tables would take %.2f bytes per token, %s", per_token,
+            gr_bytes_text(n_byte, bytes));
+        print_bytes(out, "route tables", 0, note);
+        return;
+    }
+    snprintf(note, sizeof note, "%.2f bytes per token, %s", per_token,
         r->n_window ? "for all training windows" : "if no window of the run is seen twice");
     print_bytes(out, "route tables", (double)n_byte, note);
 }
@@ -162,6 +198,10 @@ static void print_time(const gr_dry_report *r, FILE *out) {
         gr_duration_text(1000 * step_s, text[0]), gr_duration_text((double)r->config->train.steps * step_s, text[1]));
     fprintf(out, "  measured here: %d micro-batch%s of %.0f ms and one update of %.0f ms per step\n", n_micro,
         n_micro == 1 ? "" : "es", 1e3 * t->micro_s, 1e3 * t->update_s);
+    fprintf(out, "  of a micro-batch, %.1f ms are for %s\n", 1e3 * t->prepare_s,
+        is_online(r) ? "routing and plan"
+        : r->learned ? "reading windows; routing is in the model"
+                     : "reading routes and plan");
 }
 
 void gr_dry_report_print(const gr_dry_report *r, FILE *out) {

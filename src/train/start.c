@@ -149,14 +149,32 @@ static gr_err open_metrics(gr_trainer *t) {
     return gr_metrics_open(&t->metrics, &o);
 }
 
+/* What an online Grouter adds to a step, and whether any given routes look ahead. */
+static void describe_routes(const gr_trainer *t, double flops_per_token) {
+    const gr_routes_info *routes = gr_feed_routes(t->feed);
+    gr_router_cost cost;
+    char hash[33];
+    if (t->config->routing.source == GR_SOURCE_ONLINE && !gr_forecast_grouter(&cost, t->config))
+        gr_info("routing: online by %s, router hash %s, %.4g FLOP per token: %.2f %% more than training alone",
+            t->config->online.grouter, gr_hash128_text(routes->router, hash), cost.flops_per_token,
+            100 * cost.flops_per_token / flops_per_token);
+    if (routes && gr_mask_sees_ahead(routes->mask))
+        gr_warn(
+            "THESE ROUTES USE FUTURE TOKENS (mask %s), and so does every loss computed with them: it is not one of a "
+            "model that predicts the next token",
+            gr_mask_name(routes->mask));
+}
+
 static void describe_routing(const gr_config *c) {
     const gr_routing *r = &c->routing;
     if (r->gates == GR_GATES_FIXED)
         return;
     gr_info("routing: %s %d of %d experts, learned gates of scale %g%s, aux loss %g, z loss %g",
-        r->source == GR_SOURCE_LEARNED ? "learned, top" : "from tables,", c->model.num_experts_per_tok,
-        c->model.num_experts, r->scale, c->model.norm_topk_prob ? "" : " over all experts", r->aux_loss_coef,
-        r->z_loss_coef);
+        r->source == GR_SOURCE_LEARNED ? "learned, top"
+        : r->source == GR_SOURCE_TABLE ? "from tables,"
+                                       : "online,",
+        c->model.num_experts_per_tok, c->model.num_experts, r->scale,
+        c->model.norm_topk_prob ? "" : " over all experts", r->aux_loss_coef, r->z_loss_coef);
 }
 
 static void describe(const gr_trainer *t) {
@@ -169,6 +187,7 @@ static void describe(const gr_trainer *t) {
     gr_info("model: %lld parameters, %lld active per token, %lld in experts, %.4g FLOP per token",
         (long long)(n.matrices + n.norms), (long long)n.active, (long long)n.experts, n.flops_per_token);
     describe_routing(c);
+    describe_routes(t, n.flops_per_token);
     gr_info("data: %llu windows of %d tokens, %.0f tokens per step, %lld steps (%.2f epochs)",
         (unsigned long long)gr_feed_windows(t->feed), c->data.seq_len, t->tokens_per_step, (long long)c->train.steps,
         (double)c->train.steps * c->train.global_batch_windows / (double)gr_feed_windows(t->feed));
