@@ -1,6 +1,7 @@
 /* grouter_tool.c: for scripts: a small Grouter of random weights.
  *   grouter_tool OUT SEED EXPERTS TOP_K SCALE MASK
- * Byte-level vocabulary, 1 block of width 16; MASK "none" gives a context-free one. Its bias is not zero. */
+ * Byte-level vocabulary, 1 block of width 16; MASK "none" gives a context-free one. Its bias
+ * makes bias routing choose among the first half of the experts alone. */
 #include "grouter/grouter.h"
 
 #include <stdlib.h>
@@ -50,7 +51,7 @@ int main(int argc, char **argv) {
         gr_params_init(&g.params, strtoull(argv[2], NULL, 10), g.weights);
         float *bias = g.weights + gr_params_find(&g.params, "score.bias")->offset;
         for (int i = 0; i < spec.network.num_labels; i++)
-            bias[i] = i % 3 == 0 ? 1.5f : 0.0f;
+            bias[i] = i < spec.network.num_labels / 2 ? 100.0f : 0.0f;
         e = gr_grouter_save(&g, argv[1]);
         gr_grouter_close(&g);
     }

@@ -122,6 +122,18 @@ static void print_router_messages(const gr_dry_report *r, int n_transfer, FILE *
     print_bytes(out, "rows and gates at worst", worst, "if all own tokens left for all ranks, and all others came");
 }
 
+/* What online routing adds: the routes of a token to its group. */
+static void print_route_messages(const gr_dry_report *r, FILE *out) {
+    const gr_config *c = r->config;
+    char note[160];
+    int n_byte = 2 * c->model.num_experts_per_tok * (int)sizeof(uint16_t);
+    double tokens = (double)c->train.global_batch_windows / r->n_rank * c->data.seq_len;
+    if (!is_online(r) || r->R_ep == 1)
+        return;
+    snprintf(note, sizeof note, "%d bytes a token to %d ranks", n_byte, r->R_ep - 1);
+    print_bytes(out, "routes", tokens * n_byte * (r->R_ep - 1), note);
+}
+
 static void print_messages(const gr_dry_report *r, FILE *out) {
     const gr_model_config *m = &r->config->model;
     int n_moe = m->num_hidden_layers - m->first_k_dense_replace, R_edp = r->n_rank / r->R_ep;
@@ -134,6 +146,7 @@ static void print_messages(const gr_dry_report *r, FILE *out) {
         r->exact ? "from the route tables" : "at uniform routing", r->rows, r->row_bytes, n_transfer, n_moe);
     print_bytes(out, "dispatch and combine", bytes, r->R_ep > 1 ? note : "experts are whole on each rank");
     print_router_messages(r, n_transfer, out);
+    print_route_messages(r, out);
     double dense = 2.0 * (double)r->n_dense * (r->n_rank - 1) / r->n_rank;
     double experts = 2.0 * (double)r->n_expert * (R_edp - 1) / R_edp;
     print_bytes(out, "gradients and weights", 4 * (dense + experts), "each element once to its sum, once back");
