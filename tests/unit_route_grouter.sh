@@ -100,11 +100,11 @@ cmp whole.routes killed.routes || fail "a table whose writing was killed has oth
 [[ ! -e killed.routes.partial ]] || fail "the partial table stays"
 
 # ---- what another router left is not used; a command that is running is not disturbed
-head -c 300000 whole.routes >killed.routes.partial
+head -c 3000000 whole.routes >killed.routes.partial
 route causal.st killed.routes
 contains killed.routes.err 'killed.routes.partial: going on with it: [1-9][0-9]* of 6249 windows are routed'
 cmp whole.routes killed.routes || fail "a table that was cut has other bytes"
-head -c 300000 whole.routes >killed.routes.partial
+head -c 3000000 whole.routes >killed.routes.partial
 route ahead.st killed.routes
 contains killed.routes.err 'killed.routes.partial: of another router'
 route ahead.st other.routes
