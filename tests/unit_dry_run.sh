@@ -38,13 +38,13 @@ on_stderr 'AdamW moments 5.19 GiB.*set parallel.zero to 1'
 expect 64 train "$SOURCE_DIR/configs/paper/tiny-qwen3.json" --dry-run --ranks 3
 on_stderr 'parallel.expert_parallel_size = 8 must divide the number of ranks = 3'
 expect 2 train c.json --dry-run --ranks 0
-on_stderr 'E2\] train: --ranks: expected an integer in \[1, 65536\], got "0"'
+on_stderr 'E2\] --ranks: expected an integer in \[1, 65536\], got "0"'
 expect 2 train c.json --dry-run --memory nan
-on_stderr 'E2\] train: --memory: expected a number in .*, got "nan"'
+on_stderr 'E2\] --memory: expected a number in .*, got "nan"'
 expect 2 train c.json --ranks 2
-on_stderr 'E2\] train: --ranks: expected only together with --dry-run'
+on_stderr 'E2\] --ranks: expected only together with --dry-run'
 expect 2 train c.json --memory 2
-on_stderr 'E2\] train: --memory: expected only together with --dry-run'
+on_stderr 'E2\] --memory: expected only together with --dry-run'
 
 # ---- with data
 "$binary" tokens --synthetic 20000 --vocab 257 --seed 1 --out t &>err || fail tokens

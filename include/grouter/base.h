@@ -21,7 +21,7 @@ typedef enum gr_err {
     GR_OK = 0,
     GR_USAGE = 2,       /* command line wrong */
     GR_CONFIG = 64,     /* config wrong */
-    GR_DATA = 65,       /* token file, route table or router malformed, absent, changed, or not a pair */
+    GR_DATA = 65,       /* token file, route table, router or mapping malformed, absent, changed, not a pair */
     GR_CHECKPOINT = 66, /* weights unusable or not of this config */
     GR_RESOURCE = 69,   /* memory, disk or a device is not there */
     GR_BUG = 70,        /* our own invariant broke */
@@ -92,7 +92,7 @@ void gr_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2))); /* "wa
 void gr_debug(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 /* Progress of long work: rewrites one line on a terminal, prints a plain line every 10 s elsewhere. Amounts and rates
- * are in thousands or millions of the unit: "12.5 ktokens/s". */
+ * of a thousand and more are in thousands or millions of the unit: "12.5 ktokens/s". */
 typedef struct gr_progress {
     const char *label;
     const char *unit; /* "tokens", "B" */

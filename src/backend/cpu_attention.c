@@ -274,6 +274,13 @@ static int products_before(const gr_cpu *cpu, const gr_attention *a, const block
     return GR_CPU(gemm)(cpu, &scores) | GR_CPU(gemm)(cpu, &mixed);
 }
 
+/* Where the sums of the block's first key are: t's pointers are there already, a thread's room begins with the window.
+ */
+static float *sums_of(const gr_attention *a, const block *t, gr_act *array, float *room) {
+    float *sums = gr_act_floats(array, room);
+    return GR_ACT_ROOM ? sums + t->first_key * a->head_dim : sums;
+}
+
 /* Adds this block to the sums dk and dv, sets dq. */
 static int products_after(const gr_cpu *cpu, const gr_attention *a, const block *t, const attention_scratch *s) {
     const gr_act *p = gr_act_operand(s->p, s->p_act), *dp = gr_act_operand(s->dp, s->dp_act);
@@ -286,7 +293,7 @@ static int products_after(const gr_cpu *cpu, const gr_attention *a, const block 
         .lda = t->n_key,
         .b = t->dout,
         .ldb = a->ldo,
-        .c = gr_act_floats(t->dv, s->dv),
+        .c = sums_of(a, t, t->dv, s->dv),
         .ldc = sums_ld(a, a->ldv),
         .c_dtype = GR_F32};
     const gr_gemm to_k = {.layout = GR_TN,
@@ -298,7 +305,7 @@ static int products_after(const gr_cpu *cpu, const gr_attention *a, const block 
         .lda = t->n_key,
         .b = t->q,
         .ldb = a->ldq,
-        .c = gr_act_floats(t->dk, s->dk),
+        .c = sums_of(a, t, t->dk, s->dk),
         .ldc = sums_ld(a, a->ldk),
         .c_dtype = GR_F32};
     const gr_gemm to_q = {.layout = GR_NN,

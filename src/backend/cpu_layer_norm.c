@@ -48,8 +48,9 @@ gr_err GR_CPU(layer_norm_forward)(gr_backend *b, gr_lane lane, const gr_layer_no
     return GR_OK;
 }
 
-/* dw[width] and db[width] are this partial sum's. */
-static void backward_row(const gr_layer_norm *a, int64_t i, float *dw, float *db) {
+/* dw[width] and db[width] are this partial sum's; wg[width] is room for w g, rounded once for the sum and for what is
+ * compared with it: a row of one element has no gradient, not even a rounding error. */
+static void backward_row(const gr_layer_norm *a, int64_t i, float *dw, float *db, float *wg) {
     const gr_act *x = (const gr_act *)a->x + i * a->width, *dy = (const gr_act *)a->dy + i * a->width;
     gr_act *dx = (gr_act *)a->dx + i * a->width;
     const float mean = a->mean[i], rstd = a->rstd[i];
@@ -60,22 +61,22 @@ static void backward_row(const gr_layer_norm *a, int64_t i, float *dw, float *db
         const float g = n * a->w[j] + a->b[j] > 0 ? gr_act_load(dy[j]) : 0;
         dw[j] += g * n;
         db[j] += g;
-        sum += a->w[j] * g;
-        along += a->w[j] * g * n;
+        wg[j] = a->w[j] * g;
+        sum += wg[j];
+        along += wg[j] * n;
     }
     sum /= (float)a->width;
     along /= (float)a->width;
 #pragma omp simd
     for (int64_t j = 0; j < a->width; j++) {
         const float n = (gr_act_load(x[j]) - mean) * rstd;
-        const float g = n * a->w[j] + a->b[j] > 0 ? gr_act_load(dy[j]) : 0;
-        dx[j] = gr_act_store(rstd * (a->w[j] * g - sum - n * along));
+        dx[j] = gr_act_store(rstd * (wg[j] - sum - n * along));
     }
 }
 
 gr_err GR_CPU(layer_norm_backward)(gr_backend *b, gr_lane lane, const gr_layer_norm *a) {
     (void)lane;
-    const int64_t n_partial = (a->n_row + ROWS_PER_PARTIAL - 1) / ROWS_PER_PARTIAL, each = 2 * a->width;
+    const int64_t n_partial = (a->n_row + ROWS_PER_PARTIAL - 1) / ROWS_PER_PARTIAL, each = 3 * a->width;
     void *memory = NULL;
     GR_TRY(gr_cpu_scratch(b, (size_t)(n_partial * each) * sizeof(float), &memory));
     float *partial = memory;
@@ -85,7 +86,7 @@ gr_err GR_CPU(layer_norm_backward)(gr_backend *b, gr_lane lane, const gr_layer_n
         float *dw = partial + p * each;
         memset(dw, 0, (size_t)each * sizeof(float));
         for (int64_t i = p * ROWS_PER_PARTIAL; i < (end < a->n_row ? end : a->n_row); i++)
-            backward_row(a, i, dw, dw + a->width);
+            backward_row(a, i, dw, dw + a->width, dw + 2 * a->width);
     }
     for (int64_t p = 0; p < n_partial; p++)
         for (int64_t j = 0; j < a->width; j++) {

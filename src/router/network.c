@@ -58,29 +58,26 @@ gr_err gr_network_scores(gr_network *n, const uint32_t *tokens, const float **sc
     return GR_OK;
 }
 
-static gr_err measure(
-    gr_network *n, const gr_grouter_spec *spec, const gr_expert_map *map, gr_backend *backend, gr_router_cost *out) {
+static gr_err measure(gr_network *n, const gr_grouter *g, gr_backend *backend, gr_router_cost *out) {
     gr_model_options o;
     uint32_t T = n->limits.N;
-    GR_TRY(model_options(n, &o, &spec->network, map, backend, T));
+    GR_TRY(model_options(n, &o, &g->spec.network, &g->map, backend, T));
     GR_TRY(gr_model_measure(&n->model, &o));
     gr_model_memory m = gr_model_memory_get(n->model);
-    gr_model_count_config(&spec->network, T, &out->count);
+    gr_model_count_config(&g->spec.network, T, &out->count);
     out->flops_per_token = out->count.flops_per_token / 3;
     out->n_byte = 2 * m.weights + m.weights_act + m.activations + m.logits + m.scratch + m.tables;
     return GR_OK;
 }
 
 gr_err gr_router_cost_get(gr_router_cost *out, const char *grouter, gr_backend *backend, uint32_t T) {
-    gr_grouter_spec spec;
-    gr_expert_map map;
+    gr_grouter g;
     gr_network n = {.limits = {.N = T}};
     *out = (gr_router_cost){0};
-    GR_TRY(gr_grouter_describe(&spec, grouter));
-    GR_TRY(gr_expert_map_open(&map, 1, 1));
-    gr_err e = measure(&n, &spec, &map, backend, out);
+    GR_TRY(gr_grouter_describe(&g, grouter));
+    gr_err e = measure(&n, &g, backend, out);
     gr_model_close(n.model);
     gr_comm_close(n.alone, GR_OK);
-    gr_expert_map_close(&map);
+    gr_grouter_close(&g);
     return e;
 }

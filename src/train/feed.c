@@ -351,6 +351,11 @@ const char *gr_feed_content(const gr_feed *f, int i, char text[GR_FEED_CONTENT_M
     return text;
 }
 
+gr_mask gr_feed_mask(const gr_feed *f) {
+    const gr_routes_info *routes = gr_feed_routes(f);
+    return routes ? routes->mask : GR_MASK_NONE;
+}
+
 uint64_t gr_feed_windows(const gr_feed *f) {
     return f->n_window;
 }
