@@ -54,6 +54,7 @@ static gr_err run_micro_batches(gr_trainer *t, int64_t step) {
     for (uint64_t micro = 0; micro < gr_feed_micro_batches(t->feed); micro++) {
         gr_micro now = t->ready;
         GR_TRY(prepare_next(t, step, micro));
+        GR_TRY(gr_model_make_room(t->model, now.batch.plan));
         GR_TRY(gr_objective_of(t->config)->micro_batch(t, &now, &loss_sum, &phases));
         for (int e = 0; now.load && e < t->config->model.num_experts; e++)
             t->load[e] += now.load[e];
