@@ -14,6 +14,7 @@ static const gr_command *const commands[] = {
     &gr_cmd_train,
     &gr_cmd_distill,
     &gr_cmd_tune,
+    &gr_cmd_fold,
     &gr_cmd_eval,
     &gr_cmd_inspect,
 };

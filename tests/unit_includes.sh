@@ -61,7 +61,7 @@ part_of_public() {
     case $1 in
     json.h | io.h) echo base ;;
     routes.h) echo data ;;
-    grouter.h | teacher.h | balance.h | fold.h) echo router ;;
+    grouter.h | teacher.h | balance.h | fold.h | folding.h) echo router ;;
     checkpoint.h) echo train ;;
     hf.h) echo model ;;
     *) echo "${1%.h}" ;;

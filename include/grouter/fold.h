@@ -106,6 +106,7 @@ void gr_mapping_fold(const gr_mapping *m, uint32_t D, const float *W, float *out
  *    "target_experts": E_T, "router": "<32 hexadecimal digits>", "tokens": n_token, "groups": [[ids...], ...]}
  * and, for method "expand" alone, "new": E_T - E_S. It appears whole or not at all: 74. */
 GR_MUST gr_err gr_mapping_save(const gr_mapping *m, const char *path);
+GR_MUST gr_err gr_mapping_write(const gr_mapping *m, gr_out *o); /* the same text; the caller commits */
 /* Every field is checked, and that the groups are what gr_mapping says: 65 naming file and line. */
 GR_MUST gr_err gr_mapping_load(gr_mapping *m, const char *path);
 

@@ -35,8 +35,10 @@ GR_MUST gr_err gr_grouter_open(gr_grouter *out, const char *path);
 void gr_grouter_close(gr_grouter *g); /* accepts a zeroed or half-made one */
 /* By one process. Sets g->hash. */
 GR_MUST gr_err gr_grouter_save(gr_grouter *g, const char *path);
-/* True if the file begins like a safetensors file that says it is a Grouter: what to open it as. */
+/* True if the file begins like a safetensors file: a Grouter, if it is a router at all. */
 bool gr_grouter_is(const char *path);
+/* True if the file says that it is a Grouter. */
+bool gr_grouter_claims(const gr_safetensors *file);
 
 /* "causal", "bidirectional", ...; "attention", "linear", "residual-linear"; "none", "window". */
 const char *gr_mask_name(gr_mask mask);

@@ -314,3 +314,7 @@ bool gr_grouter_is(const char *path) {
     gr_map_close(&map);
     return is;
 }
+
+bool gr_grouter_claims(const gr_safetensors *file) {
+    return gr_safetensors_metadata(file, METADATA_KEY) != NULL;
+}

@@ -126,7 +126,7 @@ static gr_err write_groups(const gr_mapping *m, gr_out *o) {
     return gr_out_printf(o, "\n  ]\n}\n");
 }
 
-static gr_err write_mapping(const gr_mapping *m, gr_out *o) {
+gr_err gr_mapping_write(const gr_mapping *m, gr_out *o) {
     char router[33];
     GR_TRY(gr_out_printf(o,
         "{\n  \"format\": \"" FORMAT "\",\n  \"version\": %d,\n  \"method\": \"%s\",\n  \"fold\": \"%s\",\n", VERSION,
@@ -143,7 +143,7 @@ static gr_err write_mapping(const gr_mapping *m, gr_out *o) {
 gr_err gr_mapping_save(const gr_mapping *m, const char *path) {
     gr_out *o = NULL;
     GR_TRY(gr_out_open(&o, path));
-    gr_err err = write_mapping(m, o);
+    gr_err err = gr_mapping_write(m, o);
     if (!err)
         err = gr_out_commit(o);
     gr_out_close(o);
