@@ -91,17 +91,17 @@ void gr_info(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void gr_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2))); /* "warning: ..." */
 void gr_debug(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
-/* Progress of long work: rewrites one line on a terminal, prints a plain line every 10 s elsewhere. */
+/* Progress of long work: rewrites one line on a terminal, prints a plain line every 10 s elsewhere. Amounts and rates
+ * are in thousands or millions of the unit: "12.5 ktokens/s". */
 typedef struct gr_progress {
     const char *label;
-    const char *unit; /* of the printed rate, e.g. "MB" */
-    double per_unit;  /* amount of work in one unit, e.g. 1e6 */
+    const char *unit; /* "tokens", "B" */
     uint64_t total;
     double start_s, shown_s;
     bool tty, shown;
 } gr_progress;
 
-void gr_progress_start(gr_progress *p, const char *label, const char *unit, double per_unit, uint64_t total);
+void gr_progress_start(gr_progress *p, const char *label, const char *unit, uint64_t total);
 void gr_progress_update(gr_progress *p, uint64_t done);
 void gr_progress_finish(gr_progress *p, uint64_t done); /* always prints one summary line */
 
@@ -313,6 +313,16 @@ GR_MUST gr_err gr_out_printf(gr_out *o, const char *fmt, ...) __attribute__((for
 GR_MUST gr_err gr_out_pwrite(gr_out *o, const void *data, size_t n_byte, uint64_t offset); /* unbuffered */
 GR_MUST gr_err gr_out_commit(gr_out *o);
 void gr_out_close(gr_out *o); /* accepts NULL; removes the temporary file unless committed */
+
+/* The same under a temporary name that stays, so that a later process goes on with what one that was killed has written.
+ * Its *n_byte bytes may be anything, another run's too: the caller looks with gr_out_pread. Locked for this process: 64
+ * if another has it. `close` removes it unless committed or kept. */
+GR_MUST gr_err gr_out_resume(gr_out **out, const char *path, const char *temporary, uint64_t *n_byte);
+/* A new empty file under the same name; processes that still write the old one no longer reach it. */
+GR_MUST gr_err gr_out_restart(gr_out *o);
+void gr_out_keep(gr_out *o); /* close leaves the temporary file for a later gr_out_resume */
+/* What is beyond the end reads as zeros. */
+GR_MUST gr_err gr_out_pread(gr_out *o, void *data, size_t n_byte, uint64_t offset);
 
 /* Several ranks write one file with gr_out_pwrite: `gr_out_open` on one rank, then `gr_out_join` on the others with
  * the path that gr_out_temporary gave; they call gr_out_sync, then close, and the opener commits. */

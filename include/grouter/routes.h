@@ -90,16 +90,25 @@ void gr_touch_close(gr_touch *touch);
 
 /* ---------------------------------------------------------------- writing: any number of ranks, one file */
 typedef struct gr_routes_writer gr_routes_writer;
-/* One process creates the file (info.table_hash is ignored)... */
+/* One process creates `path`.partial (info.table_hash is ignored), or takes the one that a killed process left: if it is
+ * of the same router, sizes and number of tokens, what is in it can be kept (`resumes`); another's is begun anew, said
+ * so. 64 while another process has it. */
 GR_MUST gr_err gr_routes_writer_open(gr_routes_writer **out, const char *path, const gr_routes_info *info);
+bool gr_routes_writer_resumes(const gr_routes_writer *w);
 const char *gr_routes_writer_temporary(const gr_routes_writer *w);
 /* ...others join it with the temporary's name and write their windows, then sync and close. */
 GR_MUST gr_err gr_routes_writer_join(gr_routes_writer **out, const char *temporary, const gr_routes_info *info);
+/* Whether this window is there already, whole and of these tokens: record hash, token hash, rows and histogram.
+ * ids[T*K] and gates[T*K] are then its rows, else undefined. */
+GR_MUST gr_err gr_routes_writer_find(
+    gr_routes_writer *w, uint64_t window, const uint32_t *tokens, uint16_t *ids, float *gates, bool *found);
 GR_MUST gr_err gr_routes_writer_window(
     gr_routes_writer *w, uint64_t window, const uint32_t *tokens, const uint16_t *ids, const float *gates);
 GR_MUST gr_err gr_routes_writer_sync(gr_routes_writer *w);
 /* By the creator, after all others synced: reads back every record's hashes, writes the header, renames. */
 GR_MUST gr_err gr_routes_writer_commit(gr_routes_writer *w);
+/* Uncommitted, the partial file goes with its creator, unless it is kept for a later one. */
+void gr_routes_writer_keep(gr_routes_writer *w);
 void gr_routes_writer_close(gr_routes_writer *w);
 
 #endif

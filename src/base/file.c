@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -96,6 +97,8 @@ struct gr_out {
     char *temporary; /* name until commit */
     int fd;          /* -1 once closed */
     size_t n_buffered;
+    bool locked; /* others are kept out until it is closed */
+    bool keep;   /* close leaves the temporary file */
     bool committed;
     uint8_t buffer[1 << 16];
 };
@@ -130,7 +133,7 @@ static gr_err open_out(gr_out **out, const char *path, const char *temporary, in
         gr_out_close(o);
         return gr_fail(GR_RESOURCE, "%s: no memory for its name", temporary);
     }
-    o->fd = open(temporary, flags | O_WRONLY | O_CLOEXEC, 0666);
+    o->fd = open(temporary, flags | O_RDWR | O_CLOEXEC, 0666);
     if (o->fd < 0) {
         gr_err e = storage_error(temporary, "creating", errno);
         o->committed = true; /* nothing of ours to remove */
@@ -141,13 +144,18 @@ static gr_err open_out(gr_out **out, const char *path, const char *temporary, in
     return GR_OK;
 }
 
+/* Renaming over a device or FIFO would destroy it, over a folder fails after all the work. */
+static gr_err check_replaceable(const char *path) {
+    struct stat st;
+    if (lstat(path, &st) != 0 || S_ISREG(st.st_mode) || S_ISLNK(st.st_mode))
+        return GR_OK;
+    return gr_fail(GR_STORAGE, "%s: expected a new name or a regular file to replace, got %s; write to another name",
+        path, kind_text(st.st_mode));
+}
+
 gr_err gr_out_open(gr_out **out, const char *path) {
     *out = NULL;
-    struct stat st; /* renaming over a device or FIFO would destroy it, over a folder fails after all the work */
-    if (lstat(path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISLNK(st.st_mode))
-        return gr_fail(GR_STORAGE,
-            "%s: expected a new name or a regular file to replace, got %s; write to another name", path,
-            kind_text(st.st_mode));
+    GR_TRY(check_replaceable(path));
     size_t n = strlen(path) + 32;
     char *temporary = malloc(n);
     if (!temporary)
@@ -157,6 +165,55 @@ gr_err gr_out_open(gr_out **out, const char *path) {
     gr_err e = open_out(out, path, temporary, O_CREAT | O_EXCL);
     free(temporary);
     return e;
+}
+
+/* The lock is on the file, not on its name: whoever held it may have renamed or removed the file meanwhile. */
+static gr_err lock_out(gr_out *o, uint64_t *n_byte) {
+    struct stat file, name;
+    bool ours = flock(o->fd, LOCK_EX | LOCK_NB) == 0 && fstat(o->fd, &file) == 0 && stat(o->temporary, &name) == 0 &&
+                file.st_dev == name.st_dev && file.st_ino == name.st_ino;
+    if (ours && S_ISREG(file.st_mode)) {
+        o->locked = true;
+        *n_byte = (uint64_t)file.st_size;
+        return GR_OK;
+    }
+    o->keep = true; /* it is another's */
+    if (ours)
+        return gr_fail(
+            GR_STORAGE, "%s: expected a regular file, got %s; remove it", o->temporary, kind_text(file.st_mode));
+    return gr_fail(GR_CONFIG, "%s: expected a file no other run writes, got one in use; wait for that run or stop it",
+        o->temporary);
+}
+
+gr_err gr_out_resume(gr_out **out, const char *path, const char *temporary, uint64_t *n_byte) {
+    *out = NULL;
+    GR_TRY(check_replaceable(path));
+    GR_TRY(open_out(out, path, temporary, O_CREAT | O_NOFOLLOW | O_NONBLOCK));
+    gr_err e = lock_out(*out, n_byte);
+    if (e) {
+        gr_out_close(*out);
+        *out = NULL;
+    }
+    return e;
+}
+
+gr_err gr_out_restart(gr_out *o) {
+    if (unlink(o->temporary) != 0)
+        return storage_error(o->temporary, "removing", errno);
+    int fd = open(o->temporary, O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0666);
+    if (fd < 0) {
+        gr_err e = storage_error(o->temporary, "creating", errno);
+        o->keep = true; /* nothing of ours to remove */
+        return e;
+    }
+    close(o->fd);
+    o->fd = fd;
+    uint64_t n_byte;
+    return lock_out(o, &n_byte);
+}
+
+void gr_out_keep(gr_out *o) {
+    o->keep = true;
 }
 
 gr_err gr_out_join(gr_out **out, const char *temporary) {
@@ -209,6 +266,25 @@ gr_err gr_out_pwrite(gr_out *o, const void *data, size_t n_byte, uint64_t offset
     return GR_OK;
 }
 
+gr_err gr_out_pread(gr_out *o, void *data, size_t n_byte, uint64_t offset) {
+    uint8_t *p = data;
+    while (n_byte) {
+        ssize_t r = pread(o->fd, p, n_byte, (off_t)offset);
+        if (r < 0 && errno == EINTR)
+            continue;
+        if (r < 0)
+            return storage_error(o->temporary, "reading", errno);
+        if (r == 0) {
+            memset(p, 0, n_byte);
+            break;
+        }
+        p += r;
+        offset += (uint64_t)r;
+        n_byte -= (size_t)r;
+    }
+    return GR_OK;
+}
+
 gr_err gr_out_sync(gr_out *o) {
     GR_TRY(flush_buffer(o));
     if (fsync(o->fd) != 0)
@@ -228,25 +304,31 @@ static gr_err sync_folder_of(const char *path) {
     return failed ? storage_error(path, "fsync of its folder", failed) : GR_OK;
 }
 
-gr_err gr_out_commit(gr_out *o) {
-    GR_TRY(gr_out_sync(o));
+static gr_err close_out(gr_out *o) {
     int fd = o->fd;
     o->fd = -1;
-    if (close(fd) != 0)
-        return storage_error(o->temporary, "closing", errno);
+    return close(fd) == 0 ? GR_OK : storage_error(o->temporary, "closing", errno);
+}
+
+gr_err gr_out_commit(gr_out *o) {
+    GR_TRY(gr_out_sync(o));
+    if (!o->locked) /* a lock goes with the descriptor: it must outlast the temporary name */
+        GR_TRY(close_out(o));
     if (rename(o->temporary, o->path) != 0)
         return storage_error(o->path, "renaming into place", errno);
     o->committed = true;
+    if (o->locked)
+        GR_TRY(close_out(o));
     return sync_folder_of(o->path);
 }
 
 void gr_out_close(gr_out *o) {
     if (!o)
         return;
-    if (o->fd >= 0)
-        close(o->fd);
-    if (o->path && o->temporary && !o->committed)
+    if (o->path && o->temporary && !o->committed && !o->keep)
         unlink(o->temporary);
+    if (o->fd >= 0) /* last: a lock ends with it */
+        close(o->fd);
     free(o->path);
     free(o->temporary);
     free(o);

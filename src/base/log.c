@@ -68,20 +68,26 @@ const char *gr_duration_text(double seconds, char *text) {
     return text;
 }
 
-void gr_progress_start(gr_progress *p, const char *label, const char *unit, double per_unit, uint64_t total) {
-    *p = (gr_progress){.label = label, .unit = unit, .per_unit = per_unit, .total = total};
+void gr_progress_start(gr_progress *p, const char *label, const char *unit, uint64_t total) {
+    *p = (gr_progress){.label = label, .unit = unit, .total = total};
     p->start_s = p->shown_s = gr_time_s();
     p->tty = isatty(STDERR_FILENO) == 1;
+}
+
+/* "12.5 k" or "3.1 M" into text; returns text. */
+static const char *scaled(double n, char text[24]) {
+    snprintf(text, 24, n < 1e6 ? "%.1f k" : "%.1f M", n / (n < 1e6 ? 1e3 : 1e6));
+    return text;
 }
 
 static void progress_print(const gr_progress *p, uint64_t done, double now_s, const char *head, const char *tail) {
     double elapsed_s = now_s - p->start_s;
     double rate = elapsed_s > 0 ? (double)done / elapsed_s : 0;
-    char eta[16];
+    char eta[16], n[3][24];
     double left_s = rate > 0 && p->total > done ? (double)(p->total - done) / rate : 0;
-    fprintf(stderr, "%s%s: %5.1f%% | %.1f of %.1f %s | %.1f %s/s | eta %s%s", head, p->label,
-        p->total ? 100.0 * (double)done / (double)p->total : 100.0, (double)done / p->per_unit,
-        (double)p->total / p->per_unit, p->unit, rate / p->per_unit, p->unit, gr_duration_text(left_s, eta), tail);
+    fprintf(stderr, "%s%s: %5.1f%% | %s of %s%s | %s%s/s | eta %s%s", head, p->label,
+        p->total ? 100.0 * (double)done / (double)p->total : 100.0, scaled((double)done, n[0]),
+        scaled((double)p->total, n[1]), p->unit, scaled(rate, n[2]), p->unit, gr_duration_text(left_s, eta), tail);
     fflush(stderr);
 }
 
@@ -101,7 +107,7 @@ void gr_progress_finish(gr_progress *p, uint64_t done) {
         return;
     double elapsed_s = gr_time_s() - p->start_s;
     double rate = elapsed_s > 0 ? (double)done / elapsed_s : 0;
-    char took[16];
-    fprintf(stderr, "%s%s: %.1f %s in %s (%.1f %s/s)\n", p->tty && p->shown ? "\r\033[K" : "", p->label,
-        (double)done / p->per_unit, p->unit, gr_duration_text(elapsed_s, took), rate / p->per_unit, p->unit);
+    char took[16], n[2][24];
+    fprintf(stderr, "%s%s: %s%s in %s (%s%s/s)\n", p->tty && p->shown ? "\r\033[K" : "", p->label,
+        scaled((double)done, n[0]), p->unit, gr_duration_text(elapsed_s, took), scaled(rate, n[1]), p->unit);
 }

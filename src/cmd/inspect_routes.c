@@ -88,7 +88,7 @@ static gr_err scan_window(table_scan *s, uint64_t w) {
 static gr_err scan_run(table_scan *s) {
     const gr_routes_info *i = gr_routes_get(s->routes);
     gr_progress progress;
-    gr_progress_start(&progress, "verifying", "MB", 1e6, s->file_bytes);
+    gr_progress_start(&progress, "verifying", "B", s->file_bytes);
     const double bytes_per_window = (double)s->file_bytes / (double)i->n_window;
     for (uint64_t w = 0; w < i->n_window; w++) {
         GR_TRY(scan_window(s, w));

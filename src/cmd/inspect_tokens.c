@@ -50,7 +50,7 @@ static gr_err count_tokens(const gr_tokens *t, unigram *u) {
     const uint64_t n_token = gr_tokens_count(t);
     GR_TRY(gr_alloc((void **)&ids, CHUNK, sizeof *ids, "tokens being counted"));
     gr_progress progress;
-    gr_progress_start(&progress, "reading", "Mtokens", 1e6, n_token);
+    gr_progress_start(&progress, "reading", "tokens", n_token);
     gr_err err = GR_OK;
     for (uint64_t first = 0; first < n_token && !err; first += CHUNK) {
         size_t n = n_token - first < CHUNK ? (size_t)(n_token - first) : CHUNK;

@@ -11,9 +11,9 @@ enum { FIT_MAX = 64, NAME_MAX_BYTES = 4200, CHUNK = 1 << 16 };
 
 /* ---------------------------------------------------------------- arguments */
 
-enum { METHOD, ROUTER, FIT, TOKENS, VOCAB, EXPERTS, TOP_K, SCALE, SEED, SEQ_LEN, OUT, N_OPTION };
+enum { METHOD, ROUTER, FIT, TOKENS, VOCAB, EXPERTS, TOP_K, SCALE, SEED, SEQ_LEN, THRESHOLD, BIAS, OUT, N_OPTION };
 static const char *const option_name[N_OPTION] = {"--method", "--router", "--fit", "--tokens", "--vocab", "--experts",
-    "--top-k", "--scale", "--seed", "--seq-len", "--out"};
+    "--top-k", "--scale", "--seed", "--seq-len", "--threshold", "--bias", "--out"};
 
 /* Which options a form of the command needs ('r') or allows ('o'); the others do not belong to it. */
 typedef struct form {
@@ -24,7 +24,8 @@ static const form hash_form = {"--method hash",
     {[METHOD] = 'r', [FIT] = 'r', [VOCAB] = 'r', [EXPERTS] = 'r', [TOP_K] = 'r', [SCALE] = 'o', [OUT] = 'r'}};
 static const form random_form = {
     "--method random", {[METHOD] = 'r', [EXPERTS] = 'r', [TOP_K] = 'r', [SEED] = 'r', [SCALE] = 'o', [OUT] = 'r'}};
-static const form table_form = {"--router", {[ROUTER] = 'r', [TOKENS] = 'r', [SEQ_LEN] = 'r', [OUT] = 'r'}};
+static const form table_form = {
+    "--router", {[ROUTER] = 'r', [TOKENS] = 'r', [SEQ_LEN] = 'r', [THRESHOLD] = 'o', [BIAS] = 'o', [OUT] = 'r'}};
 
 typedef struct route_args {
     const form *form;
@@ -32,7 +33,7 @@ typedef struct route_args {
     const char *fit[FIT_MAX];
     int n_fit;
     uint64_t vocab, experts, top_k, seed, seq_len;
-    double scale;
+    double scale, threshold;
 } route_args;
 
 static gr_err choose_form(route_args *a) {
@@ -64,11 +65,13 @@ static gr_err parse_u64(const route_args *a, int option, uint64_t min, uint64_t 
 
 static gr_err parse(int argc, char **argv, route_args *a) {
     gr_option options[N_OPTION];
-    int n_positional = 0;
+    int n_positional = 0, bias = 0;
     for (int i = 0; i < N_OPTION; i++)
         options[i] = (gr_option){.name = option_name[i], .value = &a->text[i], .max = 1};
     options[FIT] = (gr_option){.name = option_name[FIT], .value = a->fit, .max = FIT_MAX, .n_seen = &a->n_fit};
+    options[BIAS] = (gr_option){.name = option_name[BIAS], .n_seen = &bias};
     GR_TRY(gr_options_parse(argc, argv, options, N_OPTION, NULL, 0, &n_positional));
+    a->text[BIAS] = bias ? "it" : NULL;
     a->text[FIT] = a->fit[0];
     a->scale = 1.0;
     GR_TRY(choose_form(a));
@@ -80,6 +83,8 @@ static gr_err parse(int argc, char **argv, route_args *a) {
     if (a->text[SCALE])
         GR_TRY(
             gr_option_f64(option_name[SCALE], a->text[SCALE], (double)GR_SCALE_MIN, (double)GR_SCALE_MAX, &a->scale));
+    if (a->text[THRESHOLD])
+        GR_TRY(gr_option_f64(option_name[THRESHOLD], a->text[THRESHOLD], 0, (double)GR_SCALE_MAX, &a->threshold));
     return GR_OK;
 }
 
@@ -95,7 +100,7 @@ static gr_err open_tokens(gr_tokens **t, const char *prefix, const char *out) {
 static gr_err count_tokens(const gr_tokens *t, uint32_t V, uint32_t *ids, uint64_t *frequency) {
     const uint64_t n_token = gr_tokens_count(t);
     gr_progress progress;
-    gr_progress_start(&progress, "counting tokens", "Mtokens", 1e6, n_token);
+    gr_progress_start(&progress, "counting tokens", "tokens", n_token);
     gr_err err = GR_OK;
     for (uint64_t first = 0; first < n_token && !err; first += CHUNK) {
         size_t n = n_token - first < CHUNK ? (size_t)(n_token - first) : CHUNK;
@@ -156,6 +161,7 @@ static gr_err make_router(const route_args *a) {
 
 typedef struct table_job {
     gr_comm *comm;
+    bool resumes;
     const char *out;
     gr_backend *backend;
     gr_router *router;
@@ -165,6 +171,8 @@ typedef struct table_job {
     uint32_t *window; /* [T+1] */
     uint16_t *ids;    /* [T*K] */
     float *gates;     /* [T*K] */
+    uint8_t *missing; /* [R * ceil(n_window/R)] 1: the window must be routed */
+    uint64_t n_each;  /* ceil(n_window/R) */
 } table_job;
 
 /* The same text on every machine and day, so that a table's bytes depend on its inputs only. */
@@ -176,8 +184,15 @@ static void set_provenance(gr_routes_info *info, const route_args *a, const gr_r
             *p = '?';
 }
 
-static gr_err job_open(table_job *j, const route_args *a) {
+static gr_err open_router(table_job *j, const route_args *a) {
     GR_TRY(gr_router_open(&j->router, a->text[ROUTER]));
+    if (a->text[THRESHOLD])
+        GR_TRY(gr_router_use_threshold(j->router, (float)a->threshold));
+    return a->text[BIAS] ? gr_router_use_bias(j->router) : GR_OK;
+}
+
+static gr_err job_open(table_job *j, const route_args *a) {
+    GR_TRY(open_router(j, a));
     GR_TRY(gr_output_check(a->text[OUT], a->text[ROUTER]));
     GR_TRY(open_tokens(&j->tokens, a->text[TOKENS], a->text[OUT]));
     gr_routes_info *info = &j->info;
@@ -192,6 +207,9 @@ static gr_err job_open(table_job *j, const route_args *a) {
     set_provenance(info, a, gr_router_get(j->router));
     GR_TRY(gr_backend_open(&j->backend, "auto", GR_F32));
     GR_TRY(gr_router_prepare(j->router, j->backend, info->T));
+    const uint64_t n_rank = (uint64_t)j->comm->size[GR_WORLD];
+    j->n_each = (info->n_window + n_rank - 1) / n_rank;
+    GR_TRY(gr_alloc((void **)&j->missing, j->n_each, n_rank, "list of windows"));
     const size_t n_pair = (size_t)info->T * info->K; /* at most 2^31 * 64 */
     GR_TRY(gr_alloc((void **)&j->window, (size_t)info->T + 1, sizeof *j->window, "window tokens"));
     GR_TRY(gr_alloc((void **)&j->ids, n_pair, sizeof *j->ids, "window expert ids"));
@@ -199,6 +217,7 @@ static gr_err job_open(table_job *j, const route_args *a) {
 }
 
 static void job_close(table_job *j) {
+    free(j->missing);
     free(j->gates);
     free(j->ids);
     free(j->window);
@@ -223,31 +242,82 @@ static gr_err open_shared_writer(table_job *j) {
             memcpy(name, temporary, strlen(temporary));
     }
     GR_TRY(gr_comm_agree(c, err));
+    j->resumes = c->rank[GR_WORLD] == 0 && gr_routes_writer_resumes(j->writer);
     GR_TRY(c->bcast(c, GR_WORLD, name, sizeof name, 0));
+    GR_TRY(c->bcast(c, GR_WORLD, &j->resumes, sizeof j->resumes, 0));
     if (c->rank[GR_WORLD] != 0)
         err = gr_routes_writer_join(&j->writer, name, &j->info);
     return gr_comm_agree(c, err);
 }
 
-/* This rank's contiguous share of the windows. */
-static gr_err route_share(table_job *j) {
-    const uint64_t rank = (uint64_t)j->comm->rank[GR_WORLD], n_rank = (uint64_t)j->comm->size[GR_WORLD];
-    const uint64_t each = j->info.n_window / n_rank, rest = j->info.n_window % n_rank;
-    const uint64_t first = rank * each + (rank < rest ? rank : rest), end = first + each + (rank < rest);
-    const uint32_t T = j->info.T;
+/* Ids below the router's vocabulary; random takes any. */
+static gr_err read_window(table_job *j, uint64_t w) {
     const gr_router_info *router = gr_router_get(j->router);
-    const uint32_t n_vocab = router->V ? router->V : UINT32_MAX;
+    return gr_window_read(j->tokens, w, j->info.T, router->V ? router->V : UINT32_MAX, j->window);
+}
+
+/* Which windows an earlier run has left undone: each rank looks at its share, then all know of all. */
+static gr_err look(table_job *j) {
+    const uint64_t first = (uint64_t)j->comm->rank[GR_WORLD] * j->n_each;
+    for (uint64_t w = first; w < first + j->n_each && w < j->info.n_window; w++) {
+        bool found = false;
+        if (j->resumes) {
+            GR_TRY(read_window(j, w));
+            GR_TRY(gr_routes_writer_find(j->writer, w, j->window, j->ids, j->gates, &found));
+        }
+        j->missing[w] = !found;
+    }
+    return GR_OK;
+}
+
+static gr_err find_missing(table_job *j, uint64_t *n_missing) {
+    gr_comm *c = j->comm;
+    GR_TRY(gr_comm_agree(c, look(j)));
+    GR_TRY(c->all_gather(c, GR_WORLD, GR_U8, j->missing, j->n_each));
+    *n_missing = 0;
+    for (uint64_t w = 0; w < j->info.n_window; w++)
+        *n_missing += j->missing[w];
+    if (j->resumes)
+        gr_info("%s.partial: going on with it: %" PRIu64 " of %" PRIu64 " windows are routed", j->out,
+            j->info.n_window - *n_missing, j->info.n_window);
+    return GR_OK;
+}
+
+/* This rank's share of the missing windows, consecutive ones among them. */
+static gr_err route_share(table_job *j, uint64_t n_missing) {
+    const uint64_t rank = (uint64_t)j->comm->rank[GR_WORLD], n_rank = (uint64_t)j->comm->size[GR_WORLD];
+    const uint64_t each = n_missing / n_rank, rest = n_missing % n_rank, n = each + (rank < rest);
+    uint64_t skip = rank * each + (rank < rest ? rank : rest), done = 0;
+    const uint32_t T = j->info.T;
     gr_progress progress;
-    gr_progress_start(
-        &progress, n_rank > 1 ? "routing (rank 0's share)" : "routing", "Mtokens", 1e6, (end - first) * T);
-    for (uint64_t w = first; w < end; w++) {
-        GR_TRY(gr_window_read(j->tokens, w, T, n_vocab, j->window));
+    gr_progress_start(&progress, n_rank > 1 ? "routing (rank 0's share)" : "routing", "tokens", n * T);
+    for (uint64_t w = 0; done < n; w++) {
+        if (!j->missing[w] || skip > 0) {
+            skip -= j->missing[w];
+            continue;
+        }
+        GR_TRY(read_window(j, w));
         GR_TRY(gr_router_route(j->router, w, T, j->window, j->ids, j->gates));
         GR_TRY(gr_routes_writer_window(j->writer, w, j->window, j->ids, j->gates));
-        gr_progress_update(&progress, (w + 1 - first) * T);
+        gr_progress_update(&progress, ++done * T);
     }
-    gr_progress_finish(&progress, (end - first) * T);
+    gr_progress_finish(&progress, n * T);
     return gr_routes_writer_sync(j->writer);
+}
+
+/* What no table of a hash has. */
+static void print_choices(const gr_routes_info *i, const uint64_t *load) {
+    double n_pair = 0;
+    for (uint32_t e = 0; e < i->E; e++)
+        n_pair += (double)load[e];
+    if (i->variable_k)
+        printf("active experts per token: %.4f in the mean, of at most %" PRIu32 "\n",
+            n_pair / ((double)i->n_window * i->T), i->K);
+    if (i->mask != GR_MASK_NONE)
+        printf("mask: %s\n", gr_mask_name(i->mask));
+    if (gr_mask_sees_ahead(i->mask))
+        printf("WARNING: THESE ROUTES USE FUTURE TOKENS, and so does every loss computed with them: it is not one of a "
+               "model that predicts the next token\n");
 }
 
 static gr_err print_summary(const char *path) {
@@ -269,6 +339,7 @@ static gr_err print_summary(const char *path) {
         printf("tokens: %.0f routed of %" PRIu64 "\n", n_routed, i->n_token);
         printf("bytes per token: %.3f (%zu bytes)\n", (double)file.n / n_routed, file.n);
         printf("MaxVioGlobal: %.4f\n", gr_load_violation(load, i->E));
+        print_choices(i, load);
         printf("router hash: %s\n", gr_hash128_text(i->router, hash));
         printf("table hash: %016" PRIx64 "\n", i->table_hash);
     }
@@ -278,11 +349,11 @@ static gr_err print_summary(const char *path) {
     return err;
 }
 
-static gr_err run_job(table_job *j, const route_args *a) {
+static gr_err make_table(table_job *j) {
     gr_comm *c = j->comm;
-    GR_TRY(gr_comm_agree(c, job_open(j, a)));
-    GR_TRY(open_shared_writer(j));
-    GR_TRY(gr_comm_agree(c, route_share(j)));
+    uint64_t n_missing;
+    GR_TRY(find_missing(j, &n_missing));
+    GR_TRY(gr_comm_agree(c, route_share(j, n_missing)));
     gr_err err = GR_OK;
     if (c->rank[GR_WORLD] == 0) {
         err = gr_routes_writer_commit(j->writer);
@@ -290,6 +361,16 @@ static gr_err run_job(table_job *j, const route_args *a) {
             err = print_summary(j->out);
     }
     return gr_comm_agree(c, err);
+}
+
+/* A rank that was killed takes the others with it: what they have done is for the next run. */
+static gr_err run_job(table_job *j, const route_args *a) {
+    GR_TRY(gr_comm_agree(j->comm, job_open(j, a)));
+    GR_TRY(open_shared_writer(j));
+    gr_err err = make_table(j);
+    if (err == GR_PEER)
+        gr_routes_writer_keep(j->writer);
+    return err;
 }
 
 /* ---------------------------------------------------------------- the command */
@@ -320,7 +401,7 @@ const gr_command gr_cmd_route = {
         "usage: grouter-train route --method hash --fit TOKENS [--fit MORE] --vocab V --experts E --top-k K --out "
         "FILE\n"
         "       grouter-train route --method random --experts E --top-k K --seed S --out FILE\n"
-        "       grouter-train route --router FILE --tokens TOKENS --seq-len T --out TABLE\n"
+        "       grouter-train route --router FILE --tokens TOKENS --seq-len T --out TABLE [--threshold X] [--bias]\n"
         "       mpirun -n R grouter-train route --router ...   (the ranks share the windows, same bytes)\n"
         "\n"
         "The first two forms make a router file, the third routes a token file with any router. Fit the hash on the\n"
@@ -334,10 +415,16 @@ const gr_command gr_cmd_route = {
         "  --top-k K             experts per token, 1 to 64\n"
         "  --scale X             what a token's gates sum to (default 1)\n"
         "  --seed S              of the random router\n"
-        "  --router FILE         router file made by this command\n"
+        "  --router FILE         router made by this command, or a Grouter\n"
         "  --tokens TOKENS       token file to route\n"
         "  --seq-len T           tokens per window; training needs the same data.seq_len\n"
-        "  --out FILE            written complete or not at all\n"
+        "  --threshold X         of a Grouter, dynamic activation: a token's gates from the largest on, while they add "
+        "up to\n"
+        "                        at most X (below the Grouter's scale); its other slots stay unused\n"
+        "  --bias                of a Grouter, bias routing: experts by score + bias, gates by score\n"
+        "  --out FILE            written complete or not at all. A table is FILE.partial until then: after a kill the "
+        "same\n"
+        "                        command, on any number of ranks, goes on from it\n"
         "\n"
         "example:\n"
         "  grouter-train route --method hash --fit data/train --vocab 257 --experts 16 --top-k 2 --out data/h.router\n"

@@ -269,7 +269,7 @@ static gr_err documents_write(source *s, output out[2]) {
         n_valid = (uint64_t)(r->valid * (double)n + 0.5);
         n_valid = n_valid < 1 ? 1 : n_valid > n - 1 ? n - 1 : n_valid;
     }
-    gr_progress_start(&progress, "writing tokens", r->n_synthetic ? "Mtoken" : "MB", 1e6, s->n_work);
+    gr_progress_start(&progress, "writing tokens", r->n_synthetic ? "tokens" : "B", s->n_work);
     for (uint64_t i = 0; i < n; i++) {
         uint64_t document = shuffle ? gr_bijection(order, n, i) : i;
         bool valid = n_valid && gr_bijection(split, n, document) < n_valid;

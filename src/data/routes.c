@@ -19,7 +19,8 @@
  *    88  char[256] provenance, printable, padded with NUL, at least one
  *   344  u8[160]  reserved, 0
  *   504  u64      XXH3-64 of bytes 0..503
- * The file ends where n_window, E, K and T say, to the byte.
+ * The file ends where n_window, E, K and T say, to the byte. While a table is being written its magic is "GRUNDONE",
+ * its table hash and provenance are 0.
  *
  * A window is copied out of the mapping before it is checked, so what was checked is what is used even if the file
  * changes meanwhile. */
@@ -31,7 +32,9 @@
 #include <string.h>
 
 #define MAGIC "GRROUTES"
+#define MAGIC_UNFINISHED "GRUNDONE"
 #define VERSION 1u
+#define TABLE_HASH_AT 80 /* then provenance */
 #define RESERVED_AT 344
 #define CHECKSUM_AT (GR_ROUTES_HEADER - 8)
 
@@ -144,8 +147,14 @@ void gr_routes_header_encode(const gr_routes_info *info, uint8_t header[GR_ROUTE
     gr_store_u64(header + 56, info->n_token);
     gr_store_u64(header + 64, info->router.lo);
     gr_store_u64(header + 72, info->router.hi);
-    gr_store_u64(header + 80, info->table_hash);
+    gr_store_u64(header + TABLE_HASH_AT, info->table_hash);
     memcpy(header + 88, info->provenance, strnlen(info->provenance, GR_PROVENANCE_MAX - 1));
+    gr_store_u64(header + CHECKSUM_AT, gr_hash64(header, CHECKSUM_AT));
+}
+
+void gr_routes_header_unfinished(uint8_t header[GR_ROUTES_HEADER]) {
+    memcpy(header, MAGIC_UNFINISHED, 8);
+    memset(header + TABLE_HASH_AT, 0, RESERVED_AT - TABLE_HASH_AT);
     gr_store_u64(header + CHECKSUM_AT, gr_hash64(header, CHECKSUM_AT));
 }
 
@@ -154,6 +163,11 @@ static gr_err check_frame(gr_map map, const char *path) {
     if (map.n < GR_ROUTES_HEADER)
         return gr_fail(GR_DATA, "%s: expected a route table of at least %d bytes, got %zu; make it with '%s'", path,
             GR_ROUTES_HEADER, map.n, "grouter-train route");
+    if (memcmp(map.p, MAGIC_UNFINISHED, 8) == 0)
+        return gr_fail(GR_DATA,
+            "%s: expected a finished route table, got one that is being written or whose writing was "
+            "stopped; run the same 'route' command again to go on with it",
+            path);
     if (memcmp(map.p, MAGIC, 8) != 0)
         return gr_fail(GR_DATA, "%s: expected a route table (\"%s\" at byte 0), got another kind of file; %s", path,
             MAGIC, "make one with 'grouter-train route'");

@@ -23,6 +23,9 @@ size_t gr_routes_histogram_at(const gr_routes_layout *l, uint64_t window);
 size_t gr_routes_record_at(const gr_routes_layout *l, uint64_t window);
 
 void gr_routes_header_encode(const gr_routes_info *info, uint8_t header[GR_ROUTES_HEADER]);
+/* Turns a table's header, or such a one, into that of a table that is being written: readers refuse it, and it is equal
+ * for equal router, sizes and token count. */
+void gr_routes_header_unfinished(uint8_t header[GR_ROUTES_HEADER]);
 
 /* XXH3-64 of tokens[n] as little-endian u32; scratch has 4*n bytes. */
 uint64_t gr_routes_token_hash(const uint32_t *tokens, size_t n, uint8_t *scratch);

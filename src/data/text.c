@@ -146,7 +146,7 @@ static gr_err files_map(gr_texts *t, const char *const *path, const char *json_k
 static gr_err files_scan(gr_texts *t, const char *separator, uint64_t total) {
     gr_progress progress;
     uint64_t before = 0;
-    gr_progress_start(&progress, "checking text", "MB", 1e6, total);
+    gr_progress_start(&progress, "checking text", "B", total);
     for (int i = 0; i < t->n_file; i++) {
         if (t->file[i].json_key)
             GR_TRY(jsonl_scan(t, (uint32_t)i, &progress, before));

@@ -151,7 +151,7 @@ typedef struct scan_buffers {
 static gr_err scan_windows(
     const touch_file *f, gr_routes *r, const gr_tokens *t, uint32_t n_vocab, scan_buffers *b, uint32_t *count) {
     gr_progress progress;
-    gr_progress_start(&progress, "counting routes per rank", "Mtokens", 1e6, f->info->n_window * f->info->T);
+    gr_progress_start(&progress, "counting routes per rank", "tokens", f->info->n_window * f->info->T);
     for (uint64_t w = 0; w < f->info->n_window; w++) {
         GR_TRY(gr_window_read(t, w, f->info->T, n_vocab, b->tokens));
         GR_TRY(gr_routes_read(r, w, b->tokens, b->ids, b->gates));
