@@ -64,6 +64,7 @@ part_of_public() {
     grouter.h | teacher.h | balance.h | fold.h | folding.h) echo router ;;
     checkpoint.h) echo train ;;
     hf.h) echo model ;;
+    leak.h) echo eval ;;
     *) echo "${1%.h}" ;;
     esac
 }

@@ -46,6 +46,9 @@ const char *gr_body_name(gr_body body);
 const char *gr_position_name(gr_position position);
 /* Does a route depend on tokens after its own? */
 bool gr_mask_sees_ahead(gr_mask mask);
+/* What has to be said wherever routes of such a mask are made or used: one sentence; NULL for masks that do not see
+ * ahead. */
+const char *gr_mask_warning(gr_mask mask);
 
 /* ---------------------------------------------------------------- from scores to routes */
 

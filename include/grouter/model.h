@@ -164,6 +164,9 @@ typedef struct gr_phases {
 GR_MUST gr_err gr_model_step(gr_model *m, const gr_batch *b, float loss_scale, double *loss_sum, gr_phases *phases);
 /* Forward only. */
 GR_MUST gr_err gr_model_loss(gr_model *m, const gr_batch *b, double *loss_sum, gr_phases *phases);
+/* The same with the loss of each token besides: token_loss [N] in nats, 0 where ignored, host memory; or NULL. */
+GR_MUST gr_err gr_model_token_losses(
+    gr_model *m, const gr_batch *b, double *loss_sum, double *token_loss, gr_phases *phases);
 GR_MUST gr_err gr_model_zero_gradients(gr_model *m); /* and the routers' sums */
 
 /* What the routers of the MoE layers have added up in gr_model_step since gr_model_zero_gradients, over the windows of

@@ -31,6 +31,14 @@ bool gr_mask_sees_ahead(gr_mask mask) {
     return mask == GR_MASK_BIDIRECTIONAL || mask == GR_MASK_BIDIRECTIONAL_DOC;
 }
 
+const char *gr_mask_warning(gr_mask mask) {
+    if (!gr_mask_sees_ahead(mask))
+        return NULL;
+    return "these routes depend on tokens after their own (the Grouter's mask sees ahead), so losses computed with "
+           "them "
+           "may use the future; `grouter-train eval CONFIG --leak --router FILE` measures how much";
+}
+
 /* ---------------------------------------------------------------- the settings */
 
 /* Whole numbers of the settings: name, place, range. */

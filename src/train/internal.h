@@ -130,6 +130,8 @@ GR_MUST gr_err gr_trainer_shape(gr_trainer *t);
 GR_MUST gr_err gr_trainer_survey(gr_trainer *t);
 GR_MUST gr_err gr_trainer_allocate(gr_trainer *t);
 GR_MUST gr_err gr_trainer_peak(gr_trainer *t);
+/* What part of a window the routes of the run are made from. */
+gr_mask gr_trainer_mask(const gr_trainer *t);
 gr_model_options gr_trainer_model_options(const gr_trainer *t, const gr_plan_limits *limits);
 gr_optimizer_options gr_trainer_optimizer_options(const gr_trainer *t, const gr_params *params);
 

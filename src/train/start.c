@@ -159,6 +159,10 @@ static void describe_routing(const gr_config *c) {
         r->z_loss_coef);
 }
 
+gr_mask gr_trainer_mask(const gr_trainer *t) {
+    return t->config->kind == GR_CONFIG_TRAIN ? gr_feed_mask(t->feed) : t->config->model.mask;
+}
+
 static void describe(const gr_trainer *t) {
     const gr_config *c = t->config;
     gr_model_count n;
@@ -169,6 +173,8 @@ static void describe(const gr_trainer *t) {
     gr_info("model: %lld parameters, %lld active per token, %lld in experts, %.4g FLOP per token",
         (long long)(n.matrices + n.norms), (long long)n.active, (long long)n.experts, n.flops_per_token);
     describe_routing(c);
+    if (gr_mask_sees_ahead(gr_trainer_mask(t)))
+        gr_warn("%s", gr_mask_warning(gr_trainer_mask(t)));
     gr_info("data: %llu windows of %d tokens, %.0f tokens per step, %lld steps (%.2f epochs)",
         (unsigned long long)gr_feed_windows(t->feed), c->data.seq_len, t->tokens_per_step, (long long)c->train.steps,
         (double)c->train.steps * c->train.global_batch_windows / (double)gr_feed_windows(t->feed));

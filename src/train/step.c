@@ -255,6 +255,8 @@ gr_err gr_train_run(const gr_train_options *o, gr_train_result *result) {
         e = train(&t);
     if (!e)
         e = gr_objective_of(t.config)->save(&t, result);
+    if (t.feed)
+        result->mask = gr_trainer_mask(&t);
     result->loss_valid_first = t.first.nats_per_token;
     result->loss_valid = t.last.nats_per_token;
     result->nats_per_byte_valid_first = t.first.nats_per_byte;
