@@ -135,7 +135,7 @@ static gr_err visit_share(pass *p) {
     const uint64_t n_window = share_begin(s->n_window, s->n_part, end) - share_begin(s->n_window, s->n_part, begin);
     GR_TRY(pass_open(p));
     gr_progress_start(&p->progress,
-        s->comm->size[GR_WORLD] > 1 ? "routing the sample (rank 0's share)" : "routing the sample", "ktokens", 1e3,
+        s->comm->size[GR_WORLD] > 1 ? "routing the sample (rank 0's share)" : "routing the sample", "tokens",
         n_window * s->T);
     for (uint32_t part = begin; part < end; part++)
         GR_TRY(visit_part(p, part));
