@@ -237,9 +237,9 @@ stage_eval() {
         "${launch[@]}" "$program" eval "$config" "${options[@]}" | tee "$work/eval-$run.txt"
     done
     "${launch[@]}" "$program" eval "$config" --leak --router "$work/tune/grouter.safetensors" \
-        --windows "$leak_windows" --json "$work/leak-run.json"
+        "${leak_sample[@]}" --json "$work/leak-run.json"
     "${launch[@]}" "$program" eval "$config" "${hash_routes[@]}" --leak --router "$work/hash.router" \
-        --windows "$leak_windows" --json "$work/leak-hash.json"
+        "${leak_sample[@]}" --json "$work/leak-hash.json"
 }
 
 stage_plot() {
@@ -251,6 +251,10 @@ stage_plot() {
 
 last_number() { # run, key: from the last line of the run's log that has it
     json_numbers "$2" <"$work/$1/metrics.jsonl" | tail -n 1
+}
+
+leak_of() { # leak report: mean over the sample
+    sed -n 's/.*"prefix_minus_full".*"mean": *\([-0-9.e+]*\).*/\1/p' "$1" | awk '{ printf "%.4f", $1 }'
 }
 
 table_row() { # run, name
@@ -305,6 +309,9 @@ END
         exit 1
     fi
 }
+
+experts=$(config_number num_experts) top_k=$(config_number num_experts_per_tok) seq_len=$(config_number seq_len)
+fold_windows=512 leak_sample=(--windows 64 --positions 16)
 
 mkdir -p "$work"
 for name in setup build text tokens source distil fold tune route target hash learned eval plot summary; do
