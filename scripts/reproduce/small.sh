@@ -173,6 +173,10 @@ make_grouter() { # mask, first|last
 
 learned=(--set routing.source=learned --set routing.aux_loss_coef=0.01 --set routing.z_loss_coef=0.001)
 
+leak_number() { # mean|standard_error
+    sed -n "s/.*\"prefix_minus_full\".*\"$1\": *\([-0-9.e+]*\).*/\1/p" "$dir/leak-$name.json"
+}
+
 train_once() { # name, seed, steps, input files, options...
     local name=$1 seed=$2 n=$3 inputs=$4
     shift 4
@@ -192,18 +196,18 @@ target() { # name, routes of, seed, tokens that the routes cost, options...
     local inputs=""
     [[ $routes == learned ]] || inputs="$dir/$routes-train.routes"
     train_once "$run" "$seed" "$n" "$inputs" "${options[@]}"
-    local leak=- seen
+    local leak=- error=- seen
     if [[ -f $dir/tune-$routes/grouter.safetensors && $seed -eq 1 && $# -eq 0 ]]; then
         once "leak-$name" "$dir/leak-$name.json" "$dir/$run/model.safetensors" \
             grouter eval "$configs/small-target.json" --set run.dir="$dir/$run" --set model.vocab_size="$vocabulary" \
             "${options[@]}" --leak --router "$dir/tune-$routes/grouter.safetensors" "${leak_options[@]}" \
             --json "$dir/leak-$name.json"
-        leak=$(sed -n 's/.*"prefix_minus_full".*"mean": *\([-0-9.e+]*\).*/\1/p' "$dir/leak-$name.json")
+        leak=$(leak_number mean) error=$(leak_number standard_error)
     fi
     seen=$(last_number "$run" tokens_seen)
-    printf 'target\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$name" "$seed" "$(last_number "$run" loss_valid)" \
+    printf 'target\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$name" "$seed" "$(last_number "$run" loss_valid)" \
         "$(json_numbers maxvio <"$dir/$run/metrics.jsonl" | awk '{ sum += $1 } END { printf "%.3f", sum / NR }')" \
-        "$seen" "$((seen + cost))" "$leak" >>"$dir/results.tsv"
+        "$seen" "$((seen + cost))" "$leak" "$error" >>"$dir/results.tsv"
     [[ $seed -ne 1 ]] || curves+=("$name=$dir/$run")
 }
 
