@@ -4,7 +4,7 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-usage: scripts/reproduce/small.sh [--only bytes|bpe] [--quick] [--text FOLDER]
+usage: scripts/reproduce/small.sh [--only bytes|bpe] [--quick] [--text FOLDER] [--ranks 1|2]
 Trains one source, distils Grouters from it (causal and bidirectional; from its first and its last layer), tunes them, and
 trains the same small target on the routes of each, of a hash, of chance, and on learned ones: same windows in the same
 order, three seeds for those that decide. Once with bytes (257 ids) and once with a vocabulary of 4,096 entries, since
@@ -14,6 +14,7 @@ has the tables, with the tokens each route has cost, and names the plots. About 
   --quick         few steps, one seed, little text: every part runs once in about five minutes, into
                   build/reproduce/small-quick; its numbers mean nothing
   --text FOLDER   use FOLDER/*.txt (default: ../shared/data/text if it is there, else the quick start's text)
+  --ranks N       1: no MPI, two threads; 2 (default): one thread each, the experts split between them
 Run again, it goes on where it stopped: what was made by the same config from the same input is not made again.
 The vocabulary wants Python's venv and PyPI's tokenizers; without them that half is left out, and the report says so.
 TEXT
@@ -22,7 +23,7 @@ TEXT
 start_folder=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
-sets=(bytes bpe) quick="" text=../shared/data/text
+sets=(bytes bpe) quick="" text=../shared/data/text ranks=2
 while [[ $# -gt 0 ]]; do
     case $1 in
     --only)
@@ -34,6 +35,10 @@ while [[ $# -gt 0 ]]; do
         [[ -d ${2-} ]] || { usage >&2 && exit 2; }
         text=$(cd "$start_folder" && cd "$2" && pwd) && shift 2
         ;;
+    --ranks)
+        [[ ${2-} == [12] ]] || { usage >&2 && exit 2; }
+        ranks=$2 && shift 2
+        ;;
     -h | --help) usage && exit 0 ;;
     *) usage >&2 && exit 2 ;;
     esac
@@ -42,12 +47,12 @@ done
 configs=configs/paper
 program=build/grouter-train
 top=build/reproduce/small${quick:+-quick}
-ranks=2
 separator='<|endoftext|>'
 export OMP_NUM_THREADS=1
 launch=(mpirun -n "$ranks" --oversubscribe --bind-to none --mca btl "self,vader"
     --mca btl_vader_single_copy_mechanism none)
 [[ $(id -u) -ne 0 ]] || launch+=(--allow-run-as-root)
+[[ $ranks -eq 2 ]] || { launch=() && export OMP_NUM_THREADS=2; }
 
 # Bytes of text of each file, and the steps of source and targets; a step has 4,096 tokens, of several bytes each with
 # the larger vocabulary, whose head costs as much again as the rest of the model.
@@ -182,7 +187,8 @@ train_once() { # name, seed, steps, input files, options...
     shift 4
     once "$name" "$dir/$name/model.safetensors" "$configs/small-target.json $dir/text-train.bin $inputs" \
         grouter train "$configs/small-target.json" --set run.dir="$dir/$name" --set run.seed="$seed" \
-        --set train.steps="$n" --set model.vocab_size="$vocabulary" "$@" "${evaluate[@]}"
+        --set train.steps="$n" --set model.vocab_size="$vocabulary" --set parallel.expert_parallel_size="$ranks" \
+        "$@" "${evaluate[@]}"
 }
 
 target() { # name, routes of, seed, tokens that the routes cost, options...
@@ -200,7 +206,7 @@ target() { # name, routes of, seed, tokens that the routes cost, options...
     if [[ -f $dir/tune-$routes/grouter.safetensors && $seed -eq 1 && $# -eq 0 ]]; then
         once "leak-$name" "$dir/leak-$name.json" "$dir/$run/model.safetensors" \
             grouter eval "$configs/small-target.json" --set run.dir="$dir/$run" --set model.vocab_size="$vocabulary" \
-            "${options[@]}" --leak --router "$dir/tune-$routes/grouter.safetensors" "${leak_options[@]}" \
+            --set parallel.expert_parallel_size="$ranks" "${options[@]}" --leak --router "$dir/tune-$routes/grouter.safetensors" "${leak_options[@]}" \
             --json "$dir/leak-$name.json"
         leak=$(leak_number mean) error=$(leak_number standard_error)
     fi
