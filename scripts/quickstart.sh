@@ -257,12 +257,15 @@ leak_of() { # leak report: mean over the sample
     sed -n 's/.*"prefix_minus_full".*"mean": *\([-0-9.e+]*\).*/\1/p' "$1" | awk '{ printf "%.4f", $1 }'
 }
 
+final_loss() { # run: nats per byte of all validation windows
+    sed -n 's/.*nats per byte[^0-9]*\([0-9.]*\).*/\1/p' "$work/eval-$1.txt" | tail -n 1
+}
+
 table_row() { # run, name
-    local loss leak=-
-    loss=$(sed -n 's/.*nats per byte[^0-9]*\([0-9.]*\).*/\1/p' "$work/eval-$1.txt" | tail -n 1)
+    local leak=-
     [[ ! -s $work/leak-$1.json ]] || leak=$(leak_of "$work/leak-$1.json")
-    printf '%-16s %10s %8s %10s %9s %10s\n' "$2" "$loss" \
-        "$(json_numbers maxvio <"$work/$1/metrics.jsonl" | awk '{ sum += $1 } END { printf "%.2f", sum / NR }')" \
+    printf '%-10s %8.4f %8.2f %10d %9s %10d\n' "$2" "$(final_loss "$1")" \
+        "$(json_numbers maxvio <"$work/$1/metrics.jsonl" | awk '{ sum += $1 } END { print sum / NR }')" \
         "$(json_numbers tokens_per_s <"$work/$1/metrics.jsonl" | median)" "$leak" "$(last_number "$1" tokens_seen)"
 }
 
@@ -270,19 +273,22 @@ stage_summary() {
     local unigram before after
     unigram=$("$program" inspect "$work/text-valid" --json | json_numbers unigram_nats_per_byte)
     before=$(json_numbers nats_per_byte_valid <"$work/run/metrics.jsonl" | sed -n 1p)
-    after=$(sed -n 's/.*nats per byte[^0-9]*\([0-9.]*\).*/\1/p' "$work/eval-run.txt" | tail -n 1)
+    after=$(final_loss run)
     {
-        printf '%-16s %10s %8s %10s %9s %10s\n' routes loss MaxVio tokens/s leak tokens
-        table_row run "Grouter"
-        table_row hash "hash"
-        table_row learned "learned"
+        printf '%-10s %8s %8s %10s %9s %10s\n' routes loss MaxVio tokens/s leak tokens
+        table_row run Grouter
+        table_row hash hash
+        table_row learned learned
     } | tee "$work/summary.txt"
     cat <<END
-loss: validation, all of text-valid, nats per byte. MaxVio: load of the fullest expert over the mean, minus 1, in the
-target's batches of training, mean over the run (learned: and over layers). tokens/s: median step, $ranks ranks with $OMP_NUM_THREADS thread.
-leak: what the loss rises by when routes are made without the tokens after the one to predict from, nats per token.
-All three: same active parameters (learned: and its routers), same windows in the same order.
-The Grouter took more tokens: source $(last_number source tokens_seen), distillation $(last_number distil tokens_seen), tuning $(last_number tune tokens_seen), folding $((fold_windows * seq_len)).
+
+loss      of all validation windows after training, nats per byte
+MaxVio    load of the fullest expert over the mean, minus 1, in the batches of training: mean over the run (learned: and
+          over the layers)
+tokens/s  of the median step, $ranks ranks with $OMP_NUM_THREADS thread each
+leak      measured: by how much the loss rises when routes are made without the tokens that come later, nats per token
+tokens    trained on: the same windows in the same order, with equal active parameters (learned: and its routers). The
+          Grouter cost more: source $(last_number source tokens_seen), distillation $(last_number distil tokens_seen), folding $((fold_windows * seq_len)), tuning $(last_number tune tokens_seen)
 
 END
     awk -v b="$before" -v a="$after" -v u="$unigram" 'BEGIN {
