@@ -43,9 +43,17 @@ loads() { # route table
 }
 
 curves=() valids=() violations=() tables=()
+
+# One colour per name, also where a run and a table share it.
+declare -A paint_of=()
 color=("#0072b2" "#d55e00" "#009e73" "#cc79a7" "#e69f00" "#56b4e9" "#000000" "#999999")
+choose_paint() { # name: sets paint
+    [[ -n ${paint_of[$1]-} ]] || paint_of[$1]=${color[${#paint_of[@]} % ${#color[@]}]}
+    paint=${paint_of[$1]}
+}
 add_run() { # name, folder
-    local log=$2/metrics.jsonl i=${#curves[@]} paint=${color[${#curves[@]} % ${#color[@]}]}
+    local log=$2/metrics.jsonl i=${#curves[@]} paint
+    choose_paint "$1"
     [[ -s $log ]] || fail "$2: expected a run folder with metrics.jsonl, found none"
     column "$log" loss >"$work/loss-$i"
     column "$log" nats_per_byte_valid >"$work/valid-$i"
@@ -58,10 +66,11 @@ add_run() { # name, folder
 }
 per=byte
 add_table() { # name, file
-    local i=${#tables[@]}
+    local i=${#tables[@]} paint
     loads "$2" >"$work/load-$i"
     [[ -s $work/load-$i ]] || fail "$2: expected a run folder or a route table that '$program inspect' reads"
-    tables+=("$1")
+    choose_paint "$1"
+    tables+=("using (\$1+$i*wide-shift):2:(wide) with boxes lc rgb '$paint' title '$1'")
 }
 for argument in "$@"; do
     name=${argument%%=*} path=${argument#*=}
@@ -88,22 +97,24 @@ loss_range() {
 }
 
 loss_panel() {
-    echo "set title 'loss'; set xlabel 'million tokens'; set ylabel 'nats per $per'; set key top right"
+    echo "set title 'loss'; set xlabel 'million tokens'; set ylabel 'nats per $per'; set key outside right top"
+    echo "set xrange [0:*]"
     loss_range
     echo "plot $(join "${curves[@]}" "${valids[@]}"); unset logscale; set yrange [0:*]"
 }
 
 maxvio_panel() {
-    echo "set title 'fullest expert of each batch'; set xlabel 'million tokens'; set ylabel 'MaxVio'; set key top right"
-    echo "set yrange [0:*]; plot $(join "${violations[@]}")"
+    echo "set title 'fullest expert of each batch'; set xlabel 'million tokens'; set ylabel 'MaxVio'; set key outside right top"
+    echo "set xrange [0:*]; set yrange [0:*]; plot $(join "${violations[@]}")"
 }
 
 load_panel() {
     local i n=${#tables[@]} bars=()
     for ((i = 0; i < n; i++)); do
-        bars+=("'$work/load-$i' using (\$1+($i-($n-1)/2.0)*0.8/$n):2:(0.8/$n) with boxes lc rgb '${color[i % ${#color[@]}]}' title '${tables[i]}'")
+        bars+=("'$work/load-$i' ${tables[i]}")
     done
-    echo "set title 'load of each expert'; set xlabel 'expert'; set ylabel 'load / mean'; set key top right"
+    echo "wide = 0.8 / $n; shift = 0.4 - wide / 2"
+    echo "set title 'load of each expert'; set xlabel 'expert'; set ylabel 'load / mean'; set key outside right top"
     echo "set style fill solid noborder; set xrange [-0.6:*]; set yrange [0:*]"
     echo "plot 1 with lines lc rgb '#999999' notitle, $(join "${bars[@]}"); set xrange [*:*]"
 }

@@ -243,9 +243,9 @@ stage_eval() {
 }
 
 stage_plot() {
-    # Learned routes are nowhere kept, so that twin has no bars; its MaxVio is in the middle panel.
+    # Learned routes are nowhere kept, so that twin has no bars; its MaxVio is in the panel above.
     GROUTER_TRAIN=$program scripts/plot.sh "$work/quickstart.svg" "Grouter=$work/run" "hash=$work/hash" \
-        "learned=$work/learned" "Grouter, folded=$work/folded-valid.routes" "Grouter, tuned=$work/valid.routes" \
+        "learned=$work/learned" "Grouter before tuning=$work/folded-valid.routes" "Grouter=$work/valid.routes" \
         "hash=$work/hash-valid.routes"
 }
 
