@@ -121,8 +121,8 @@ load_panel() {
 
 panels=$(((${#curves[@]} > 0) + (${#violations[@]} > 0) + (${#tables[@]} > 0)))
 {
-    echo "set terminal svg size 900,$((20 + 330 * panels)) background 'white' font 'sans,13' noenhanced"
-    echo "set output '$work/out.svg'; set grid lc rgb '#dddddd'; set multiplot layout $panels,1"
+    echo "set terminal svg size 1000,$((20 + 330 * panels)) background 'white' font 'sans,13' noenhanced"
+    echo "set output '$work/out.svg'; set grid lc rgb '#dddddd'; set lmargin 10; set rmargin 26; set multiplot layout $panels,1"
     [[ ${#curves[@]} -eq 0 ]] || loss_panel
     [[ ${#violations[@]} -eq 0 ]] || maxvio_panel
     [[ ${#tables[@]} -eq 0 ]] || load_panel
