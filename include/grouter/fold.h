@@ -77,6 +77,8 @@ void gr_mapping_close(gr_mapping *m); /* accepts a zeroed one */
 
 /* Source experts that are in some group: E_S unless some are missing. */
 uint32_t gr_mapping_used(const gr_mapping *m);
+/* Members of the smallest and of the largest group. */
+void gr_mapping_sizes(const gr_mapping *m, uint32_t *least, uint32_t *most);
 
 typedef struct gr_grouping {
     gr_fold_method method;

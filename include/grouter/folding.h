@@ -36,16 +36,21 @@ typedef struct gr_folding {
     gr_backend *backend; /* storage type F32; unused without tokens */
 } gr_folding;
 
+/* Not to be copied: the Grouter points into itself. */
 typedef struct gr_folding_result {
-    gr_grouter grouter;        /* hash is set when saved */
-    const gr_mapping *mapping; /* the one given, or: */
-    gr_mapping made;
+    gr_grouter grouter;              /* hash is set when saved */
+    gr_mapping made;                 /* empty where a mapping was given */
     uint64_t n_window, n_window_all; /* sampled, of; 0 without tokens */
     double max_vio_before;           /* MaxVio of the source's choices on the sample; NaN without tokens */
     double max_vio_after;            /* of the new Grouter's on the same windows */
     size_t n_vector;                 /* expanding: vectors sampled */
     gr_expansion_report expansion;   /* rank 0 only */
 } gr_folding_result;
+
+/* The one given or made: valid as long as both. */
+static inline const gr_mapping *gr_folding_mapping(const gr_folding *f, const gr_folding_result *r) {
+    return f->mapping ? f->mapping : &r->made;
+}
 
 /* The mapping was made for this Grouter and says all that is needed to apply it: 65 naming the files and both hashes.
  */
@@ -67,7 +72,7 @@ GR_MUST gr_err gr_folding_check(const gr_folding *f);
 GR_MUST gr_err gr_folding_run(const gr_folding *f, gr_folding_result *out);
 void gr_folding_close(gr_folding_result *r); /* accepts a zeroed or half-made one */
 
-/* By one process: the Grouter and, unless `mapping` is NULL, the mapping. If writing one fails, neither
+/* By one process: the Grouter and, unless `mapping` is NULL, the mapping made. If writing one fails, neither
  * appears: 74. */
 GR_MUST gr_err gr_folding_save(gr_folding_result *r, const char *path, const char *mapping);
 

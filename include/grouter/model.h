@@ -73,7 +73,8 @@ void gr_params_close(gr_params *p);
 /* Initial weights: N(0, init_std^2) by Philox keyed by (seed, tensor name, element), norms 1: equal in every layout. */
 void gr_params_init(const gr_params *p, uint64_t seed, float *weights);
 
-/* Whole-model counts (all ranks), from the config alone. A Grouter's score bias is in none of them: it is frozen. */
+/* Whole-model counts (all ranks), from the config alone. A Grouter's score bias is in none of them: it is frozen. Of a
+ * source cut off at a router only what is left of it counts. */
 typedef struct gr_model_count {
     int64_t matrices; /* all matrices and embeddings */
     int64_t norms;    /* weights of norms and, of layer norms, biases */
@@ -216,7 +217,7 @@ int64_t gr_whole_offset(const gr_params *p, const gr_whole *w);
 GR_MUST gr_err gr_params_save(
     const gr_params *p, gr_comm *comm, const float *flat, const char *path, const gr_metadata *more, gr_hash128 *hash);
 /* Every rank reads what it owns. Missing, extra, wrongly shaped or typed (not F32) tensors: 66 with a table of
- * expected/found, before anything is copied. */
+ * expected/found, before anything is copied. flat NULL: they are only compared. */
 GR_MUST gr_err gr_params_load(const gr_params *p, const char *path, float *flat);
 /* The same of several files that hold each tensor once between them. */
 GR_MUST gr_err gr_params_load_files(const gr_params *p, const char *const *path, int n_path, float *flat);

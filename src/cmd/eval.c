@@ -103,9 +103,11 @@ static void print_quick(const gr_leak *leak) {
     if (!gr_mask_sees_ahead(leak->router.mask))
         printf("router           sees no token ahead: routes of a prefix alone are those of the whole window\n");
     else
-        printf("prefix routes    %.6f +- %.6f nats per token more than with those of the whole window (%" PRIu64
-               " windows, %u cuts)\n",
-            leak->prefix_rise.mean, leak->prefix_rise.error, leak->n_window, leak->n_cut);
+        printf(
+            "prefix routes    %.6f nats per token with routes of the prefix alone, %.6f with those of the whole window "
+            "(difference %.6f +- %.6f; %" PRIu64 " windows, %u cuts)\n",
+            leak->prefix.mean, leak->full.mean, leak->prefix_rise.mean, leak->prefix_rise.error, leak->n_window,
+            leak->n_cut);
 }
 
 static gr_err run_loss(const eval_args *a, gr_session *s) {

@@ -218,13 +218,9 @@ static void job_close(fold_job *j) {
 /* ---------------------------------------------------------------- the result */
 
 static void print_groups(const fold_job *j) {
-    const gr_mapping *m = j->result.mapping;
-    uint32_t least = m->E_S, most = 0;
-    for (uint32_t g = 0; g < m->n_group; g++) {
-        const uint32_t size = m->offset[g + 1] - m->offset[g];
-        least = size < least ? size : least;
-        most = size > most ? size : most;
-    }
+    const gr_mapping *m = gr_folding_mapping(&j->f, &j->result);
+    uint32_t least, most;
+    gr_mapping_sizes(m, &least, &most);
     printf("groups: %" PRIu32 " of %" PRIu32 " to %" PRIu32 " experts, mean %.2f; %" PRIu32 " of %" PRIu32
            " source experts used\n",
         m->n_group, least, most, (double)m->E_S / m->n_group, gr_mapping_used(m), m->E_S);
@@ -238,7 +234,7 @@ static void print_groups(const fold_job *j) {
 
 static void print_result(const fold_job *j, const fold_args *a) {
     const gr_folding_result *r = &j->result;
-    const gr_mapping *m = r->mapping;
+    const gr_mapping *m = gr_folding_mapping(&j->f, r);
     const gr_grouter_spec *s = &r->grouter.spec;
     char hash[33];
     printf(

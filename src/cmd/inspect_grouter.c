@@ -83,12 +83,8 @@ static void print_groups(const gr_report *r, const gr_mapping *m) {
 }
 
 static void print_sizes(gr_report *r, const gr_mapping *m) {
-    uint32_t least = m->E_S, most = 0;
-    for (uint32_t g = 0; g < m->n_group; g++) {
-        const uint32_t size = m->offset[g + 1] - m->offset[g];
-        least = size < least ? size : least;
-        most = size > most ? size : most;
-    }
+    uint32_t least, most;
+    gr_mapping_sizes(m, &least, &most);
     gr_report_count(r, "groups_count", "groups", m->n_group);
     gr_report_count(r, "group_size_min", "experts of a group, least", least);
     gr_report_number(r, "group_size_mean", "experts of a group, mean", (double)m->E_S / m->n_group);

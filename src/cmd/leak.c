@@ -78,7 +78,8 @@ static void print_verdict(const gr_leak *leak) {
         printf("\nno leak: %" PRIu64 " routes compared, all bit-identical\n", leak->n_route);
         return;
     }
-    printf("\nleak: %.2f %% of %" PRIu64 " routes change when only later tokens do", share, leak->n_route);
+    printf("\nleak: %.2f %% of %" PRIu64 " routes change in a bit or more when only later tokens do", share,
+        leak->n_route);
     if (!gr_mask_sees_ahead(leak->router.mask))
         printf(", though this router should see nothing ahead: please report it\n");
     else if (!leak->target)

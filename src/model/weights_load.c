@@ -149,7 +149,7 @@ static gr_err tensors_load(const gr_params *p, gr_safetensors *const *file, int 
         err = gr_problems_close(
             &wrong, path, "the weights of this config's model", "use the config the file was trained with");
     }
-    if (!err)
+    if (!err && flat)
         gr_tensors_copy(p, list, n, found, flat);
     free(found);
     return err;

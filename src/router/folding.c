@@ -101,7 +101,7 @@ static gr_err make_grouter(const job *j) {
     spec.network.num_labels = (int)target_experts(j->f);
     spec.K = j->f->K;
     spec.scale = j->f->scale;
-    set_made(j->f, j->r->mapping, &spec);
+    set_made(j->f, gr_folding_mapping(j->f, j->r), &spec);
     GR_TRY(gr_grouter_make(to, &spec));
     for (int i = 0; i < to->params.n; i++) {
         const gr_param *p = &to->params.list[i];
@@ -117,8 +117,8 @@ static gr_err fold_scores(const job *j) {
     const gr_grouter *from = j->f->source, *to = &j->r->grouter;
     const uint32_t D = (uint32_t)from->spec.network.hidden_size, E_T = target_experts(j->f);
     const float *rows = tensor(to, "score.weight"), *bias = tensor(to, "score.bias");
-    gr_mapping_fold(j->r->mapping, D, tensor(from, "score.weight"), tensor(to, "score.weight"));
-    gr_mapping_fold(j->r->mapping, 1, tensor(from, "score.bias"), tensor(to, "score.bias"));
+    gr_mapping_fold(gr_folding_mapping(j->f, j->r), D, tensor(from, "score.weight"), tensor(to, "score.weight"));
+    gr_mapping_fold(gr_folding_mapping(j->f, j->r), 1, tensor(from, "score.bias"), tensor(to, "score.bias"));
     for (uint32_t e = 0; e < E_T; e++) {
         bool finite = isfinite(bias[e]);
         for (uint32_t d = 0; d < D; d++)
@@ -165,7 +165,6 @@ static gr_err prepare(job *j) {
 static gr_err choose_mapping(job *j) {
     const gr_folding *f = j->f;
     const bool blind = f->method == GR_FOLD_RANDOM || f->method == GR_FOLD_BLOCK;
-    j->r->mapping = f->mapping ? f->mapping : &j->r->made;
     if (f->mapping)
         return GR_OK;
     return gr_mapping_group(&j->r->made, &(gr_grouping){.method = f->method,
@@ -239,7 +238,7 @@ void gr_folding_close(gr_folding_result *r) {
 
 /* The mapping is on disk under its temporary name before the Grouter appears: then only a rename is left to fail. */
 static gr_err save_both(gr_folding_result *r, const char *path, gr_out *mapping) {
-    GR_TRY(gr_mapping_write(r->mapping, mapping));
+    GR_TRY(gr_mapping_write(&r->made, mapping));
     GR_TRY(gr_out_sync(mapping));
     GR_TRY(gr_grouter_save(&r->grouter, path));
     return gr_out_commit(mapping);

@@ -113,6 +113,16 @@ uint32_t gr_mapping_used(const gr_mapping *m) {
     return n;
 }
 
+void gr_mapping_sizes(const gr_mapping *m, uint32_t *least, uint32_t *most) {
+    *least = m->E_S;
+    *most = 0;
+    for (uint32_t g = 0; g < m->n_group; g++) {
+        const uint32_t size = m->offset[g + 1] - m->offset[g];
+        *least = size < *least ? size : *least;
+        *most = size > *most ? size : *most;
+    }
+}
+
 /* ---------------------------------------------------------------- writing */
 
 static gr_err write_groups(const gr_mapping *m, gr_out *o) {

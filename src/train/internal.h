@@ -44,14 +44,14 @@ typedef struct gr_memory_table {
     uint64_t total;
 } gr_memory_table;
 
-/* Facts about data and machine that a checkpoint records. */
-#define GR_FACTS_MAX (GR_DATA_FILES_MAX + 8)
+/* Facts about data, machine and what a Grouter is made from that a checkpoint records. */
+#define GR_FACTS_MAX (GR_DATA_FILES_MAX + 9)
 typedef struct gr_facts {
     gr_fact list[GR_FACTS_MAX];
     int n;
     char key[GR_FACTS_MAX][64], value[GR_FACTS_MAX][256];
 } gr_facts;
-void gr_facts_make(gr_facts *f, const gr_config *config, const gr_feed *feed, const gr_comm *comm);
+GR_MUST gr_err gr_facts_make(gr_facts *f, const gr_config *config, const gr_feed *feed, const gr_comm *comm);
 
 /* Lists every difference between the checkpoint and the run that is to go on from it; refused ones without an override
  * are 64, all at once. By rank 0. */
@@ -79,6 +79,16 @@ typedef struct gr_objective {
     gr_err (*save)(gr_trainer *t, gr_train_result *result); /* the results of the run */
     void (*close)(gr_trainer *t);
 } gr_objective;
+/* Model FLOPs of a step per token: forward and backward of what is trained, and the forward of a distillation's
+ * teacher. What is frozen has no gradient of its own, and below the score matrix alone there is no backward. 66. */
+typedef struct gr_train_flops {
+    double model, teacher;
+    gr_model_count count, teacher_count;
+    gr_model_config teacher_config; /* with distill */
+} gr_train_flops;
+GR_MUST gr_err gr_train_flops_get(const gr_config *config, gr_train_flops *out);
+gr_trained gr_train_part(const gr_config *config); /* what is trained */
+
 extern const gr_objective gr_objective_train, gr_objective_distill, gr_objective_tune;
 const gr_objective *gr_objective_of(const gr_config *config);
 
@@ -102,6 +112,7 @@ struct gr_trainer {
     gr_run_state state;                 /* after the last step */
     int failed_saves;                   /* in a row */
     double peak_flops;                  /* of all ranks together */
+    double flops_per_token;             /* model FLOPs */
     gr_memory_table memory;
     uint64_t resident_before; /* this process's bytes before the arenas existed */
 
