@@ -56,8 +56,8 @@ launch=(mpirun -n "$ranks" --oversubscribe --bind-to none --mca btl "self,vader"
 
 # Bytes of text of each file, and the steps of source and targets; a step has 4,096 tokens, of several bytes each with
 # the larger vocabulary, whose head costs as much again as the rest of the model.
-text_bytes=600000 seeds="1 2 3" leak_options=(--windows 64 --positions 16)
-declare -A steps=([bytes]=400 [bpe]=250)
+text_bytes=400000 seeds="1 2 3" leak_options=(--windows 64 --positions 16)
+declare -A steps=([bytes]=300 [bpe]=160)
 distill=() tune=() evaluate=()
 if [[ -n $quick ]]; then
     text_bytes=60000 seeds=1 leak_options=(--windows 4 --positions 4)
