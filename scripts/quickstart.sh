@@ -160,8 +160,11 @@ made_from() { # config, input files...
     echo "$("$program" --version | cksum) $(cksum "$config" "$work"/text-{train,valid}.bin "$@")"
 }
 
-again() { # run folder: how a command is told to start over
-    [[ ! -e $1 ]] || echo --fresh
+run_into() { # run folder, command, config, options...: on all ranks, from the start
+    local folder=$1 again=()
+    shift
+    [[ ! -e $folder ]] || again=(--fresh)
+    "${launch[@]}" "$program" "$@" "${again[@]}"
 }
 
 stage_source() {
@@ -169,7 +172,7 @@ stage_source() {
     key=$(made_from "$configs/source.json")
     fresh source "$key" "$work"/source/{model.safetensors,metrics.jsonl} && return
     rm -f "$work"/source.stamp
-    "${launch[@]}" "$program" train "$configs/source.json" $(again "$work/source")
+    run_into "$work/source" train "$configs/source.json"
     printf '%s\n' "$key" >"$work/source.stamp"
 }
 
@@ -178,7 +181,7 @@ stage_distil() {
     key=$(made_from "$configs/distill.json" "$work/source/model.safetensors")
     fresh distil "$key" "$work"/distil/{grouter.safetensors,metrics.jsonl} && return
     rm -f "$work"/distil.stamp
-    "${launch[@]}" "$program" distill "$configs/distill.json" $(again "$work/distil")
+    run_into "$work/distil" distill "$configs/distill.json"
     printf '%s\n' "$key" >"$work/distil.stamp"
 }
 
@@ -198,12 +201,12 @@ stage_tune() {
     key=$(made_from "$configs/tune.json" "$work/folded.safetensors")
     fresh tune "$key" "$work"/tune/{grouter.safetensors,metrics.jsonl} && return
     rm -f "$work"/tune.stamp
-    "${launch[@]}" "$program" tune "$configs/tune.json" $(again "$work/tune")
+    run_into "$work/tune" tune "$configs/tune.json"
     printf '%s\n' "$key" >"$work/tune.stamp"
 }
 
 stage_route() {
-    local key part router
+    local key part
     key="$(made_from "$config" "$work/tune/grouter.safetensors")"
     fresh route "$key" "$work"/{hash.router,{,hash-,folded-}valid.routes,{,hash-}train.routes} && return
     rm -f "$work"/route.stamp "$work"/hash.router "$work"/{,hash-,folded-}{train,valid}.routes
@@ -222,7 +225,7 @@ route_part() { # router, part of the text, table
 }
 
 stage_target() {
-    "${launch[@]}" "$program" train "$config" $(again "$work/run")
+    run_into "$work/run" train "$config"
 }
 
 # The twins are the target's config with other routes: same first weights but for a learned router's own, same windows in
@@ -234,11 +237,11 @@ learned_routes=(--set run.dir="$work/learned" --set routing.source=learned --set
     --set "data.valid=[{\"tokens\": \"$work/text-valid\"}]")
 
 stage_hash() {
-    "${launch[@]}" "$program" train "$config" "${hash_routes[@]}" $(again "$work/hash")
+    run_into "$work/hash" train "$config" "${hash_routes[@]}"
 }
 
 stage_learned() {
-    "${launch[@]}" "$program" train "$config" "${learned_routes[@]}" $(again "$work/learned")
+    run_into "$work/learned" train "$config" "${learned_routes[@]}"
 }
 
 stage_eval() {
