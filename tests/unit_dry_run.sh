@@ -34,6 +34,17 @@ on_stderr 'lower train.micro_batch_windows'
 expect 69 train "$SOURCE_DIR/configs/paper/mini-qwen3.json" --dry-run --ranks 8 --memory 24 --set parallel.zero=0
 on_stderr 'AdamW moments 5.19 GiB.*set parallel.zero to 1'
 
+# ---- source, target and twins of the quick start use as many parameters per token, but for learned routers
+for run in "" "--set routing.source=learned --set data.train=[{\"tokens\":\"t\"}] --set data.valid=[] --set eval.every_steps=0"; do
+    # shellcheck disable=SC2086 # options without spaces
+    expect 0 train "$SOURCE_DIR/configs/quickstart/train.json" --dry-run --ranks 2 --memory 8 $run
+    on_stdout 'active per token +(622,720|630,912) '
+done
+expect 0 train "$SOURCE_DIR/configs/quickstart/source.json" --dry-run --ranks 2 --memory 8
+on_stdout 'active per token +639,104 '
+expect 0 train "$SOURCE_DIR/configs/paper/small-target.json" --dry-run --ranks 2 --memory 8
+on_stdout 'active per token +622,720 '
+
 # ---- rules hold for the ranks asked about
 expect 64 train "$SOURCE_DIR/configs/paper/tiny-qwen3.json" --dry-run --ranks 3
 on_stderr 'parallel.expert_parallel_size = 8 must divide the number of ranks = 3'
