@@ -87,10 +87,42 @@ static void keys_of_learned_gates_are_refused_with_fixed_ones(void **state) {
     REFUSED(routes, "routing.scale = 2.5 needs learned gates", "routing.scale=2.5");
     REFUSED(routes, "routing.z_loss_coef = 0.001 needs learned gates", "routing.z_loss_coef=0.001");
     REFUSED(routes, "routing.aux_loss_coef = 0.01 needs routing.source = \"learned\"", "routing.aux_loss_coef=0.01");
-    REFUSED(routes, "a loss cannot balance a table's experts", "routing.aux_loss_coef=0.01", "routing.gates=learned");
+    REFUSED(routes, "a loss cannot balance given experts", "routing.aux_loss_coef=0.01", "routing.gates=learned");
     const char *const gates[] = {"routing.gates=learned", "routing.scale=2.5", "routing.z_loss_coef=0.001"};
     assert_int_equal(load(routes, gates, 3), GR_OK);
     assert_int_equal(config.routing.source, GR_SOURCE_TABLE);
+}
+
+static void online_routes_need_a_grouter_and_take_no_tables(void **state) {
+    (void)state;
+    const char *const set[] = {"routing.source=online", "routing.grouter=g", "routing.threshold=0.5",
+        "routing.bias=true", "data.valid[0].tokens=v"};
+    assert_int_equal(load("", set, 5), GR_OK);
+    assert_int_equal(config.routing.gates, GR_GATES_FIXED);
+    assert_string_equal(config.online.grouter, "g");
+    assert_true(config.online.threshold == 0.5 && config.online.bias && !*config.data.train[0].routes);
+    REFUSED("", "routing.grouter = \"\", but routing.source = \"online\"", "routing.source=online");
+    REFUSED(routes, "data.train[0].routes: expected none with routing.source = \"online\"", "routing.source=online",
+        "routing.grouter=g");
+    REFUSED("", "routing.grouter = \"g\", but routing.source = \"learned\"", "routing.source=learned",
+        "routing.grouter=g");
+    REFUSED("", "routing.aux_loss_coef = 0.01 needs", "routing.source=online", "routing.grouter=g",
+        "routing.aux_loss_coef=0.01", "routing.gates=learned");
+}
+
+static void ways_to_use_a_grouter_need_one(void **state) {
+    (void)state;
+    REFUSED(routes, "routing.threshold = 0.5 needs routing.grouter", "routing.threshold=0.5");
+    REFUSED(routes, "routing.bias = true needs routing.grouter", "routing.bias=true");
+    REFUSED(routes, "routing.threshold: expected a number in [0, ", "routing.threshold=-1");
+    const char *const checked[] = {"routing.grouter=g", "routing.bias=true"};
+    assert_int_equal(load(routes, checked, 2), GR_OK); /* what tables are compared with */
+    char *text;
+    assert_int_equal(gr_config_text(&config, &text), GR_OK);
+    assert_non_null(strstr(text, "\"grouter\": \"g\""));
+    assert_int_equal(gr_config_parse(&config, GR_CONFIG_TRAIN, text, "text"), GR_OK);
+    assert_true(config.online.bias);
+    free(text);
 }
 
 int main(void) {
@@ -99,6 +131,8 @@ int main(void) {
         cmocka_unit_test(routes_are_required_with_tables),
         cmocka_unit_test(the_text_of_a_config_with_learned_routes_loads_again),
         cmocka_unit_test(keys_of_learned_gates_are_refused_with_fixed_ones),
+        cmocka_unit_test(online_routes_need_a_grouter_and_take_no_tables),
+        cmocka_unit_test(ways_to_use_a_grouter_need_one),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

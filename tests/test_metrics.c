@@ -78,7 +78,11 @@ static gr_step_record record(int64_t step) {
         .aux_loss = NAN,
         .z_loss = NAN,
         .max_vio = 0.12,
-        .max_vio_layer = NAN};
+        .max_vio_layer = NAN,
+        .exact_match = NAN,
+        .overlap = NAN,
+        .gate_cosine = NAN,
+        .max_vio_valid = NAN};
 }
 
 static gr_metrics *metrics_open(const gr_metrics_options *o) {
@@ -158,11 +162,27 @@ static void learned_routers_add_their_losses_and_the_fullest_layer(void **state)
     gr_json_close(doc);
 }
 
+static void grouters_add_how_near_they_are_to_what_they_imitate(void **state) {
+    (void)state;
+    gr_step_record r = record(3);
+    r.max_vio = NAN;
+    r.exact_match = 0.25;
+    r.overlap = 0.5;
+    r.gate_cosine = 0.75;
+    r.max_vio_valid = 1.5;
+    gr_json *doc = log_of(&r);
+    assert_true(number(doc, "exact_match") == 0.25 && number(doc, "overlap") == 0.5);
+    assert_true(number(doc, "gate_cosine") == 0.75 && number(doc, "maxvio_valid") == 1.5);
+    assert_false(has(doc, "maxvio"));
+    gr_json_close(doc);
+}
+
 static void what_was_not_measured_is_absent(void **state) {
     (void)state;
     gr_step_record r = record(1);
     gr_json *doc = log_of(&r);
     assert_false(has(doc, "aux_loss") || has(doc, "z_loss") || has(doc, "maxvio_max"));
+    assert_false(has(doc, "exact_match") || has(doc, "overlap") || has(doc, "gate_cosine") || has(doc, "maxvio_valid"));
     assert_false(has(doc, "loss_valid"));
     assert_false(has(doc, "nats_per_byte_valid"));
     assert_false(has(doc, "eval_ms"));
@@ -224,6 +244,19 @@ static void the_first_step_and_evaluations_do_not_slow_the_estimate(void **state
     assert_true(fabs(after(steps, 4, "eta_s", &screen) - 0.6) < 1e-9);
     assert_non_null(strstr(screen, "step 4/10 | loss 4.213 | gnorm 0.81 | lr 9.9e-05 | 100 ms | 20.0k tok/s | "
                                    "20.0% of peak | maxvio 0.12 | eta 1s\n"));
+    free(screen);
+}
+
+static void small_losses_are_shown_with_digits_that_count(void **state) {
+    (void)state;
+    gr_step_record steps[2] = {record(1), record(2)};
+    char *screen;
+    steps[1].loss = 0.000123456;
+    steps[1].loss_valid = 0.0345678;
+    steps[1].max_vio = NAN;
+    after(steps, 2, "loss", &screen);
+    assert_non_null(strstr(screen, "step 2/10 | loss 0.000123 | valid 0.0346 | gnorm 0.81"));
+    assert_null(strstr(strstr(screen, "step 2/10"), "maxvio"));
     free(screen);
 }
 
@@ -389,9 +422,11 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_step_is_one_flat_object_with_what_was_measured),
         cmocka_unit_test(learned_routers_add_their_losses_and_the_fullest_layer),
+        cmocka_unit_test(grouters_add_how_near_they_are_to_what_they_imitate),
         cmocka_unit_test(what_was_not_measured_is_absent),
         cmocka_unit_test(a_loss_that_is_not_finite_leaves_a_valid_object),
         cmocka_unit_test(the_first_step_and_evaluations_do_not_slow_the_estimate),
+        cmocka_unit_test(small_losses_are_shown_with_digits_that_count),
         cmocka_unit_test(plain_lines_come_at_both_ends_and_on_the_beat),
         cmocka_unit_test(evaluations_and_skips_are_shown_at_once),
         cmocka_unit_test(on_a_terminal_the_steps_between_rewrite_one_line_of_its_width),

@@ -92,7 +92,7 @@ void gr_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2))); /* "wa
 void gr_debug(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 /* Progress of long work: rewrites one line on a terminal, prints a plain line every 10 s elsewhere. Amounts and rates
- * are in thousands or millions of the unit: "12.5 ktokens/s". */
+ * of a thousand and more are in thousands or millions of the unit: "12.5 ktokens/s". */
 typedef struct gr_progress {
     const char *label;
     const char *unit; /* "tokens", "B" */
@@ -314,9 +314,9 @@ GR_MUST gr_err gr_out_pwrite(gr_out *o, const void *data, size_t n_byte, uint64_
 GR_MUST gr_err gr_out_commit(gr_out *o);
 void gr_out_close(gr_out *o); /* accepts NULL; removes the temporary file unless committed */
 
-/* The same under a temporary name that stays, so that a later process goes on with what one that was killed has written.
- * Its *n_byte bytes may be anything, another run's too: the caller looks with gr_out_pread. Locked for this process: 64
- * if another has it. `close` removes it unless committed or kept. */
+/* The same under a temporary name that stays, so that a later process goes on with what one that was killed has
+ * written. Its *n_byte bytes may be anything, another run's too: the caller looks with gr_out_pread. Locked for this
+ * process: 64 if another has it. `close` removes it unless committed or kept. */
 GR_MUST gr_err gr_out_resume(gr_out **out, const char *path, const char *temporary, uint64_t *n_byte);
 /* A new empty file under the same name; processes that still write the old one no longer reach it. */
 GR_MUST gr_err gr_out_restart(gr_out *o);

@@ -19,6 +19,7 @@ typedef enum gr_train_dtype { GR_TRAIN_FP32, GR_TRAIN_BF16 } gr_train_dtype;
 /* Where the experts of a token come from, and where its gates. With learned experts the gates are learned too. */
 typedef enum gr_source {
     GR_SOURCE_TABLE,
+    GR_SOURCE_ONLINE, /* a frozen Grouter, while the run goes on */
     GR_SOURCE_LEARNED,
     GR_SOURCE_NONE, /* no experts: a Grouter is trained */
 } gr_source;
@@ -72,7 +73,7 @@ typedef struct gr_model_config {
 
 typedef struct gr_data_file {
     char tokens[GR_PATH_MAX]; /* prefix of the .bin/.idx pair */
-    char routes[GR_PATH_MAX]; /* route table of that token file; "" with routing.source learned */
+    char routes[GR_PATH_MAX]; /* route table of that token file; "" unless routing.source is table */
     double weight;            /* share of the stream, > 0; relative */
 } gr_data_file;
 
@@ -95,6 +96,12 @@ typedef struct gr_config {
     } run;
     gr_model_config model;
     gr_routing routing;
+    struct {
+        char
+            grouter[GR_PATH_MAX]; /* "": none; routes with source online, is compared with the tables of source table */
+        double threshold;         /* of dynamic activation; 0 = off */
+        bool bias;                /* bias routing */
+    } online;                     /* the keys of routing{} that are about a Grouter */
     struct {
         char teacher[GR_PATH_MAX]; /* weights of the source */
         int teacher_layer;

@@ -135,6 +135,11 @@ typedef struct gr_model_memory {
 } gr_model_memory;
 gr_model_memory gr_model_memory_get(const gr_model *m);
 
+/* Before a micro-batch whose plan may need more than the options' limits, as routes that are made while the run goes on
+ * may: then the activations are released and placed anew, larger, and it is said. They hold nothing between two
+ * micro-batches, so no bit changes. Plan NULL: nothing. 69. */
+GR_MUST gr_err gr_model_make_room(gr_model *m, const gr_plan *plan);
+
 const gr_params *gr_model_params(const gr_model *m);
 float *gr_model_weights(gr_model *m);   /* fp32 flat range (masters), backend memory */
 float *gr_model_gradients(gr_model *m); /* same layout */

@@ -57,6 +57,15 @@ GR_MUST gr_err gr_router_prepare(gr_router *r, gr_backend *backend, uint32_t T);
 GR_MUST gr_err gr_router_route(
     gr_router *r, uint64_t window, uint32_t T, const uint32_t *tokens, uint16_t *ids, float *gates);
 
+/* What a Grouter takes for windows of T tokens, from its settings alone. */
+typedef struct gr_router_cost {
+    gr_model_count count;
+    double flops_per_token; /* forward: a third of count.flops_per_token, which is forward and backward */
+    size_t n_byte;          /* prepared on a backend: weights, read and in use, and the activations of one window */
+} gr_router_cost;
+/* Not a Grouter: 65. */
+GR_MUST gr_err gr_router_cost_get(gr_router_cost *out, const char *grouter, gr_backend *backend, uint32_t T);
+
 /* The scores behind the routes of the last window, [T, E]; NULL unless the router is a Grouter. */
 const float *gr_router_scores(const gr_router *r);
 

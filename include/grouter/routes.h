@@ -90,9 +90,9 @@ void gr_touch_close(gr_touch *touch);
 
 /* ---------------------------------------------------------------- writing: any number of ranks, one file */
 typedef struct gr_routes_writer gr_routes_writer;
-/* One process creates `path`.partial (info.table_hash is ignored), or takes the one that a killed process left: if it is
- * of the same router, sizes and number of tokens, what is in it can be kept (`resumes`); another's is begun anew, said
- * so. 64 while another process has it. */
+/* One process creates `path`.partial (info.table_hash is ignored), or takes the one that a killed process left: if it
+ * is of the same router, sizes and number of tokens, what is in it can be kept (`resumes`); another's is begun anew,
+ * said so. 64 while another process has it. */
 GR_MUST gr_err gr_routes_writer_open(gr_routes_writer **out, const char *path, const gr_routes_info *info);
 bool gr_routes_writer_resumes(const gr_routes_writer *w);
 const char *gr_routes_writer_temporary(const gr_routes_writer *w);

@@ -21,9 +21,11 @@ typedef enum gr_feed_kind {
 
 /* Opens token files and route tables, binds them to each other and to the config (65), and computes the exact plan
  * limits of every micro-batch of the run from the touch counts. Collective: all ranks fail or none. `like`, or NULL: a
- * feed whose router this one's tables must share. config, comm and map are borrowed. With routing.source learned there
- * are no tables: a micro-batch is tokens and targets of the own windows, without a plan, and the limits are those of
- * any choice. */
+ * feed whose router this one's tables must share, or whose Grouter routes for it too; then it must be closed before
+ * that. config, comm and map are borrowed. With routing.source learned there are no tables: a micro-batch is tokens and
+ * targets of the own windows, without a plan, and the limits are those of any choice. With online a Grouter routes the
+ * own windows one micro-batch before they are planned, two before they are computed, and the group exchanges the
+ * routes; the limits are 1.25 times those of uniform routing, and a plan may exceed them: gr_model_make_room. */
 GR_MUST gr_err gr_feed_open(gr_feed **out, gr_feed_kind kind, const gr_config *config, gr_comm *comm,
     const gr_expert_map *map, const gr_feed *like);
 /* Where training begins: the limits are those of the steps from here on. */
@@ -43,11 +45,14 @@ GR_MUST gr_err gr_feed_measure(
 void gr_feed_close(gr_feed *f); /* accepts NULL */
 const gr_plan_limits *gr_feed_limits(const gr_feed *f);
 uint64_t gr_feed_rows(const gr_feed *f); /* rows this rank sends in one dispatch, summed over all micro-batches */
+/* Header of the routes: of the first table, or the Grouter's, without sizes; NULL without either. */
+const gr_routes_info *gr_feed_routes(const gr_feed *f);
 /* What file i holds, for people and comparison, into text[GR_FEED_CONTENT_MAX]: hash and router of its route table;
- * without one, the number of tokens and the hash of the first and the last window. Returns text. */
+ * without one, the number of tokens and the hash of the first and the last window, and the router of online routes.
+ * Returns text. */
 enum { GR_FEED_CONTENT_MAX = 128 };
 const char *gr_feed_content(const gr_feed *f, int i, char text[GR_FEED_CONTENT_MAX]);
-/* What part of a window the router of its tables sees; NONE without tables. */
+/* What part of a window the router of its routes sees; NONE without given routes. */
 gr_mask gr_feed_mask(const gr_feed *f);
 uint64_t gr_feed_windows(const gr_feed *f);       /* windows of all files (train), of one evaluation (valid) */
 uint64_t gr_feed_micro_batches(const gr_feed *f); /* per step (train), per evaluation (valid) */
@@ -59,12 +64,13 @@ typedef struct gr_micro {
     gr_batch batch;
     uint64_t n_target;    /* of this rank, not ignored */
     uint64_t n_byte;      /* of those, bytes of the byte-level vocabulary; 0 for other vocabularies */
-    const uint32_t *load; /* [E] pairs per expert over the expert-parallel group's windows; NULL without tables */
+    const uint32_t *load; /* [E] pairs per expert over the expert-parallel group's windows; NULL without given routes */
 } gr_micro;
 
 /* Micro-batch `micro` of the step that starts at stream index `cursor` (valid: cursor 0). Reads and checks the routes
- * of all windows of the expert-parallel group (65) and builds the plan. Valid until the second next call. Calls with
- * increasing (cursor, micro) are fast, going back replays the stream. */
+ * of all windows of the expert-parallel group (65) and builds the plan. Routed online it is collective over that group.
+ * Valid until the second next call. Calls with increasing (cursor, micro) are fast, going back replays the stream and,
+ * online, routes anew. */
 GR_MUST gr_err gr_feed_prepare(gr_feed *f, uint64_t cursor, uint64_t micro, gr_micro *out);
 
 /* ---------------------------------------------------------------- metrics: run/metrics.jsonl, progress, plain lines */

@@ -74,9 +74,12 @@ void gr_progress_start(gr_progress *p, const char *label, const char *unit, uint
     p->tty = isatty(STDERR_FILENO) == 1;
 }
 
-/* "12.5 k" or "3.1 M" into text; returns text. */
+/* "830 ", "12.5 k" or "3.1 M" into text; returns text. */
 static const char *scaled(double n, char text[24]) {
-    snprintf(text, 24, n < 1e6 ? "%.1f k" : "%.1f M", n / (n < 1e6 ? 1e3 : 1e6));
+    if (n < 1e3)
+        snprintf(text, 24, "%.0f ", n);
+    else
+        snprintf(text, 24, n < 1e6 ? "%.1f k" : "%.1f M", n / (n < 1e6 ? 1e3 : 1e6));
     return text;
 }
 

@@ -174,7 +174,7 @@ static bool starts_with(gr_map map, const char *magic) {
 }
 
 static kind recognise_bytes(const char *path, gr_map map) {
-    if (starts_with(map, "GRROUTES"))
+    if (starts_with(map, "GRROUTES") || starts_with(map, "GRUNDONE")) /* unfinished: its reader says so */
         return KIND_ROUTES;
     if (starts_with(map, "GRROUTER"))
         return KIND_ROUTER;

@@ -316,8 +316,7 @@ static void print_choices(const gr_routes_info *i, const uint64_t *load) {
     if (i->mask != GR_MASK_NONE)
         printf("mask: %s\n", gr_mask_name(i->mask));
     if (gr_mask_sees_ahead(i->mask))
-        printf("WARNING: THESE ROUTES USE FUTURE TOKENS, and so does every loss computed with them: it is not one of a "
-               "model that predicts the next token\n");
+        printf("WARNING: %s\n", gr_mask_warning(i->mask));
 }
 
 static gr_err print_summary(const char *path) {

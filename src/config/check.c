@@ -87,17 +87,32 @@ static void check_experts(checker *c, const gr_model_config *m) {
         m->first_k_dense_replace);
 }
 
+static void check_online(checker *c, const gr_config *g) {
+    bool given = *g->online.grouter != '\0', online = g->routing.source == GR_SOURCE_ONLINE;
+    rule(c, given || !online, "routing.grouter routing.source",
+        "routing.grouter = \"\", but routing.source = \"online\": give the Grouter that routes");
+    rule(c, !given || g->routing.source != GR_SOURCE_LEARNED, "routing.grouter routing.source",
+        "routing.grouter = \"%.200s\", but routing.source = \"learned\": no Grouter routes then; leave it out",
+        g->online.grouter);
+    rule(c, given || g->online.threshold == 0, "routing.threshold routing.grouter",
+        "routing.threshold = %g needs routing.grouter: tables were made with a threshold or without",
+        g->online.threshold);
+    rule(c, given || !g->online.bias, "routing.bias routing.grouter",
+        "routing.bias = true needs routing.grouter: tables were made with bias or without");
+}
+
 /* What only learned gates use must not look as if it had an effect. */
 static void check_routing(checker *c, const gr_routing *r) {
     bool learned = r->gates == GR_GATES_LEARNED;
     rule(c, learned || r->source != GR_SOURCE_LEARNED, "routing.gates routing.source",
-        "routing.gates = \"fixed\", but routing.source = \"learned\": fixed gates come from tables; leave it out");
+        "routing.gates = \"fixed\", but routing.source = \"learned\": fixed gates come from tables or a Grouter; leave "
+        "it out");
     rule(c, learned || r->scale == 1, "routing.scale routing.gates",
-        "routing.scale = %g needs learned gates; fixed ones have the scale of their tables", r->scale);
+        "routing.scale = %g needs learned gates; fixed ones have that of their tables or Grouter", r->scale);
     rule(c, learned || r->z_loss_coef == 0, "routing.z_loss_coef routing.gates",
         "routing.z_loss_coef = %g needs learned gates", r->z_loss_coef);
     rule(c, r->source == GR_SOURCE_LEARNED || r->aux_loss_coef == 0, "routing.aux_loss_coef routing.source",
-        "routing.aux_loss_coef = %g needs routing.source = \"learned\": a loss cannot balance a table's experts",
+        "routing.aux_loss_coef = %g needs routing.source = \"learned\": a loss cannot balance given experts",
         r->aux_loss_coef);
 }
 
@@ -153,6 +168,7 @@ void gr_config_check(gr_config_errors *e, const gr_config *g, const char *source
     if (g->kind == GR_CONFIG_TRAIN) {
         check_experts(&c, &g->model);
         check_routing(&c, &g->routing);
+        check_online(&c, g);
     }
     if (g->kind == GR_CONFIG_TUNE)
         check_tune(&c, g);

@@ -415,7 +415,7 @@ static void complete_member(loader *l, int which, int i, int k) {
     char expected[GR_EXPECTED_MAX];
     if (routes && l->errors.state[gr_key_find("routing.source")] == GR_KEY_WRONG)
         return;
-    bool excess = routes && l->out->routing.source == GR_SOURCE_LEARNED;
+    bool excess = routes && l->out->routing.source != GR_SOURCE_TABLE;
     if (l->element[which][i].wrong || !gr_key_applies(key, l->out->kind))
         return;
     if (!given && !excess)
@@ -423,8 +423,8 @@ static void complete_member(loader *l, int which, int i, int k) {
             member, gr_key_expected(key, expected));
     if (given && excess)
         gr_config_complain(&l->errors, l->element[which][i].place,
-            "%s[%d]%s: expected none with routing.source = \"learned\", got a route table; leave it out", list, i,
-            member);
+            "%s[%d]%s: expected none with routing.source = \"%s\", got a route table; leave it out", list, i, member,
+            l->out->routing.source == GR_SOURCE_ONLINE ? "online" : "learned");
 }
 
 static void complete_elements(loader *l) {

@@ -6,7 +6,7 @@
 const char *const gr_key_sections[GR_N_SECTION] = {"run", "distill", "tune", "model", "routing", "data", "optimizer",
     "train", "parallel", "checkpoint", "eval", "log"};
 
-static const char *const sources[] = {"table", "learned", NULL};
+static const char *const sources[] = {"table", "online", "learned", NULL};
 static const char *const gates[] = {"fixed", "learned", NULL};
 static const char *const schedules[] = {"cosine", "wsd", "linear", "constant", NULL};
 static const char *const recomputes[] = {"none", "experts", "block", NULL};
@@ -116,12 +116,23 @@ const gr_key gr_keys[GR_N_KEY] = {
         .meaning = "this token's embedding is zero and stays it; -1 = none"},
 
     {"routing.source", NO_UNIT, FOR(TRAIN), NAME(sources), AT(routing.source), .fallback = "table",
-        .meaning = "where routes come from: `table` = route tables made before training; `learned` = a router in each "
-                   "layer, trained with the model"},
+        .meaning = "where routes come from: `table` = route tables made before training; `online` = a frozen Grouter "
+                   "while the run goes on, the same bits; `learned` = a router in each layer, trained with the model"},
     {"routing.gates", NO_UNIT, FOR(TRAIN), NAME(gates), AT(routing.gates),
-        .derived = "`fixed` with tables, else `learned`",
-        .meaning = "`fixed` = those of the tables; `learned` = a router in each layer makes them, of a table's experts "
-                   "too"},
+        .derived = "`learned` with learned routes, else `fixed`",
+        .meaning =
+            "`fixed` = those of tables or Grouter; `learned` = a router in each layer makes them, of given experts "
+            "too"},
+    {"routing.grouter", NO_UNIT, FOR(TRAIN), .type = GR_KEY_PATH, .min = 0, .max = GR_PATH_MAX - 1, AT(online.grouter),
+        .derived = "required with `online`, else none",
+        .meaning =
+            "the Grouter that routes with `routing.source` = `online`; with `table`: 1,000 rows of each table are "
+            "compared with it at the start"},
+    {"routing.threshold", NO_UNIT, FOR(TRAIN), NUMBER(GR_CLOSED, 0, 1e6), AT(online.threshold), .fallback = "0",
+        .meaning = "of that Grouter, dynamic activation: a token's gates from the largest on, while they add up to at "
+                   "most this; 0 = all K"},
+    {"routing.bias", NO_UNIT, FOR(TRAIN), .type = GR_KEY_BOOL, AT(online.bias), .fallback = "false",
+        .meaning = "of that Grouter, bias routing: experts by score + bias, gates by score"},
     {"routing.scale", NO_UNIT, FOR(TRAIN), NUMBER(GR_OPEN_LOW, 0, 1000), AT(routing.scale), .fallback = "1",
         .meaning = "factor of learned gates: what a token's K gates add up to"},
     {"routing.aux_loss_coef", NO_UNIT, FOR(TRAIN), NUMBER(GR_CLOSED, 0, 100), AT(routing.aux_loss_coef),

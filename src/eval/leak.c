@@ -272,7 +272,7 @@ static gr_err measure_whole(audit *a, uint64_t i) {
 static gr_err measure_windows(audit *a) {
     gr_progress progress;
     GR_TRY(gr_router_prepare(a->router, a->network_backend, a->T));
-    gr_progress_start(&progress, "windows with other suffixes", " cuts", a->n_own * a->out->n_cut);
+    gr_progress_start(&progress, "windows with other suffixes", "cuts", a->n_own * a->out->n_cut);
     for (uint64_t i = 0; i < a->n_own; i++) {
         GR_TRY(measure_whole(a, i));
         for (uint32_t cut = 0; cut < a->out->n_cut; cut++)
@@ -288,7 +288,7 @@ static gr_err measure_prefixes(audit *a) {
     if (!a->probe)
         return GR_OK;
     gr_progress progress;
-    gr_progress_start(&progress, "prefixes alone", " cuts", a->n_own * a->out->n_cut);
+    gr_progress_start(&progress, "prefixes alone", "cuts", a->n_own * a->out->n_cut);
     for (uint32_t cut = 0; cut < a->out->n_cut; cut++) {
         GR_TRY(gr_router_prepare(a->router, a->network_backend, a->out->cut[cut] + 1));
         for (uint64_t i = 0; i < a->n_own; i++) {

@@ -29,6 +29,7 @@ static gr_err run(gr_feed *valid, gr_model *model, gr_comm *comm, last_positions
     for (uint64_t micro = 0; micro < n_micro; micro++) {
         gr_micro m;
         GR_TRY(gr_feed_prepare(valid, 0, micro, &m));
+        GR_TRY(gr_model_make_room(model, m.batch.plan));
         GR_TRY(gr_model_token_losses(model, &m.batch, &loss_sum, last->token_loss, &phases));
         add_last(last, m.batch.target);
         counts[0] += m.n_target;

@@ -1,4 +1,5 @@
-/* Memory of a model: two arenas, each laid out by one function that runs twice (measure, place). */
+/* Memory of a model: two arenas, each laid out by one function that runs twice (measure, place). The step's holds
+ * nothing between two micro-batches, so it may be placed anew there. */
 #include "internal.h"
 
 static void *take_act(const gr_model *m, gr_arena *arena, int64_t n) {
@@ -28,6 +29,10 @@ void gr_model_layout_run(gr_model *m, gr_arena *arena) {
                    (m->config.mask == GR_MASK_CAUSAL_DOC || m->config.mask == GR_MASK_BIDIRECTIONAL_DOC);
     m->document_first = divided ? GR_TAKE(arena, m->N, uint32_t) : NULL;
     m->document_end = divided ? GR_TAKE(arena, m->N, uint32_t) : NULL;
+    if (m->train && gr_model_routers(&m->config)) {
+        m->router_loss = GR_TAKE(arena, 2, double);
+        m->load = GR_TAKE(arena, (int64_t)gr_model_routers(&m->config) * m->config.num_experts, uint64_t);
+    }
     m->memory.tables = taken(arena, &mark);
 }
 
@@ -126,8 +131,6 @@ static void layout_router_scratch(gr_model *m, gr_arena *arena) {
     m->dgate = GR_TAKE(arena, (N + (int64_t)m->limits.recv_max) * K, float);
     m->pair_dgate = GR_TAKE(arena, m->limits.pair_max, float);
     m->dlogits = take_act(m, arena, N * E);
-    m->router_loss = GR_TAKE(arena, 2, double);
-    m->load = GR_TAKE(arena, gr_model_routers(&m->config) * E, uint64_t);
 }
 
 static void layout_scratch(gr_model *m, gr_arena *arena) {

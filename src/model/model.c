@@ -184,6 +184,29 @@ gr_err gr_model_measure(gr_model **out, const gr_model_options *o) {
     return open_by(measure_model, out, o);
 }
 
+/* More than is needed now by an eighth: plans that grow slowly must not come back every time. */
+static void raise_limit(uint64_t need, uint64_t worst, uint64_t *limit) {
+    if (need > *limit)
+        *limit = need + need / 8 < worst ? need + need / 8 : worst;
+}
+
+gr_err gr_model_make_room(gr_model *m, const gr_plan *plan) {
+    gr_plan_limits *l = &m->limits;
+    if (!plan || (plan->n_send <= l->send_max && plan->n_recv <= l->recv_max && plan->n_pair <= l->pair_max))
+        return GR_OK;
+    const gr_plan_limits before = *l, worst = gr_plan_limits_worst(l->N, l->K, m->params.map);
+    raise_limit(plan->n_send, worst.send_max, &l->send_max);
+    raise_limit(plan->n_recv, worst.recv_max, &l->recv_max);
+    raise_limit(plan->n_pair, worst.pair_max, &l->pair_max);
+    gr_info("buffers grow: rows sent %llu -> %llu, received %llu -> %llu, pairs %llu -> %llu",
+        (unsigned long long)before.send_max, (unsigned long long)l->send_max, (unsigned long long)before.recv_max,
+        (unsigned long long)l->recv_max, (unsigned long long)before.pair_max, (unsigned long long)l->pair_max);
+    GR_TRY(m->backend->sync(m->backend));
+    m->backend->release(m->backend, m->step_memory);
+    m->step_memory = NULL;
+    return place(m, gr_model_layout_step, "activations", &m->step_memory);
+}
+
 gr_model_memory gr_model_memory_get(const gr_model *m) {
     return m->memory;
 }

@@ -10,15 +10,20 @@ struct gr_network {
     gr_plan_limits limits;
 };
 
-static gr_err open_model(gr_network *n, const gr_grouter *g, gr_backend *backend, uint32_t T) {
+/* One window a call. */
+static gr_err model_options(gr_network *n, gr_model_options *o, const gr_model_config *config, const gr_expert_map *map,
+    gr_backend *backend, uint32_t T) {
     GR_TRY(gr_comm_open(&n->alone, "self"));
-    n->limits = (gr_plan_limits){.N = T, .n_rank = 1, .E_local = g->map.E_local};
-    GR_TRY(gr_model_open(&n->model, &(gr_model_options){.config = &g->spec.network,
-                                        .backend = backend,
-                                        .comm = n->alone,
-                                        .map = &g->map,
-                                        .limits = &n->limits,
-                                        .T = T}));
+    n->limits = (gr_plan_limits){.N = T, .n_rank = 1, .E_local = map->E_local};
+    *o = (gr_model_options){
+        .config = config, .backend = backend, .comm = n->alone, .map = map, .limits = &n->limits, .T = T};
+    return GR_OK;
+}
+
+static gr_err open_model(gr_network *n, const gr_grouter *g, gr_backend *backend, uint32_t T) {
+    gr_model_options o;
+    GR_TRY(model_options(n, &o, &g->spec.network, &g->map, backend, T));
+    GR_TRY(gr_model_open(&n->model, &o));
     GR_TRY(backend->upload(backend, GR_LANE_COMPUTE, gr_model_weights(n->model), g->weights,
         (size_t)g->params.n_element * sizeof *g->weights));
     return gr_model_weights_changed(n->model);
@@ -51,4 +56,28 @@ gr_err gr_network_scores(gr_network *n, const uint32_t *tokens, const float **sc
     GR_TRY(gr_model_scores(n->model, &(gr_batch){.token = tokens}, &found, features, &phases));
     *scores = found;
     return GR_OK;
+}
+
+static gr_err measure(gr_network *n, const gr_grouter *g, gr_backend *backend, gr_router_cost *out) {
+    gr_model_options o;
+    uint32_t T = n->limits.N;
+    GR_TRY(model_options(n, &o, &g->spec.network, &g->map, backend, T));
+    GR_TRY(gr_model_measure(&n->model, &o));
+    gr_model_memory m = gr_model_memory_get(n->model);
+    gr_model_count_config(&g->spec.network, T, &out->count);
+    out->flops_per_token = out->count.flops_per_token / 3;
+    out->n_byte = 2 * m.weights + m.weights_act + m.activations + m.logits + m.scratch + m.tables;
+    return GR_OK;
+}
+
+gr_err gr_router_cost_get(gr_router_cost *out, const char *grouter, gr_backend *backend, uint32_t T) {
+    gr_grouter g;
+    gr_network n = {.limits = {.N = T}};
+    *out = (gr_router_cost){0};
+    GR_TRY(gr_grouter_describe(&g, grouter));
+    gr_err e = measure(&n, &g, backend, out);
+    gr_model_close(n.model);
+    gr_comm_close(n.alone, GR_OK);
+    gr_grouter_close(&g);
+    return e;
 }

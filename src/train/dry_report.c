@@ -50,6 +50,31 @@ static void print_parameters(const gr_dry_report *r, const gr_model_count *n, FI
     print_count(out, "active per token", n->active, note);
 }
 
+static bool is_online(const gr_dry_report *r) {
+    return r->config->routing.source == GR_SOURCE_ONLINE;
+}
+
+/* What routing online adds to each step; a table's routes were paid for when it was made. */
+static void print_routing_flops(const gr_dry_report *r, double tokens, FILE *out) {
+    if (!is_online(r)) {
+        fprintf(out, "  %-24s %18s  %s\n", "routing", r->learned ? "" : "0",
+            r->learned ? "in the model's figures" : "in the run: done by `route` beforehand");
+        return;
+    }
+    if (r->router.flops_per_token == 0) {
+        fprintf(out, "  %-24s %18s  %s is not here\n", "routing", "-", r->config->online.grouter);
+        return;
+    }
+    char active[32];
+    double one = r->router.flops_per_token;
+    fprintf(
+        out, "  %-24s %18.4g  per token, forward: 2 x active + 4 x L x H x head_dim x keys of a row\n", "routing", one);
+    fprintf(out, "  %-24s %18s  = 2 x %s + %.4g, of the Grouter\n", "", "", count_text(r->router.count.active, active),
+        one - 2.0 * (double)r->router.count.active);
+    fprintf(out, "  %-24s %18.4g  of the run: %.2f %% more than training alone\n", "",
+        one * tokens * (double)r->config->train.steps, 100 * one / r->flops.model);
+}
+
 static void print_flop_count(const char *name, double n, const char *note, FILE *out) {
     fprintf(out, "  %-24s %18.4g  %s\n", name, n, note);
 }
@@ -91,14 +116,17 @@ static void print_flops(const gr_dry_report *r, FILE *out) {
     print_flop_count("per step", each * tokens, note, out);
     snprintf(note, sizeof note, "%lld steps", (long long)c->train.steps);
     print_flop_count("of the run", each * tokens * (double)c->train.steps, note, out);
+    if (c->kind == GR_CONFIG_TRAIN)
+        print_routing_flops(r, tokens, out);
 }
 
 static void print_memory(const gr_dry_report *r, FILE *out) {
     fprintf(out, "\nmemory of a rank: %s\n",
-        r->grouter   ? "there are no plans"
-        : r->learned ? "plans at worst, since learned routes are known only in the step"
-        : r->exact   ? "largest plans of the run, from the route tables"
-                     : "plans at uniform routing and 25 % more");
+        r->grouter     ? "there are no plans"
+        : r->learned   ? "plans at worst, since learned routes are known only in the step"
+        : r->exact     ? "largest plans of the run, from the route tables"
+        : is_online(r) ? "plans at uniform routing and 25 % more; buffers grow when a micro-batch needs more"
+                       : "plans at uniform routing and 25 % more");
     for (int i = 0; i < GR_MEMORY_ITEMS; i++)
         if (r->memory.item[i].n_byte)
             print_bytes(out, r->memory.item[i].name, (double)r->memory.item[i].n_byte, "");
@@ -131,6 +159,18 @@ static void print_router_messages(const gr_dry_report *r, int n_transfer, FILE *
     print_bytes(out, "rows and gates at worst", worst, "if all own tokens left for all ranks, and all others came");
 }
 
+/* What online routing adds: the routes of a token to its group. */
+static void print_route_messages(const gr_dry_report *r, FILE *out) {
+    const gr_config *c = r->config;
+    char note[160];
+    int n_byte = 2 * c->model.num_experts_per_tok * (int)sizeof(uint16_t);
+    double tokens = (double)c->train.global_batch_windows / r->n_rank * c->data.seq_len;
+    if (!is_online(r) || r->R_ep == 1)
+        return;
+    snprintf(note, sizeof note, "%d bytes a token to %d ranks", n_byte, r->R_ep - 1);
+    print_bytes(out, "routes", tokens * n_byte * (r->R_ep - 1), note);
+}
+
 static void print_messages(const gr_dry_report *r, FILE *out) {
     const gr_model_config *m = &r->config->model;
     int n_moe = m->num_hidden_layers - m->first_k_dense_replace, R_edp = r->n_rank / r->R_ep;
@@ -144,6 +184,7 @@ static void print_messages(const gr_dry_report *r, FILE *out) {
     if (!r->grouter)
         print_bytes(out, "dispatch and combine", bytes, r->R_ep > 1 ? note : "experts are whole on each rank");
     print_router_messages(r, n_transfer, out);
+    print_route_messages(r, out);
     double dense = 2.0 * (double)r->n_dense * (r->n_rank - 1) / r->n_rank;
     double experts = 2.0 * (double)r->n_expert * (R_edp - 1) / R_edp;
     print_bytes(out, "gradients and weights", 4 * (dense + experts), "each element once to its sum, once back");
@@ -169,11 +210,19 @@ static void print_disk(const gr_dry_report *r, const gr_model_count *n, FILE *ou
         .n_window = n_window,
         .n_token = n_window * T + 1};
     uint64_t n_byte;
+    char bytes[32];
     if (gr_routes_size(&info, &n_byte)) {
         fprintf(out, "  %-24s %18s  %s\n", "route tables", "-", gr_error_text());
         return;
     }
-    snprintf(note, sizeof note, "%.2f bytes per token, %s", (double)n_byte / (double)(n_window * T),
+    double per_token = (double)n_byte / (double)(n_window * T);
+    if (is_online(r)) {
+        snprintf(note, sizeof note, "routed online; tables would take %.2f bytes per token, %s", per_token,
+            gr_bytes_text(n_byte, bytes));
+        print_bytes(out, "route tables", 0, note);
+        return;
+    }
+    snprintf(note, sizeof note, "%.2f bytes per token, %s", per_token,
         r->n_window ? "for all training windows" : "if no window of the run is seen twice");
     print_bytes(out, "route tables", (double)n_byte, note);
 }
@@ -200,6 +249,10 @@ static void print_time(const gr_dry_report *r, FILE *out) {
         gr_duration_text(1000 * step_s, text[0]), gr_duration_text((double)r->config->train.steps * step_s, text[1]));
     fprintf(out, "  measured here: %d micro-batch%s of %.0f ms and one update of %.0f ms per step\n", n_micro,
         n_micro == 1 ? "" : "es", 1e3 * t->micro_s, 1e3 * t->update_s);
+    fprintf(out, "  of a micro-batch, %.1f ms are for %s\n", 1e3 * t->prepare_s,
+        is_online(r) ? "routing and plan"
+        : r->learned ? "reading windows; routing is in the model"
+                     : "reading routes and plan");
 }
 
 void gr_dry_report_print(const gr_dry_report *r, FILE *out) {

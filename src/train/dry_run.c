@@ -5,7 +5,6 @@
 
 #include "dry_run.h"
 
-#define SPARE 1.25         /* over uniform routing, for tables that are not here */
 #define CALIBRATION_S 60.0 /* at most, for measuring */
 #define GUESSED_SHARE 0.3  /* of the best GEMM rate: how fast a first micro-batch is taken to be */
 
@@ -49,7 +48,8 @@ static int note_absent_files(const gr_data_file *file, int n_file, FILE *out) {
 
 static int note_all_absent(const gr_config *c, FILE *out) {
     return note_absent_files(c->data.train, c->data.n_train, out) +
-           note_absent_files(c->data.valid, c->data.n_valid, out);
+           note_absent_files(c->data.valid, c->data.n_valid, out) +
+           (*c->online.grouter ? note_absent(c->online.grouter, out) : 0);
 }
 
 /* Those that are here must be whole and belong together, as far as their partners are here. */
@@ -99,7 +99,7 @@ static void take_largest(gr_dry_report *r, const gr_trainer *t) {
     if (t->memory.total > r->memory.total)
         r->memory = t->memory;
     r->n_window = gr_feed_windows(t->feed);
-    r->exact = !r->learned;
+    r->exact = !r->learned && r->config->routing.source != GR_SOURCE_ONLINE;
 }
 
 /* Rows of a step without tables. */
@@ -110,6 +110,17 @@ static void expect_rows(gr_dry_report *r, const gr_trainer *t) {
     gr_plan_limits worst = gr_forecast_limits_worst(c, &t->map);
     r->sent_worst = (double)worst.send_max * n_micro;
     r->returned_worst = (double)worst.recv_max * n_micro;
+}
+
+/* Memory if all tokens of a group chose experts of one rank. */
+static gr_err at_worst(gr_dry_report *r, const gr_trainer *t) {
+    gr_plan_limits worst = gr_forecast_limits_worst(t->config, &t->map);
+    gr_memory_table memory;
+    if (r->exact || r->learned)
+        return GR_OK;
+    GR_TRY(gr_forecast_memory(t, &worst, t->config->data.n_valid ? &worst : NULL, &memory));
+    r->memory_worst = memory.total;
+    return GR_OK;
 }
 
 /* ---------------------------------------------------------------- ranks that are not here
@@ -133,14 +144,13 @@ static gr_err pretend(gr_comm **out, const gr_config *c, int n_rank, int rank) {
 /* Rows and pairs at uniform routing. */
 static gr_err forecast_uniform(gr_dry_report *r, gr_trainer *t) {
     const gr_config *c = t->config;
-    gr_plan_limits likely = gr_forecast_limits(c, &t->map, SPARE), worst = gr_forecast_limits_worst(c, &t->map);
-    gr_memory_table at_worst;
-    GR_TRY(gr_forecast_memory(t, &worst, c->data.n_valid ? &worst : NULL, &at_worst));
-    r->memory = at_worst;
-    r->memory_worst = at_worst.total;
+    gr_plan_limits likely = gr_forecast_limits(c, &t->map, GR_FORECAST_SPARE);
+    GR_TRY(at_worst(r, t));
     expect_rows(r, t);
-    if (r->learned)
-        return GR_OK;
+    if (r->learned) {
+        gr_plan_limits worst = gr_forecast_limits_worst(c, &t->map);
+        return gr_forecast_memory(t, &worst, c->data.n_valid ? &worst : NULL, &r->memory);
+    }
     return gr_forecast_memory(t, &likely, c->data.n_valid ? &likely : NULL, &r->memory);
 }
 
@@ -157,7 +167,8 @@ static gr_err visit_rank(gr_dry_report *r, int n_rank, int rank) {
         e = forecast_uniform(r, &t);
     else if (!e && !(e = gr_trainer_survey(&t))) {
         take_largest(r, &t);
-        if (r->learned)
+        e = at_worst(r, &t);
+        if (!r->exact)
             expect_rows(r, &t);
         else
             r->rows += (double)gr_feed_rows(t.feed) / (double)r->config->train.steps / r->R_ep;
@@ -198,7 +209,7 @@ static gr_err agree_figures(gr_dry_report *r, gr_trainer *t) {
     if (!e)
         e = t->comm->sum(t->comm, GR_WORLD, GR_U64, &n_row, 1);
     r->rows = (double)n_row / R / (double)t->config->train.steps;
-    if (r->learned)
+    if (!r->exact)
         expect_rows(r, t);
     return e;
 }
@@ -209,12 +220,14 @@ static double guess_s(const gr_trainer *t) {
     return tokens * t->flops_per_token / (t->peak_flops * GUESSED_SHARE);
 }
 
-static gr_err run_micro_batch(gr_trainer *t, uint64_t micro, double *loss, double *seconds) {
+static gr_err run_micro_batch(gr_trainer *t, uint64_t micro, double *loss, double *prepare_s, double *seconds) {
     gr_phases phases = {0};
     gr_micro m;
     GR_TRY(t->comm->barrier(t->comm, GR_WORLD));
     double start_s = gr_time_s();
     GR_TRY(gr_feed_prepare(t->feed, 0, micro, &m));
+    *prepare_s = gr_time_s() - start_s;
+    GR_TRY(gr_model_make_room(t->model, m.batch.plan));
     GR_TRY(gr_objective_of(t->config)->micro_batch(t, &m, loss, &phases));
     *seconds = gr_time_s() - start_s;
     return GR_OK;
@@ -222,13 +235,13 @@ static gr_err run_micro_batch(gr_trainer *t, uint64_t micro, double *loss, doubl
 
 /* Two micro-batches, of which the second counts, and one update. */
 static gr_err measure_time(gr_trainer *t, gr_calibration *out) {
-    double loss = 0, first_s;
+    double loss = 0, first_s, first_prepare_s;
     gr_update update;
     uint64_t n_micro = gr_feed_micro_batches(t->feed);
     GR_TRY(gr_trainer_allocate(t));
     GR_TRY(gr_model_zero_gradients(t->model));
-    GR_TRY(run_micro_batch(t, 0, &loss, &first_s));
-    GR_TRY(run_micro_batch(t, 1 % n_micro, &loss, &out->micro_s));
+    GR_TRY(run_micro_batch(t, 0, &loss, &first_prepare_s, &first_s));
+    GR_TRY(run_micro_batch(t, 1 % n_micro, &loss, &out->prepare_s, &out->micro_s));
     double start_s = gr_time_s();
     GR_TRY(gr_optimizer_step(t->optimizer, 0, 0, gr_model_weights(t->model), gr_model_gradients(t->model), &update));
     out->update_s = gr_time_s() - start_s;
@@ -254,6 +267,7 @@ static gr_err visit_here(gr_dry_report *r, gr_trainer *t, gr_err *fit) {
     GR_TRY(gr_trainer_survey(t));
     GR_TRY(gr_comm_agree(t->comm, take_shape(r, t)));
     take_largest(r, t);
+    GR_TRY(gr_comm_agree(t->comm, at_worst(r, t)));
     GR_TRY(agree_figures(r, t));
     *fit = gr_forecast_fit_host(&t->memory, t->comm);
     if (!*fit)
@@ -304,6 +318,7 @@ gr_err gr_train_dry_run(const gr_config *config, gr_comm *comm, const gr_dry_run
     int n_absent = comm->rank[GR_WORLD] == 0 && asked ? note_all_absent(config, NULL) : 0;
     GR_TRY(comm->bcast(comm, GR_WORLD, &n_absent, sizeof n_absent, 0));
     r.n_absent = n_absent;
+    GR_TRY(gr_comm_agree(comm, gr_forecast_grouter(&r.router, config)));
     if (n_rank == comm->size[GR_WORLD] && n_absent == 0)
         return run_here(&r, comm, o, out);
     return gr_comm_agree(comm, run_elsewhere(&r, comm, n_rank, o, out));

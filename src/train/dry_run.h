@@ -8,6 +8,7 @@ typedef struct gr_calibration {
     bool measured;
     char why_not[128];
     double micro_s, update_s; /* one micro-batch; one optimizer step */
+    double prepare_s;         /* of the micro-batch: reading or making routes, and the plan */
 } gr_calibration;
 
 typedef struct gr_dry_report {
@@ -19,6 +20,7 @@ typedef struct gr_dry_report {
     bool grouter; /* one is made: no routes and no experts */
     bool learned; /* routes are made in the step: memory is that of the worst choice, rows are expected ones */
     gr_train_flops flops;
+    gr_router_cost router;             /* online routing; 0: none, or not here */
     gr_memory_table memory;            /* of the rank that needs most */
     uint64_t memory_worst;             /* if all tokens chose experts of one rank; 0 when exact */
     double rows;                       /* that a rank sends in one dispatch of one layer, per step, mean over ranks */

@@ -2,60 +2,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "internal.h"
-
-typedef struct source {
-    gr_tokens *tokens;
-    gr_routes *routes;
-    gr_touch touch;     /* empty when the group is one rank: nothing moves */
-    uint64_t ends_hash; /* without routes: of the first and the last window */
-} source;
-
-/* What one micro-batch owns; two of them, so that the next can be prepared while one is in use. */
-typedef struct slot {
-    uint32_t *token;  /* [N] */
-    int32_t *target;  /* [N] */
-    float *pair_gate; /* [pair_max] */
-    uint32_t *load;   /* [E] */
-    gr_plan plan;
-    gr_plan_builder *builder;
-    uint16_t *ids; /* [N, K] of the own tokens, for learned gates */
-} slot;
-
-struct gr_feed {
-    gr_feed_kind kind;
-    const gr_config *config;
-    gr_comm *comm;
-    const gr_expert_map *map;
-    bool tables; /* routes come from them */
-    int n_source;
-    source *source;
-    gr_stream stream;
-    gr_stream_file *stream_file;
-    uint64_t n_window; /* of all files, or of one evaluation */
-    uint32_t B, T, K, E;
-    gr_plan_limits limits;
-    uint64_t n_send; /* rows that this rank sends in all micro-batches of the run */
-
-    void *memory;
-    uint32_t *window_token; /* [T+1] */
-    uint16_t *ids;          /* [R_ep*N, K] of the whole group */
-    float *gates;           /* [R_ep*N, K] */
-    uint32_t *window_load;  /* [E] */
-    slot slot[2];
-    int next_slot;
-};
+#include "feed.h"
 
 /* ---------------------------------------------------------------- which window */
 
-typedef struct place {
-    int source;
-    uint64_t window;
-    bool ignored; /* fills up the last micro-batch of an evaluation: computed, not counted */
-} place;
-
-static place valid_place(const gr_feed *f, uint64_t index) {
-    place p = {.ignored = index >= f->n_window};
+static feed_place valid_place(const gr_feed *f, uint64_t index) {
+    feed_place p = {.ignored = index >= f->n_window};
     uint64_t left = p.ignored ? 0 : index;
     while (left >= f->stream_file[p.source].n_window)
         left -= f->stream_file[p.source++].n_window;
@@ -63,21 +15,20 @@ static place valid_place(const gr_feed *f, uint64_t index) {
     return p;
 }
 
-static place train_place(gr_feed *f, uint64_t index) {
+static feed_place train_place(gr_feed *f, uint64_t index) {
     if (index < f->stream.index)
         gr_stream_seek(&f->stream, index);
     while (f->stream.index < index)
         (void)gr_stream_next(&f->stream);
     gr_window_ref ref = gr_stream_next(&f->stream);
-    return (place){.source = ref.file, .window = ref.window};
+    return (feed_place){.source = ref.file, .window = ref.window};
 }
 
-static place place_of(gr_feed *f, uint64_t index) {
+feed_place gr_feed_place(gr_feed *f, uint64_t index) {
     return f->kind == GR_FEED_TRAIN ? train_place(f, index) : valid_place(f, index);
 }
 
-/* Stream index of the first window of this rank's group in a micro-batch; the group's R_ep*B windows follow it. */
-static uint64_t group_first(const gr_feed *f, uint64_t cursor, uint64_t micro) {
+uint64_t gr_feed_group_first(const gr_feed *f, uint64_t cursor, uint64_t micro) {
     uint64_t first_rank = (uint64_t)(f->comm->rank[GR_WORLD] - f->comm->rank[GR_EP]);
     return gr_stream_index(cursor, micro, (uint64_t)f->comm->size[GR_WORLD], f->B, first_rank, 0);
 }
@@ -85,7 +36,7 @@ static uint64_t group_first(const gr_feed *f, uint64_t cursor, uint64_t micro) {
 /* ---------------------------------------------------------------- opening */
 
 /* Both ends of a file, as far as windows go: enough to tell one file from another without reading it all. */
-static gr_err hash_ends(gr_feed *f, source *s, uint64_t n_window) {
+static gr_err hash_ends(gr_feed *f, feed_source *s, uint64_t n_window) {
     size_t n = f->T + 1;
     void *memory;
     GR_TRY(gr_alloc(&memory, 2 * n, sizeof(uint32_t), "two windows"));
@@ -98,13 +49,13 @@ static gr_err hash_ends(gr_feed *f, source *s, uint64_t n_window) {
     return e;
 }
 
-static gr_err check_slots(const gr_feed *f, const gr_routes *routes) {
-    if (f->config->routing.gates == GR_GATES_FIXED || !gr_routes_get(routes)->variable_k)
+static gr_err check_slots(const gr_feed *f, const gr_routes_info *info, const char *path) {
+    if (f->config->routing.gates == GR_GATES_FIXED || !info->variable_k)
         return GR_OK;
     return gr_fail(GR_DATA,
-        "%s: expected a table in which every token uses all its K slots, got one with unused slots (variable_k); "
-        "learned gates need another table, or set routing.gates to fixed",
-        gr_routes_path(routes));
+        "%s: expected routes in which every token uses all its K slots, got some with unused slots (variable_k); "
+        "learned gates need others, or set routing.gates to fixed",
+        path);
 }
 
 static gr_err check_router(const gr_feed *f, const gr_routes *routes, const gr_routes *other) {
@@ -119,7 +70,7 @@ static gr_err check_router(const gr_feed *f, const gr_routes *routes, const gr_r
 }
 
 static gr_err open_source(gr_feed *f, int i, const gr_data_file *file, const gr_feed *like) {
-    source *s = &f->source[i];
+    feed_source *s = &f->source[i];
     GR_TRY(gr_tokens_open(&s->tokens, file->tokens));
     uint64_t n = gr_window_count(gr_tokens_count(s->tokens), f->T);
     if (n == 0)
@@ -127,12 +78,21 @@ static gr_err open_source(gr_feed *f, int i, const gr_data_file *file, const gr_
             file->tokens, f->T + 1, (unsigned long long)gr_tokens_count(s->tokens));
     f->stream_file[i] = (gr_stream_file){.n_window = n, .weight = file->weight};
     f->n_window += n;
-    if (!f->tables)
+    if (f->routing != GR_SOURCE_TABLE)
         return hash_ends(f, s, n);
     GR_TRY(gr_routes_open(&s->routes, file->routes));
     GR_TRY(gr_routes_match(s->routes, s->tokens, f->T, f->E, f->K));
-    GR_TRY(check_slots(f, s->routes));
+    GR_TRY(check_slots(f, gr_routes_get(s->routes), file->routes));
     return check_router(f, s->routes, like ? like->source[0].routes : f->source[0].routes);
+}
+
+static gr_err open_online(gr_feed *f, const gr_feed *like) {
+    f->owns_online = !like;
+    if (like)
+        f->online = like->online;
+    else
+        GR_TRY(gr_online_open(&f->online, f->config));
+    return check_slots(f, gr_online_info(f->online), f->config->online.grouter);
 }
 
 static gr_err open_sources(gr_feed *f, const gr_feed *like) {
@@ -141,8 +101,12 @@ static gr_err open_sources(gr_feed *f, const gr_feed *like) {
     GR_TRY(gr_alloc((void **)&f->window_load, f->E, sizeof *f->window_load, "expert loads"));
     GR_TRY(gr_alloc((void **)&f->source, (size_t)f->n_source, sizeof *f->source, "data files"));
     GR_TRY(gr_alloc((void **)&f->stream_file, (size_t)f->n_source, sizeof *f->stream_file, "data files"));
+    if (f->routing == GR_SOURCE_ONLINE)
+        GR_TRY(open_online(f, like));
     for (int i = 0; i < f->n_source; i++)
         GR_TRY(open_source(f, i, &files[i], like));
+    if (f->routing == GR_SOURCE_TABLE && *f->config->online.grouter)
+        GR_TRY(gr_online_check_tables(f));
     if (f->kind == GR_FEED_TRAIN)
         gr_stream_open(&f->stream, f->config->run.seed, f->stream_file, f->n_source);
     else if (f->config->eval.windows && (uint64_t)f->config->eval.windows < f->n_window)
@@ -153,7 +117,7 @@ static gr_err open_sources(gr_feed *f, const gr_feed *like) {
 static gr_err open_touch(gr_feed *f, bool save) {
     uint32_t n_vocab = (uint32_t)f->config->model.vocab_size;
     for (int i = 0; i < f->n_source; i++) {
-        source *s = &f->source[i];
+        feed_source *s = &f->source[i];
         GR_TRY(gr_touch_open(&s->touch, s->routes, s->tokens, n_vocab, f->map->n_rank, save));
     }
     return GR_OK;
@@ -161,7 +125,7 @@ static gr_err open_touch(gr_feed *f, bool save) {
 
 /* Rank 0 makes missing sidecars, then everyone reads them. */
 static gr_err open_touch_counts(gr_feed *f) {
-    if (f->map->n_rank == 1 || !f->tables)
+    if (f->map->n_rank == 1 || f->routing != GR_SOURCE_TABLE)
         return GR_OK;
     bool first = f->comm->rank[GR_WORLD] == 0;
     GR_TRY(gr_comm_agree(f->comm, first ? open_touch(f, true) : GR_OK));
@@ -172,7 +136,7 @@ static gr_err open_touch_counts(gr_feed *f) {
 
 /* The histogram is a hint until the window is read and refused with it: a damaged one must not ask for more memory
  * than a window can need. */
-static uint64_t pairs_on_rank(gr_feed *f, const place *p, uint32_t rank) {
+static uint64_t pairs_on_rank(gr_feed *f, const feed_place *p, uint32_t rank) {
     uint64_t most = (uint64_t)f->T * f->K;
     gr_routes_histogram(f->source[p->source].routes, p->window, f->window_load);
     uint64_t n = 0;
@@ -183,9 +147,9 @@ static uint64_t pairs_on_rank(gr_feed *f, const place *p, uint32_t rank) {
 
 static void micro_limits(gr_feed *f, uint64_t cursor, uint64_t micro) {
     uint32_t R = f->map->n_rank, rank = (uint32_t)f->comm->rank[GR_EP];
-    uint64_t first = group_first(f, cursor, micro), send = 0, recv = 0, pair = 0;
+    uint64_t first = gr_feed_group_first(f, cursor, micro), send = 0, recv = 0, pair = 0;
     for (uint32_t j = 0; j < R * f->B; j++) {
-        place p = place_of(f, first + j);
+        feed_place p = gr_feed_place(f, first + j);
         const uint32_t *touch = f->source[p.source].touch.count + p.window * R;
         pair += pairs_on_rank(f, &p, rank);
         for (uint32_t r = 0; r < R; r++) {
@@ -201,11 +165,13 @@ static void micro_limits(gr_feed *f, uint64_t cursor, uint64_t micro) {
     f->limits.pair_max = pair > f->limits.pair_max ? pair : f->limits.pair_max;
 }
 
-/* Exact maxima over every micro-batch of the run; without tables of any choice. One rank alone keeps all its pairs: no
- * look at the data is needed. */
+/* Exact maxima over every micro-batch of the run. Without tables: of any choice, or, where a plan is known before its
+ * micro-batch and buffers can grow for it, a little more than uniform routing needs. One rank alone keeps all its
+ * pairs: no look at the data is needed. */
 static void find_limits(gr_feed *f, gr_feed_start start) {
-    if (!f->tables) {
-        f->limits = gr_plan_limits_worst(f->B * f->T, f->K, f->map);
+    if (f->routing != GR_SOURCE_TABLE) {
+        f->limits = f->routing == GR_SOURCE_ONLINE ? gr_forecast_limits(f->config, f->map, GR_FORECAST_SPARE)
+                                                   : gr_plan_limits_worst(f->B * f->T, f->K, f->map);
         return;
     }
     f->limits = (gr_plan_limits){.N = f->B * f->T, .K = f->K, .n_rank = f->map->n_rank, .E_local = f->map->E_local};
@@ -230,21 +196,34 @@ gr_plan_limits gr_plan_limits_max(const gr_plan_limits *a, const gr_plan_limits 
 
 /* ---------------------------------------------------------------- memory */
 
+gr_plan_limits gr_feed_plan_limits(const gr_feed *f) {
+    return f->routing == GR_SOURCE_ONLINE ? gr_plan_limits_worst(f->limits.N, f->K, f->map) : f->limits;
+}
+
+static void layout_slot(const gr_feed *f, gr_arena *a, const gr_plan_limits *limits, feed_slot *s) {
+    s->token = GR_TAKE(a, limits->N, uint32_t);
+    s->target = GR_TAKE(a, limits->N, int32_t);
+    if (f->routing != GR_SOURCE_TABLE && f->routing != GR_SOURCE_ONLINE)
+        return;
+    s->pair_gate = GR_TAKE(a, limits->pair_max, float);
+    s->ids = f->config->routing.gates == GR_GATES_LEARNED ? GR_TAKE(a, (size_t)limits->N * f->K, uint16_t) : NULL;
+    s->load = GR_TAKE(a, f->E, uint32_t);
+    gr_plan_layout(a, limits, f->map, &s->plan, &s->builder);
+}
+
 static void layout(gr_feed *f, gr_arena *a) {
-    size_t N = f->limits.N, group = N * f->limits.n_rank * f->K;
+    gr_plan_limits limits = gr_feed_plan_limits(f);
+    bool tables = f->routing == GR_SOURCE_TABLE, online = f->routing == GR_SOURCE_ONLINE;
+    size_t group = (size_t)limits.N * limits.n_rank * f->K;
     f->window_token = GR_TAKE(a, f->T + 1, uint32_t);
-    f->ids = f->tables ? GR_TAKE(a, group, uint16_t) : NULL;
-    f->gates = f->tables ? GR_TAKE(a, group, float) : NULL;
-    for (int i = 0; i < 2; i++) {
-        slot *s = &f->slot[i];
-        s->token = GR_TAKE(a, N, uint32_t);
-        s->target = GR_TAKE(a, N, int32_t);
-        if (!f->tables)
-            continue;
-        s->pair_gate = GR_TAKE(a, f->limits.pair_max, float);
-        s->ids = f->config->routing.gates == GR_GATES_LEARNED ? GR_TAKE(a, N * f->K, uint16_t) : NULL;
-        s->load = GR_TAKE(a, f->E, uint32_t);
-        gr_plan_layout(a, &f->limits, f->map, &s->plan, &s->builder);
+    f->ids = tables ? GR_TAKE(a, group, uint16_t) : NULL;
+    f->gates = tables || online ? GR_TAKE(a, group, float) : NULL;
+    for (int i = 0; i < 2; i++)
+        layout_slot(f, a, &limits, &f->slot[i]);
+    for (int i = 0; i < 2 && online; i++) {
+        f->records[i].own = GR_TAKE(a, f->B, feed_place);
+        f->records[i].ids = GR_TAKE(a, group, uint16_t);
+        f->records[i].gates = GR_TAKE(a, group, uint16_t);
     }
 }
 
@@ -260,7 +239,7 @@ static gr_err measure(gr_feed *f, size_t *n_byte) {
 static void set_shape(gr_feed *f, const gr_config *config, const gr_expert_map *map) {
     f->config = config;
     f->map = map;
-    f->tables = config->routing.source == GR_SOURCE_TABLE;
+    f->routing = config->routing.source;
     f->B = (uint32_t)config->train.micro_batch_windows;
     f->T = (uint32_t)config->data.seq_len;
     f->K = (uint32_t)config->model.num_experts_per_tok;
@@ -281,7 +260,7 @@ static gr_err allocate(gr_feed *f) {
     uintptr_t base = ((uintptr_t)f->memory + GR_ALIGN - 1) & ~(uintptr_t)(GR_ALIGN - 1);
     gr_arena a = {.base = (uint8_t *)base, .size = n_byte};
     layout(f, &a);
-    return GR_OK;
+    return f->owns_online ? gr_online_prepare(f->online) : GR_OK;
 }
 
 gr_err gr_feed_allocate(gr_feed *f) {
@@ -292,6 +271,8 @@ static gr_err survey(gr_feed *f, const gr_feed *like, gr_feed_start start) {
     GR_TRY(gr_comm_agree(f->comm, open_sources(f, like)));
     GR_TRY(open_touch_counts(f));
     find_limits(f, start);
+    f->end = start.cursor +
+             (uint64_t)(f->config->train.steps - start.step) * (uint64_t)f->config->train.global_batch_windows;
     return GR_OK;
 }
 
@@ -331,6 +312,8 @@ void gr_feed_close(gr_feed *f) {
         gr_routes_close(f->source[i].routes);
         gr_tokens_close(f->source[i].tokens);
     }
+    if (f->owns_online)
+        gr_online_close(f->online);
     free(f->memory);
     free(f->window_load);
     free(f->stream_file);
@@ -346,22 +329,31 @@ uint64_t gr_feed_rows(const gr_feed *f) {
     return f->n_send;
 }
 
+const gr_routes_info *gr_feed_routes(const gr_feed *f) {
+    if (f->routing == GR_SOURCE_ONLINE)
+        return gr_online_info(f->online);
+    return f->routing == GR_SOURCE_TABLE ? gr_routes_get(f->source[0].routes) : NULL;
+}
+
 const char *gr_feed_content(const gr_feed *f, int i, char text[GR_FEED_CONTENT_MAX]) {
-    const source *s = &f->source[i];
+    const feed_source *s = &f->source[i];
+    const gr_routes_info *routes = f->routing == GR_SOURCE_TABLE ? gr_routes_get(s->routes) : gr_feed_routes(f);
     char router[33];
-    if (!f->tables) {
-        snprintf(text, GR_FEED_CONTENT_MAX, "%llu tokens, ends %016llx", (unsigned long long)gr_tokens_count(s->tokens),
-            (unsigned long long)s->ends_hash);
-        return text;
-    }
-    const gr_routes_info *table = gr_routes_get(s->routes);
-    snprintf(text, GR_FEED_CONTENT_MAX, "table %016llx of router %s", (unsigned long long)table->table_hash,
-        gr_hash128_text(table->router, router));
+    int n = 0;
+    if (f->routing == GR_SOURCE_TABLE)
+        n = snprintf(text, GR_FEED_CONTENT_MAX, "table %016llx", (unsigned long long)routes->table_hash);
+    else
+        n = snprintf(text, GR_FEED_CONTENT_MAX, "%llu tokens, ends %016llx",
+            (unsigned long long)gr_tokens_count(s->tokens), (unsigned long long)s->ends_hash);
+    if (routes)
+        snprintf(text + n, GR_FEED_CONTENT_MAX - (size_t)n, "%s of router %s",
+            f->routing == GR_SOURCE_ONLINE ? ", routes" : "", gr_hash128_text(routes->router, router));
     return text;
 }
 
 gr_mask gr_feed_mask(const gr_feed *f) {
-    return f->tables ? gr_routes_get(f->source[0].routes)->mask : GR_MASK_NONE;
+    const gr_routes_info *routes = gr_feed_routes(f);
+    return routes ? routes->mask : GR_MASK_NONE;
 }
 
 uint64_t gr_feed_windows(const gr_feed *f) {
@@ -373,101 +365,4 @@ uint64_t gr_feed_micro_batches(const gr_feed *f) {
     if (f->kind == GR_FEED_TRAIN)
         return (uint64_t)f->config->train.global_batch_windows / per_micro;
     return (f->n_window + per_micro - 1) / per_micro;
-}
-
-/* ---------------------------------------------------------------- one micro-batch */
-
-/* Tokens and targets of window b of this rank. */
-static void fill_own(const gr_feed *f, slot *s, uint32_t b, const place *p, gr_micro *out) {
-    uint32_t *token = s->token + (size_t)b * f->T;
-    int32_t *target = s->target + (size_t)b * f->T;
-    memcpy(token, f->window_token, f->T * sizeof *token);
-    bool bytes = f->config->model.vocab_size == GR_BYTE_VOCAB;
-    for (uint32_t t = 0; t < f->T; t++) {
-        uint32_t next = f->window_token[t + 1];
-        target[t] = p->ignored ? -1 : (int32_t)next;
-        out->n_byte += bytes && !p->ignored && next < GR_BYTE_EOD;
-    }
-    out->n_target += p->ignored ? 0 : f->T;
-}
-
-/* Tokens of window j of the group with an expert on the rank. */
-static uint32_t tokens_on_rank(const gr_feed *f, uint32_t j, uint32_t rank) {
-    uint32_t n = 0;
-    for (uint32_t t = 0; t < f->T; t++) {
-        size_t row = ((size_t)j * f->T + t) * f->K;
-        bool touches = false;
-        for (size_t i = row; i < row + f->K; i++)
-            touches |= f->gates[i] > 0 && f->map->rank_of[f->ids[i]] == rank;
-        n += touches;
-    }
-    return n;
-}
-
-/* A plan above its limits: names the window with more tokens than were counted. */
-static gr_err fail_limits(gr_feed *f, uint64_t first) {
-    uint32_t R = f->map->n_rank;
-    for (uint32_t j = 0; R > 1 && j < R * f->B; j++) {
-        place p = place_of(f, first + j);
-        const source *src = &f->source[p.source];
-        for (uint32_t r = 0; r < R; r++) {
-            uint32_t counted = src->touch.count[p.window * R + r], n = tokens_on_rank(f, j, r);
-            if (n > counted)
-                return gr_fail(GR_DATA,
-                    "%s: window %llu: expected %u tokens with experts of expert-parallel rank %u, as counted in its "
-                    ".touch%u file, got %u; remove that file to have them counted again",
-                    gr_routes_path(src->routes), (unsigned long long)p.window, counted, r, R, n);
-        }
-    }
-    return GR_DATA; /* what the plan said */
-}
-
-/* The own windows alone. */
-static gr_err prepare_tokens(gr_feed *f, slot *s, uint64_t first, gr_micro *out) {
-    for (uint32_t b = 0; b < f->B; b++) {
-        place p = place_of(f, first + (uint64_t)f->comm->rank[GR_EP] * f->B + b);
-        source *src = &f->source[p.source];
-        GR_TRY(gr_window_read(src->tokens, p.window, f->T, (uint32_t)f->config->model.vocab_size, f->window_token));
-        fill_own(f, s, b, &p, out);
-    }
-    return GR_OK;
-}
-
-/* All windows of the group, their routes, and the plan. */
-static gr_err prepare_routes(gr_feed *f, slot *s, uint64_t first, gr_micro *out) {
-    memset(s->load, 0, f->E * sizeof *s->load);
-    uint32_t rank = (uint32_t)f->comm->rank[GR_EP];
-    for (uint32_t j = 0; j < f->map->n_rank * f->B; j++) {
-        place p = place_of(f, first + j);
-        source *src = &f->source[p.source];
-        size_t row = (size_t)j * f->T * f->K;
-        GR_TRY(gr_window_read(src->tokens, p.window, f->T, (uint32_t)f->config->model.vocab_size, f->window_token));
-        GR_TRY(gr_routes_read(src->routes, p.window, f->window_token, f->ids + row, f->gates + row));
-        gr_routes_histogram(src->routes, p.window, f->window_load);
-        for (uint32_t e = 0; e < f->E; e++)
-            s->load[e] += f->window_load[e];
-        if (j / f->B == rank)
-            fill_own(f, s, j % f->B, &p, out);
-    }
-    if (gr_plan_build(&s->plan, s->builder, &f->limits, f->map, rank, f->ids, f->gates))
-        return fail_limits(f, first);
-    gr_plan_gates(&s->plan, f->gates, s->pair_gate);
-    size_t n_own = (size_t)f->limits.N * f->K;
-    if (s->ids)
-        memcpy(s->ids, f->ids + rank * n_own, n_own * sizeof *s->ids);
-    return GR_OK;
-}
-
-gr_err gr_feed_prepare(gr_feed *f, uint64_t cursor, uint64_t micro, gr_micro *out) {
-    slot *s = &f->slot[f->next_slot];
-    f->next_slot ^= 1;
-    uint64_t first = group_first(f, cursor, micro);
-    *out = (gr_micro){.batch = {.token = s->token, .target = s->target}};
-    if (!f->tables)
-        return prepare_tokens(f, s, first, out);
-    out->load = s->load;
-    out->batch.plan = &s->plan;
-    out->batch.pair_gate = s->pair_gate;
-    out->batch.ids = s->ids;
-    return prepare_routes(f, s, first, out);
 }

@@ -63,10 +63,23 @@ static int by_size(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
+gr_err gr_forecast_grouter(gr_router_cost *out, const gr_config *c) {
+    gr_backend *backend;
+    *out = (gr_router_cost){0};
+    if (c->routing.source != GR_SOURCE_ONLINE || !gr_path_exists(c->online.grouter))
+        return GR_OK;
+    GR_TRY(gr_backend_open(&backend, gr_config_backend_name(c), GR_F32));
+    gr_err e = gr_router_cost_get(out, c->online.grouter, backend, (uint32_t)c->data.seq_len);
+    gr_backend_close(backend);
+    return e;
+}
+
 static gr_err fill_table(const gr_trainer *t, const gr_model *model, size_t plans, gr_memory_table *out) {
     size_t objective = 0;
+    gr_router_cost grouter;
     if (gr_objective_of(t->config)->measure)
         GR_TRY(gr_objective_of(t->config)->measure(t, &objective));
+    GR_TRY(gr_forecast_grouter(&grouter, t->config));
     gr_optimizer_options optimizer = gr_trainer_optimizer_options(t, gr_model_params(model));
     gr_model_memory m = gr_model_memory_get(model);
     if (!gr_add_size(plans, m.plans, &plans))
@@ -85,6 +98,7 @@ static gr_err fill_table(const gr_trainer *t, const gr_model *model, size_t plan
             {"logits chunk", m.logits, SMALLER_MODEL},
             {"tables", m.tables, MICRO_BATCH},
             {"teacher and balance", objective, MICRO_BATCH},
+            {"Grouter", grouter.n_byte, 0},
             {"sums over ranks", gr_comm_memory(t->comm->size[GR_WORLD]), 0},
         }};
     for (int i = 0; i < GR_MEMORY_ITEMS; i++)

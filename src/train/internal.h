@@ -4,6 +4,7 @@
 
 #include "grouter/checkpoint.h"
 #include "grouter/eval.h"
+#include "grouter/router.h"
 
 typedef enum gr_run_kind {
     GR_RUN_ABSENT, /* no such folder */
@@ -38,7 +39,7 @@ typedef struct gr_memory_item {
     uint64_t n_byte;
     unsigned remedies; /* what makes it smaller: bits of forecast.c */
 } gr_memory_item;
-enum { GR_MEMORY_ITEMS = 11 };
+enum { GR_MEMORY_ITEMS = 12 };
 typedef struct gr_memory_table {
     gr_memory_item item[GR_MEMORY_ITEMS];
     uint64_t total;
@@ -165,6 +166,10 @@ double gr_forecast_disk(const gr_config *config, int64_t n_checkpoint);
 /* The disk of run.dir has room for them, or, where there are checkpoints already, for one more: 69. */
 GR_MUST gr_err gr_forecast_fit_disk(const gr_config *config);
 
+/* Online routing: what the Grouter takes; all 0 if its file is not here. */
+GR_MUST gr_err gr_forecast_grouter(gr_router_cost *out, const gr_config *config);
+
+#define GR_FORECAST_SPARE 1.25 /* over uniform routing, for routes that are not known yet */
 /* Rows and pairs without route tables: as many as uniform routing gives on average, times `spare`; at most as many as
  * when all tokens of a group choose experts of one rank. */
 gr_plan_limits gr_forecast_limits(const gr_config *config, const gr_expert_map *map, double spare);

@@ -142,14 +142,26 @@ static gr_err open_metrics(gr_trainer *t) {
     return gr_metrics_open(&t->metrics, &o);
 }
 
+/* What an online Grouter adds to a step. */
+static void describe_online(const gr_trainer *t) {
+    gr_router_cost cost;
+    char hash[33];
+    if (t->config->routing.source == GR_SOURCE_ONLINE && !gr_forecast_grouter(&cost, t->config))
+        gr_info("routing: online by %s, router hash %s, %.4g FLOP per token: %.2f %% more than training alone",
+            t->config->online.grouter, gr_hash128_text(gr_feed_routes(t->feed)->router, hash), cost.flops_per_token,
+            100 * cost.flops_per_token / t->flops_per_token);
+}
+
 static void describe_routing(const gr_config *c) {
     const gr_routing *r = &c->routing;
     if (r->gates == GR_GATES_FIXED)
         return;
     gr_info("routing: %s %d of %d experts, learned gates of scale %g%s, aux loss %g, z loss %g",
-        r->source == GR_SOURCE_LEARNED ? "learned, top" : "from tables,", c->model.num_experts_per_tok,
-        c->model.num_experts, r->scale, c->model.norm_topk_prob ? "" : " over all experts", r->aux_loss_coef,
-        r->z_loss_coef);
+        r->source == GR_SOURCE_LEARNED ? "learned, top"
+        : r->source == GR_SOURCE_TABLE ? "from tables,"
+                                       : "online,",
+        c->model.num_experts_per_tok, c->model.num_experts, r->scale,
+        c->model.norm_topk_prob ? "" : " over all experts", r->aux_loss_coef, r->z_loss_coef);
 }
 
 gr_mask gr_trainer_mask(const gr_trainer *t) {
@@ -166,6 +178,7 @@ static void describe(const gr_trainer *t) {
     gr_info("model: %lld parameters, %lld active per token, %lld in experts, %.4g FLOP per token",
         (long long)(n.matrices + n.norms), (long long)n.active, (long long)n.experts, t->flops_per_token);
     describe_routing(c);
+    describe_online(t);
     if (gr_mask_sees_ahead(gr_trainer_mask(t)))
         gr_warn("%s", gr_mask_warning(gr_trainer_mask(t)));
     gr_info("data: %llu windows of %d tokens, %.0f tokens per step, %lld steps (%.2f epochs)",

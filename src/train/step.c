@@ -54,6 +54,7 @@ static gr_err run_micro_batches(gr_trainer *t, int64_t step) {
     for (uint64_t micro = 0; micro < gr_feed_micro_batches(t->feed); micro++) {
         gr_micro now = t->ready;
         GR_TRY(prepare_next(t, step, micro));
+        GR_TRY(gr_model_make_room(t->model, now.batch.plan));
         GR_TRY(gr_objective_of(t->config)->micro_batch(t, &now, &loss_sum, &phases));
         for (int e = 0; now.load && e < t->config->model.num_experts; e++)
             t->load[e] += now.load[e];
@@ -65,15 +66,6 @@ static gr_err run_micro_batches(gr_trainer *t, int64_t step) {
     return GR_OK;
 }
 
-static double max_vio_of(const uint64_t *load, size_t E) {
-    uint64_t most = 0, all = 0;
-    for (size_t e = 0; e < E; e++) {
-        most = load[e] > most ? load[e] : most;
-        all += load[e];
-    }
-    return all ? (double)most * (double)E / (double)all - 1 : 0;
-}
-
 /* MaxVio of the global batch. From tables every expert-parallel group has counted its own windows; learned routers have
  * counted those of their rank. */
 static gr_err max_vio(gr_trainer *t) {
@@ -82,7 +74,7 @@ static gr_err max_vio(gr_trainer *t) {
     GR_TRY(t->comm->sum(t->comm, learned ? GR_WORLD : GR_EDP, GR_U64, t->load, n_layer * E));
     double sum = 0, most = 0;
     for (size_t l = 0; l < n_layer; l++) {
-        double vio = max_vio_of(t->load + l * E, E);
+        double vio = gr_load_violation(t->load + l * E, (uint32_t)E);
         sum += vio;
         most = vio > most ? vio : most;
     }
