@@ -46,7 +46,7 @@ curves=() valids=() violations=() tables=()
 
 # One colour per name, also where a run and a table share it.
 declare -A paint_of=()
-color=("#0072b2" "#d55e00" "#009e73" "#cc79a7" "#e69f00" "#56b4e9" "#000000" "#999999")
+color=("#0072b2" "#d55e00" "#009e73" "#cc79a7" "#e69f00" "#56b4e9" "#000000" "#999999" "#8b4513" "#6a3d9a")
 choose_paint() { # name: sets paint
     [[ -n ${paint_of[$1]-} ]] || paint_of[$1]=${color[${#paint_of[@]} % ${#color[@]}]}
     paint=${paint_of[$1]}

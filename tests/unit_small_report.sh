@@ -16,7 +16,7 @@ tab=$'\t'
     echo "target hash 2 1.62 0.1 1000 1000 - -"
     echo "target bidirectional-last 1 1.55 0.5 1000 3000 0.25 0.01"
 } | tr ' ' "$tab" >bytes/results.tsv
-bash "$SOURCE_DIR/scripts/reproduce/report.sh" . "bpe: left out" >report.md
+bash "$SOURCE_DIR/scripts/reproduce/report.sh" . "bpe: left out." >report.md
 
 expect() {
     grep -qxF -- "$1" report.md || { echo "FAILED: expected the line: $1" && cat report.md && exit 1; }

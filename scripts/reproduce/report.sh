@@ -13,7 +13,7 @@ bidirectional attention, then tuned; targets of the same size on the routes of e
 first weights (but for routers of their own), active parameters, windows and order of windows. Losses are of all
 validation windows, at the end of training, in nats per token (with the vocabulary "bytes" that is per byte but for ends of documents).
 TEXT
-[[ -z ${2-} ]] || printf '\n%s.\n' "$2"
+[[ -z ${2-} ]] || printf '\n%s\n' "$2"
 
 for set in bytes bpe; do
     [[ -s $top/$set/results.tsv ]] || continue

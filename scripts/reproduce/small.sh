@@ -269,19 +269,20 @@ scripts/build.sh build grouter-train
 mkdir -p "$top"
 make_text
 text_files=$(echo "$top"/text/*.txt)
-missing=""
+note=""
+[[ -z $quick ]] || note="Made with --quick: these numbers mean nothing. "
 for set in "${sets[@]}"; do
     dir=$top/$set
     mkdir -p "$dir/made"
     if [[ $set == bpe ]] && ! make_vocabulary; then
-        missing="bpe: left out, since python3 -m venv with PyPI's tokenizers was not to be had"
-        echo "small: $missing"
+        note+="bpe: left out, since python3 -m venv with PyPI's tokenizers was not to be had."
+        echo "small: bpe: left out, since python3 -m venv with PyPI's tokenizers was not to be had"
         continue
     fi
     make_tokens
     run_set
 done
-scripts/reproduce/report.sh "$top" "$missing" >"$top/report.md.part"
+scripts/reproduce/report.sh "$top" "$note" >"$top/report.md.part"
 mv "$top/report.md.part" "$top/report.md"
 cat "$top/report.md"
 echo "small: $top/report.md, after $SECONDS s"
