@@ -39,7 +39,7 @@ static inline void checkpoint_fixture_open(
         .folder = folder,
         .comm = comm,
         .params = &x->f.params,
-        .weights = x->f.flat,
+        .weights = gr_weights_whole(&x->f.params, x->f.flat),
         .optimizer = x->optimizer,
         .config_text = "{\n  \"train\": {}\n}\n",
         .facts = fixture_facts,

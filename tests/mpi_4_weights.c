@@ -19,7 +19,7 @@ static void write_alone(gr_hash128 *hash) {
     fixture_open(&whole, 1, 0);
     assert_int_equal(gr_comm_open(&self, "self"), GR_OK);
     assert_int_equal(
-        gr_params_save(&whole.params, self, whole.flat, alone_path, &(gr_metadata){"grouter_config", "{}"}, hash),
+        gr_params_save(&whole.params, self, gr_weights_whole(&whole.params, whole.flat), alone_path, &(gr_metadata){"grouter_config", "{}"}, hash),
         GR_OK);
     gr_comm_close(self, GR_OK);
     fixture_close(&whole);
@@ -43,7 +43,7 @@ static void any_layout_writes_the_same_file_and_reads_its_share(void **state) {
     gr_hash128 hash = {0}, alone = {0};
     fixture_open(&f, 2, (uint32_t)comm->rank[GR_EP]);
     assert_int_equal(
-        gr_params_save(&f.params, comm, f.flat, path, &(gr_metadata){"grouter_config", "{}"}, &hash), GR_OK);
+        gr_params_save(&f.params, comm, gr_weights_whole(&f.params, f.flat), path, &(gr_metadata){"grouter_config", "{}"}, &hash), GR_OK);
     if (comm->rank[GR_WORLD] == 0) {
         write_alone(&alone);
         assert_true(hash.lo == alone.lo && hash.hi == alone.hi);
@@ -52,7 +52,7 @@ static void any_layout_writes_the_same_file_and_reads_its_share(void **state) {
     assert_int_equal(comm->barrier(comm, GR_WORLD), GR_OK);
     size_t n_byte = (size_t)f.params.n_element * sizeof *f.flat;
     float *again = malloc(n_byte);
-    assert_int_equal(gr_params_load(&f.params, path, again), GR_OK);
+    assert_int_equal(gr_params_load(&f.params, path, gr_weights_whole(&f.params, again)), GR_OK);
     assert_memory_equal(again, f.flat, n_byte);
     free(again);
     fixture_close(&f);
@@ -68,8 +68,8 @@ static void every_rank_learns_of_a_storage_error_and_no_row_stays_behind(void **
     gr_hash128 hash, alone;
     fixture_open(&f, 2, (uint32_t)comm->rank[GR_EP]);
     float *zeros = calloc((size_t)f.params.n_element, sizeof *zeros);
-    assert_int_equal(gr_params_save(&f.params, comm, zeros, "mpi_4_weights.absent/x", NULL, &hash), GR_STORAGE);
-    assert_int_equal(gr_params_save(&f.params, comm, f.flat, NULL, NULL, &hash), GR_OK);
+    assert_int_equal(gr_params_save(&f.params, comm, gr_weights_whole(&f.params, zeros), "mpi_4_weights.absent/x", NULL, &hash), GR_STORAGE);
+    assert_int_equal(gr_params_save(&f.params, comm, gr_weights_whole(&f.params, f.flat), NULL, NULL, &hash), GR_OK);
     if (comm->rank[GR_WORLD] == 0) {
         write_alone(&alone);
         unlink(alone_path);

@@ -282,7 +282,7 @@ gr_err gr_grouter_open(gr_grouter *out, const char *path) {
     *out = (gr_grouter){0};
     GR_TRY(read_spec(path, &spec));
     GR_TRY(gr_grouter_make(out, &spec));
-    gr_err e = gr_params_load(&out->params, path, out->weights);
+    gr_err e = gr_params_load(&out->params, path, gr_weights_whole(&out->params, out->weights));
     if (!e)
         e = set_hash(out);
     if (e)
@@ -299,8 +299,8 @@ gr_err gr_grouter_save(gr_grouter *g, const char *path) {
     GR_TRY(settings_text(&g->spec, true, &text));
     gr_err e = gr_comm_open(&alone, "self");
     if (!e)
-        e = gr_params_save(
-            &g->params, alone, g->weights, path, &(gr_metadata){.key = METADATA_KEY, .value = text}, &tensors);
+        e = gr_params_save(&g->params, alone, gr_weights_whole(&g->params, g->weights), path,
+            &(gr_metadata){.key = METADATA_KEY, .value = text}, &tensors);
     gr_comm_close(alone, GR_OK);
     free(text);
     return e;

@@ -232,7 +232,7 @@ static gr_err measure_time(gr_trainer *t, gr_calibration *out) {
     GR_TRY(run_micro_batch(t, 0, &loss, &first_s));
     GR_TRY(run_micro_batch(t, 1 % n_micro, &loss, &out->micro_s));
     double start_s = gr_time_s();
-    GR_TRY(gr_optimizer_step(t->optimizer, 0, 0, gr_model_weights(t->model), gr_model_gradients(t->model), &update));
+    GR_TRY(gr_optimizer_step(t->optimizer, 0, 0, gr_model_masters(t->model), gr_model_gradients(t->model), &update));
     out->update_s = gr_time_s() - start_s;
     out->measured = true;
     return GR_OK;

@@ -28,7 +28,8 @@ gr_model_options gr_trainer_model_options(const gr_trainer *t, const gr_plan_lim
         .trained = bias_only     ? GR_TRAINED_BIAS
                    : scores_only ? GR_TRAINED_SCORES
                                  : GR_TRAINED_ALL,
-        .recompute = t->config->train.recompute};
+        .recompute = t->config->train.recompute,
+        .shared_weights = c->parallel.zero && t->backend->dtype != GR_F32};
 }
 
 static gr_err open_model(gr_trainer *t) {
@@ -53,6 +54,7 @@ gr_optimizer_options gr_trainer_optimizer_options(const gr_trainer *t, const gr_
         .comm = t->comm,
         .params = params,
         .weights_act = t->model ? gr_model_weights_act(t->model) : NULL,
+        .vectors = t->model ? gr_model_vectors(t->model) : NULL,
         .zero = c->parallel.zero ? GR_ZERO_1 : GR_ZERO_OFF,
         .lr = {.schedule = c->optimizer.schedule,
             .lr = c->optimizer.lr,
@@ -72,7 +74,7 @@ static gr_err open_checkpointer(gr_trainer *t) {
         .folder = gr_run_path(t->config, "checkpoints", t->checkpoints),
         .comm = t->comm,
         .params = gr_model_params(t->model),
-        .weights = gr_model_weights(t->model),
+        .weights = gr_model_masters(t->model),
         .optimizer = t->optimizer,
         .config_text = t->config_text,
         .facts = t->facts.list,
@@ -196,7 +198,8 @@ gr_err gr_trainer_allocate(gr_trainer *t) {
     GR_TRY(gr_feed_allocate(t->feed));
     if (t->valid)
         GR_TRY(gr_feed_allocate(t->valid));
-    return gr_comm_agree(t->comm, open_local(t));
+    GR_TRY(gr_comm_agree(t->comm, open_local(t)));
+    return gr_model_weights_changed(t->model);
 }
 
 /* All ranks must run one program on one config: what they compute is never compared later. */
