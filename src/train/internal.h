@@ -88,6 +88,7 @@ struct gr_trainer {
     const gr_train_options *o;
     const gr_config *config; /* of o */
     gr_comm *comm;           /* of o */
+    bool elsewhere;          /* a dry run for another machine: of the backend only sizes are asked */
     gr_backend *backend;
     gr_expert_map map;
     gr_feed *feed, *valid; /* valid NULL without data.valid */
