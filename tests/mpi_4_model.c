@@ -98,8 +98,8 @@ static void twenty_steps_with_sharded_moments_equal_one_rank(void **state) {
     any_layout_equals_one_rank(GR_ZERO_1);
 }
 
-/* In bf16 sharded ranks have fp32 weights of their own elements alone; model_case_train checks that the rounded copy and
- * the norms are theirs on every rank. */
+/* In bf16 sharded ranks have fp32 weights of their own elements alone; model_case_train checks that the rounded copy
+ * and the norms are theirs on every rank. */
 static void sharding_changes_no_bit_of_the_weights(void **state) {
     (void)state;
     for (int R_ep = 1; R_ep <= 4; R_ep *= 2) {

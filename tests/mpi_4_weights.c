@@ -18,8 +18,8 @@ static void write_alone(gr_hash128 *hash) {
     gr_comm *self;
     fixture_open(&whole, 1, 0);
     assert_int_equal(gr_comm_open(&self, "self"), GR_OK);
-    assert_int_equal(
-        gr_params_save(&whole.params, self, gr_weights_whole(&whole.params, whole.flat), alone_path, &(gr_metadata){"grouter_config", "{}"}, hash),
+    assert_int_equal(gr_params_save(&whole.params, self, gr_weights_whole(&whole.params, whole.flat), alone_path,
+                         &(gr_metadata){"grouter_config", "{}"}, hash),
         GR_OK);
     gr_comm_close(self, GR_OK);
     fixture_close(&whole);
@@ -42,8 +42,9 @@ static void any_layout_writes_the_same_file_and_reads_its_share(void **state) {
     weights_fixture f;
     gr_hash128 hash = {0}, alone = {0};
     fixture_open(&f, 2, (uint32_t)comm->rank[GR_EP]);
-    assert_int_equal(
-        gr_params_save(&f.params, comm, gr_weights_whole(&f.params, f.flat), path, &(gr_metadata){"grouter_config", "{}"}, &hash), GR_OK);
+    assert_int_equal(gr_params_save(&f.params, comm, gr_weights_whole(&f.params, f.flat), path,
+                         &(gr_metadata){"grouter_config", "{}"}, &hash),
+        GR_OK);
     if (comm->rank[GR_WORLD] == 0) {
         write_alone(&alone);
         assert_true(hash.lo == alone.lo && hash.hi == alone.hi);
@@ -103,6 +104,34 @@ static void shares_make_the_same_file_and_come_back_from_it(void **state) {
     assert_int_equal(gr_comm_group(comm, 2), GR_OK);
 }
 
+/* A norm of -0 is as much a value as any other, though no sum of other ranks' zeros gives it. */
+static void gathered_vectors_have_the_bits_of_their_owners(void **state) {
+    (void)state;
+    weights_fixture f;
+    fixture_open_sharded(&f, 2, (uint32_t)comm->rank[GR_EP], comm->size[GR_WORLD], comm->size[GR_EDP]);
+    for (int i = 0; i < f.params.n; i++)
+        for (int64_t j = 0; f.params.list[i].n_dim == 1 && j < f.params.list[i].dim[0]; j += 2)
+            f.flat[f.params.list[i].offset + j] = -0.0f;
+    gr_weights own = shared_of(&f.params, f.flat);
+    float *vectors = malloc((size_t)f.params.n_vector * sizeof *vectors);
+    uint16_t *act = calloc((size_t)f.params.n_element, sizeof *act);
+    for (int part = 0; part < 2; part++)
+        for (int64_t i = 0; i < own.share[part].n; i++)
+            act[own.share[part].first + i] = gr_bf16_from_f32(own.at[part][i]);
+    assert_int_equal(gr_weights_gather(&f.params, comm, &own, act, GR_BF16, vectors), GR_OK);
+    for (int i = 0; i < f.params.n; i++) {
+        const gr_param *p = &f.params.list[i];
+        if (p->n_dim == 1)
+            assert_memory_equal(vectors + p->vector, f.flat + p->offset, (size_t)p->dim[0] * sizeof *vectors);
+    }
+    for (int64_t i = 0; i < f.params.n_element; i++)
+        assert_int_equal(act[i], gr_bf16_from_f32(f.flat[i]));
+    free(act);
+    free(vectors);
+    free(own.at[0]);
+    fixture_close(&f);
+}
+
 /* Weights of each layout are initialised where they are: two pieces and a bit for embedding and head. */
 static gr_hash128 hash_of_large(gr_comm *c, bool shared) {
     gr_model_config config = fixture_config;
@@ -111,8 +140,8 @@ static gr_hash128 hash_of_large(gr_comm *c, bool shared) {
     gr_hash128 hash = {0};
     config.vocab_size = (int)(2 * GR_WEIGHTS_PIECE / config.hidden_size) + 7;
     assert_int_equal(gr_expert_map_open(&map, FIXTURE_EXPERTS, (uint32_t)c->size[GR_EP]), GR_OK);
-    assert_int_equal(gr_params_open(&p, &config, &map, (uint32_t)c->rank[GR_EP], c->size[GR_WORLD], c->size[GR_EDP]),
-        GR_OK);
+    assert_int_equal(
+        gr_params_open(&p, &config, &map, (uint32_t)c->rank[GR_EP], c->size[GR_WORLD], c->size[GR_EDP]), GR_OK);
     float *values = malloc((size_t)p.n_element * sizeof *values);
     gr_weights w = shared ? gr_weights_shared(&p, c, values) : gr_weights_whole(&p, values);
     gr_params_init(&p, 3, w);
@@ -147,7 +176,9 @@ static void every_rank_learns_of_a_storage_error_and_no_row_stays_behind(void **
     gr_hash128 hash, alone;
     fixture_open(&f, 2, (uint32_t)comm->rank[GR_EP]);
     float *zeros = calloc((size_t)f.params.n_element, sizeof *zeros);
-    assert_int_equal(gr_params_save(&f.params, comm, gr_weights_whole(&f.params, zeros), "mpi_4_weights.absent/x", NULL, &hash), GR_STORAGE);
+    assert_int_equal(
+        gr_params_save(&f.params, comm, gr_weights_whole(&f.params, zeros), "mpi_4_weights.absent/x", NULL, &hash),
+        GR_STORAGE);
     assert_int_equal(gr_params_save(&f.params, comm, gr_weights_whole(&f.params, f.flat), NULL, NULL, &hash), GR_OK);
     if (comm->rank[GR_WORLD] == 0) {
         write_alone(&alone);
@@ -163,6 +194,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(any_layout_writes_the_same_file_and_reads_its_share),
         cmocka_unit_test(shares_make_the_same_file_and_come_back_from_it),
+        cmocka_unit_test(gathered_vectors_have_the_bits_of_their_owners),
         cmocka_unit_test(tensors_larger_than_a_piece_have_one_hash_in_any_layout),
         cmocka_unit_test(every_rank_learns_of_a_storage_error_and_no_row_stays_behind),
     };

@@ -20,8 +20,8 @@ static gr_comm *self_open(void) {
 static gr_hash128 save(const weights_fixture *f, const char *to, const char *config) {
     gr_hash128 hash = {0};
     gr_comm *c = self_open();
-    assert_int_equal(
-        gr_params_save(&f->params, c, gr_weights_whole(&f->params, f->flat), to, config ? &(gr_metadata){"grouter_config", config} : NULL, &hash),
+    assert_int_equal(gr_params_save(&f->params, c, gr_weights_whole(&f->params, f->flat), to,
+                         config ? &(gr_metadata){"grouter_config", config} : NULL, &hash),
         GR_OK);
     gr_comm_close(c, GR_OK);
     return hash;
@@ -90,8 +90,9 @@ static void a_folder_that_is_not_there_is_a_storage_error(void **state) {
     fixture_open(&f, 1, 0);
     gr_comm *c = self_open();
     gr_hash128 hash;
-    assert_int_equal(
-        gr_params_save(&f.params, c, gr_weights_whole(&f.params, f.flat), "test_weights.absent/x.safetensors", NULL, &hash), GR_STORAGE);
+    assert_int_equal(gr_params_save(&f.params, c, gr_weights_whole(&f.params, f.flat),
+                         "test_weights.absent/x.safetensors", NULL, &hash),
+        GR_STORAGE);
     gr_comm_close(c, GR_OK);
     fixture_close(&f);
 }

@@ -141,8 +141,8 @@ typedef struct gr_model_options {
      * whole block. Both dispatch every MoE layer's rows but the last one's once more: each row then travels 5 times
      * instead of 4. */
     gr_recompute recompute;
-    bool shared_weights; /* the fp32 weights are only those this rank owns; the ops read the rounded copy, so the storage
-                            type must not be fp32 */
+    bool shared_weights; /* the fp32 weights are only those this rank owns; the ops read the rounded copy, so the
+                            storage type must not be fp32 */
 } gr_model_options;
 
 /* Builds the parameter table, allocates weights, gradients (train) and activations: 69 before anything else if they do
@@ -258,8 +258,7 @@ void gr_weights_reader_close(gr_weights_reader *r); /* accepts a zeroed one */
 /* Elements [first, first+n) of a tensor, n at most GR_WEIGHTS_PIECE. Collective over the ranks whose shares make up the
  * tensor: of dense ones the world, of an expert the ranks that hold it; others may call it and nothing happens. *data
  * is valid where it arrives, until the next call; elsewhere NULL or of no use. */
-GR_MUST gr_err gr_weights_read(
-    gr_weights_reader *r, const gr_whole *w, int64_t first, int64_t n, const float **data);
+GR_MUST gr_err gr_weights_read(gr_weights_reader *r, const gr_whole *w, int64_t first, int64_t n, const float **data);
 /* Bytes that saving takes for a while: of the pieces read, and of those that travel to rank 0. */
 size_t gr_weights_save_memory(const gr_params *p, const gr_comm *comm, bool shared);
 
@@ -267,8 +266,8 @@ size_t gr_weights_save_memory(const gr_params *p, const gr_comm *comm, bool shar
  * table's order with experts by logical id: the same bytes from any layout.
  * Metadata: "format" "pt" and, unless it is NULL, `more` (used on rank 0). *hash (rank 0): XXH3-128
  * over each tensor's name and bytes in that order. path NULL: only the hash. */
-GR_MUST gr_err gr_params_save(const gr_params *p, gr_comm *comm, gr_weights weights, const char *path,
-    const gr_metadata *more, gr_hash128 *hash);
+GR_MUST gr_err gr_params_save(
+    const gr_params *p, gr_comm *comm, gr_weights weights, const char *path, const gr_metadata *more, gr_hash128 *hash);
 /* Every rank reads what its weights have room for; elements of no tensor become 0. Missing, extra, wrongly shaped or
  * typed (not F32) tensors: 66 with a table of expected/found, before anything is copied. */
 GR_MUST gr_err gr_params_load(const gr_params *p, const char *path, gr_weights weights);

@@ -75,15 +75,15 @@ struct gr_model {
 
     gr_model_memory memory; /* what the layouts took */
     void *run_memory, *step_memory;
-    gr_weights weights;         /* whole, or in shares */
+    gr_weights weights; /* whole, or in shares */
     bool shared_weights;
-    float *gradients;           /* flat, NULL without training */
-    void *weights_act;          /* act, flat: what the ops read; NULL where it would equal the weights */
-    float *vectors;             /* [n_vector] with weights in shares: what else the ops read; else NULL */
-    float *cosine, *sine;       /* [T, head_dim/2] */
-    uint32_t *iota;             /* [N+1] 0, 1, 2, ...: the identity as a sum list */
-    uint32_t *document_first;   /* [N] of the current batch; NULL: windows are not divided */
-    uint32_t *document_end;     /* [N] */
+    float *gradients;         /* flat, NULL without training */
+    void *weights_act;        /* act, flat: what the ops read; NULL where it would equal the weights */
+    float *vectors;           /* [n_vector] with weights in shares: what else the ops read; else NULL */
+    float *cosine, *sine;     /* [T, head_dim/2] */
+    uint32_t *iota;           /* [N+1] 0, 1, 2, ...: the identity as a sum list */
+    uint32_t *document_first; /* [N] of the current batch; NULL: windows are not divided */
+    uint32_t *document_end;   /* [N] */
 
     attention_saved *attention; /* [n_attention]: L, or 1 slot shared by all layers */
     ffn_saved *ffn;             /* [n_ffn]: L, or 1 */

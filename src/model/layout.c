@@ -17,8 +17,8 @@ void gr_model_layout_run(gr_model *m, gr_arena *arena) {
     gr_weights shared = gr_weights_shared(&m->params, m->comm, NULL);
     int64_t n_weight = m->shared_weights ? shared.share[0].n + shared.share[1].n : m->params.n_element;
     float *weights = GR_TAKE(arena, n_weight, float);
-    m->weights = m->shared_weights ? gr_weights_shared(&m->params, m->comm, weights)
-                                   : gr_weights_whole(&m->params, weights);
+    m->weights =
+        m->shared_weights ? gr_weights_shared(&m->params, m->comm, weights) : gr_weights_whole(&m->params, weights);
     m->memory.weights = taken(arena, &mark);
     m->weights_act = take_act(m, arena, m->backend->dtype == GR_F32 ? 0 : m->params.n_element);
     m->memory.weights_act = taken(arena, &mark);

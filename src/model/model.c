@@ -241,8 +241,7 @@ gr_err gr_model_weights_changed(gr_model *m) {
         return GR_OK;
     for (int part = 0; part < 2; part++) {
         gr_share s = m->weights.share[part];
-        GR_TRY(b->round_weights(
-            b, GR_LANE_COMPUTE, m->weights.at[part], act_at(m, m->weights_act, s.first), s.n));
+        GR_TRY(b->round_weights(b, GR_LANE_COMPUTE, m->weights.at[part], act_at(m, m->weights_act, s.first), s.n));
     }
     GR_TRY(b->sync(b));
     return m->vectors ? gr_weights_gather(&m->params, m->comm, &m->weights, m->weights_act, b->dtype, m->vectors)

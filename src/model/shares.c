@@ -1,5 +1,5 @@
-/* Weights of which a rank has fp32 values only of what it owns: who owns what, how all ranks get the copies that the ops
- * read, and whole tensors for files, a piece at a time. */
+/* Weights of which a rank has fp32 values only of what it owns: who owns what, how all ranks get the copies that the
+ * ops read, and whole tensors for files, a piece at a time. */
 #include "internal.h"
 
 #include <stdlib.h>
@@ -50,8 +50,8 @@ float *gr_weights_at(const gr_weights *w, gr_share share) {
         if (common.n == share.n && common.first == share.first)
             return w->at[part] + (share.first - w->share[part].first);
     }
-    GR_ASSERT(false, "elements %lld to %lld are not all here", (long long)share.first,
-        (long long)(share.first + share.n));
+    GR_ASSERT(
+        false, "elements %lld to %lld are not all here", (long long)share.first, (long long)(share.first + share.n));
     return NULL;
 }
 
@@ -87,8 +87,7 @@ static bool has_all(const gr_params *p, const gr_weights *w, int part) {
     return w->share[part].n == part_of(p, part).n;
 }
 
-gr_err gr_weights_reader_open(
-    gr_weights_reader *r, const gr_params *p, gr_comm *comm, const gr_weights *weights) {
+gr_err gr_weights_reader_open(gr_weights_reader *r, const gr_params *p, gr_comm *comm, const gr_weights *weights) {
     *r = (gr_weights_reader){.params = p, .comm = comm, .weights = *weights};
     if (has_all(p, weights, 0) && has_all(p, weights, 1))
         return GR_OK;

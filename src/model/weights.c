@@ -137,8 +137,8 @@ static gr_err root_save(
     return err;
 }
 
-gr_err gr_params_save(const gr_params *p, gr_comm *comm, gr_weights weights, const char *path,
-    const gr_metadata *more, gr_hash128 *hash) {
+gr_err gr_params_save(const gr_params *p, gr_comm *comm, gr_weights weights, const char *path, const gr_metadata *more,
+    gr_hash128 *hash) {
     route r = {0};
     gr_whole *list = NULL;
     int n = 0;

@@ -109,8 +109,8 @@ static void print_messages(const gr_dry_report *r, FILE *out) {
     double others = (double)(r->n_rank - 1) / r->n_rank; /* share of the elements that other ranks own */
     double elements = (double)r->n_dense * others + (double)r->n_expert * (R_edp - 1) / R_edp;
     double norms = 2.0 * sizeof(float) * (double)r->n_vector * others;
-    snprintf(note, sizeof note, "each element once to its sum (%zu bytes), once back (%zu)", sizeof(float),
-        r->weight_bytes);
+    snprintf(
+        note, sizeof note, "each element once to its sum (%zu bytes), once back (%zu)", sizeof(float), r->weight_bytes);
     print_bytes(out, "gradients and weights", elements * (double)(sizeof(float) + r->weight_bytes) + norms, note);
 }
 

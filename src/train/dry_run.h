@@ -14,10 +14,10 @@ typedef struct gr_dry_report {
     const gr_config *config;
     int n_rank, R_ep;
     const char *backend, *dtype;
-    int n_absent; /* data files that are not here */
+    int n_absent;      /* data files that are not here */
     bool has_products; /* this machine computes with the storage type */
-    bool exact;   /* rows and pairs are the route tables' */
-    bool learned; /* routes are made in the step: memory is that of the worst choice, rows are expected ones */
+    bool exact;        /* rows and pairs are the route tables' */
+    bool learned;      /* routes are made in the step: memory is that of the worst choice, rows are expected ones */
     gr_memory_table memory;            /* of the rank that needs most */
     uint64_t memory_worst;             /* if all tokens chose experts of one rank; 0 when exact */
     double rows;                       /* that a rank sends in one dispatch of one layer, per step, mean over ranks */

@@ -90,7 +90,7 @@ static gr_err fill_table(const gr_trainer *t, const gr_model *model, size_t plan
             {"tables", m.tables, MICRO_BATCH},
             {"what it is measured against", objective, MICRO_BATCH},
             {"sums over ranks", gr_comm_memory(t->comm->size[GR_WORLD]), 0},
-            {"pieces of weights to save", saving, 0},
+            {"weights being saved", saving, 0},
         }};
     for (int i = 0; i < GR_MEMORY_ITEMS; i++)
         if (__builtin_add_overflow(out->total, out->item[i].n_byte, &out->total))
