@@ -14,23 +14,25 @@ static const gr_command *const commands[] = {
     &gr_cmd_train,
     &gr_cmd_distill,
     &gr_cmd_tune,
+    &gr_cmd_fold,
     &gr_cmd_eval,
     &gr_cmd_inspect,
 };
 enum { N_COMMAND = sizeof commands / sizeof *commands };
 
-static const char exit_codes[] = "exit codes:\n"
-                                 "  0   done\n"
-                                 "  2   command line wrong\n"
-                                 "  64  config wrong, or run.dir is no run folder, in use, or of another run\n"
-                                 "  65  token file, route table or router malformed, absent, changed, or not a pair\n"
-                                 "  66  weights or checkpoints unusable or not of this config\n"
-                                 "  69  memory, disk or a device is not there\n"
-                                 "  70  a bug in grouter-train\n"
-                                 "  71  loss or gradients were not finite beyond what is tolerated\n"
-                                 "  73  another rank or the communication between ranks was lost\n"
-                                 "  74  storage failed: I/O error, full disk or quota, read-only or unwritable place\n"
-                                 "  85  asked to stop by a signal; a checkpoint holds the run: run the command again\n";
+static const char exit_codes[] =
+    "exit codes:\n"
+    "  0   done\n"
+    "  2   command line wrong\n"
+    "  64  config wrong, or run.dir is no run folder, in use, or of another run\n"
+    "  65  token file, route table, router or mapping malformed, absent, changed, or not a pair\n"
+    "  66  weights or checkpoints unusable or not of this config\n"
+    "  69  memory, disk or a device is not there\n"
+    "  70  a bug in grouter-train\n"
+    "  71  loss or gradients were not finite beyond what is tolerated\n"
+    "  73  another rank or the communication between ranks was lost\n"
+    "  74  storage failed: I/O error, full disk or quota, read-only or unwritable place\n"
+    "  85  asked to stop by a signal; a checkpoint holds the run: run the command again\n";
 
 static void print_help(FILE *out) {
     fputs("usage: grouter-train COMMAND [arguments]\n"

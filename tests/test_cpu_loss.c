@@ -71,6 +71,20 @@ static void close_loss(loss_case *c) {
     free(c->target);
 }
 
+static void check_token_losses(loss_case *c, const double *x, const double *w) {
+    int64_t n = c->a.n, D = c->a.D, V = c->a.V;
+    double *token_loss = ref_alloc(n);
+    for (int64_t i = 0; i < n; i++)
+        token_loss[i] = NAN;
+    c->a.token_loss = token_loss;
+    assert_int_equal(backend->cross_entropy(backend, GR_LANE_COMPUTE, &c->a), 0);
+    for (int64_t i = 0; i < n; i++) {
+        double expected = ref_cross_entropy(1, D, V, x + i * D, w, c->target + i);
+        assert_true(fabs(token_loss[i] - expected) <= check_bound() * fabs(expected));
+    }
+    free(token_loss);
+}
+
 static void check_loss(int64_t n, int64_t D, int64_t V) {
     loss_case c;
     open_loss(&c, n, D, V);
@@ -87,6 +101,7 @@ static void check_loss(int64_t n, int64_t D, int64_t V) {
     c.a.dw = NULL;
     assert_int_equal(backend->cross_entropy(backend, GR_LANE_COMPUTE, &c.a), 0);
     assert_true(c.sum == with_gradients);
+    check_token_losses(&c, x, w);
     close_loss(&c);
     free(x);
     free(w);

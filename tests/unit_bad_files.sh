@@ -134,7 +134,7 @@ bad 65 't: expected at least 5001 tokens for one window, got 4000' 'smaller --se
 make tokens --synthetic 2000 --vocab 5000 --seed 3 --out wide
 bad 65 'wide.bin: token 3: expected an id from 0 to 256' 'got 3497' 'use the vocabulary size' -- \
     route --router h.router --tokens wide --seq-len 32 --out x.routes
-bad 65 'good.json: expected a route table' 'a token file' 'safetensors, got none of them' -- inspect good.json
+bad 65 'good.json: expected a route table' 'a token file' 'safetensors' 'got none of them' -- inspect good.json
 
 # ---- weights: 66
 # weights PART...: bad.safetensors is refused so.

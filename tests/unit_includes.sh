@@ -61,9 +61,10 @@ part_of_public() {
     case $1 in
     json.h | io.h) echo base ;;
     routes.h) echo data ;;
-    grouter.h | teacher.h | balance.h | fold.h) echo router ;;
+    grouter.h | teacher.h | balance.h | fold.h | folding.h) echo router ;;
     checkpoint.h) echo train ;;
     hf.h) echo model ;;
+    leak.h) echo eval ;;
     *) echo "${1%.h}" ;;
     esac
 }

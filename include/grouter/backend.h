@@ -192,18 +192,20 @@ typedef struct gr_attention {
 } gr_attention;
 
 /* Head and cross-entropy in chunks of tokens, never N x V logits: l_i = logsumexp(x_i W^T) - (x_i W^T)[target_i].
- * *loss_sum += sum over tokens with target >= 0 (double, token order). With dx: dx = scale * dl/dx (rows of ignored
- * tokens are zeroed) and dw += scale * dl/dW. dx NULL: loss only. */
+ * *loss_sum += sum over tokens with target >= 0 (double, token order). With token_loss: token_loss_i = l_i, 0 where
+ * ignored. With dx: dx = scale * dl/dx (rows of ignored tokens are zeroed) and dw += scale * dl/dW. dx NULL: loss only.
+ */
 typedef struct gr_cross_entropy {
     int64_t n, D, V;
     const void *x;         /* act [n, D] */
     const void *w;         /* act [V, D] */
     const int32_t *target; /* [n], -1 = ignored */
     float scale;
-    double *loss_sum; /* backend memory */
-    void *dx;         /* act [n, D] or NULL */
-    float *dw;        /* fp32 [V, D], accumulated */
-    void *logits;     /* scratch: act [gr_logits_chunk(n, V), V] */
+    double *loss_sum;   /* backend memory */
+    double *token_loss; /* [n] backend memory, or NULL */
+    void *dx;           /* act [n, D] or NULL */
+    float *dw;          /* fp32 [V, D], accumulated */
+    void *logits;       /* scratch: act [gr_logits_chunk(n, V), V] */
 } gr_cross_entropy;
 /* Tokens per chunk: as many as keep a chunk's logits within 32 MiB of fp32, at least 16, at most n. */
 int64_t gr_logits_chunk(int64_t n, int64_t V);

@@ -21,7 +21,7 @@ typedef enum gr_err {
     GR_OK = 0,
     GR_USAGE = 2,       /* command line wrong */
     GR_CONFIG = 64,     /* config wrong */
-    GR_DATA = 65,       /* token file, route table or router malformed, absent, changed, or not a pair */
+    GR_DATA = 65,       /* token file, route table, router or mapping malformed, absent, changed, not a pair */
     GR_CHECKPOINT = 66, /* weights unusable or not of this config */
     GR_RESOURCE = 69,   /* memory, disk or a device is not there */
     GR_BUG = 70,        /* our own invariant broke */

@@ -174,8 +174,8 @@ GR_MUST gr_err gr_config_parse(gr_config *out, gr_config_kind kind, const char *
 typedef void (*gr_config_visit)(const char *key, gr_on_resume rule, const char *before, const char *now, void *context);
 GR_MUST gr_err gr_config_compare(const gr_config *before, const gr_config *now, gr_config_visit visit, void *context);
 
-/* A key that may be overridden on resume: one of the config, or "data.train[N].content", what a file holds. Anything
- * else is 2 with the nearest key. */
+/* A key that may be overridden on resume: one of the config, or what a file holds: "data.train[N].content",
+ * "distill.teacher.content", "tune.grouter.content". Anything else is 2 with the nearest key. */
 GR_MUST gr_err gr_config_check_override(const char *key);
 
 /* The resolved config as JSON text, every key present, loadable again; the caller frees *text. */

@@ -8,6 +8,9 @@ typedef struct gr_eval_loss {
     double nats_per_token, perplexity;
     double nats_per_byte; /* all losses / bytes predicted; NaN unless the vocabulary is the byte-level one */
     uint64_t n_token, n_byte, n_window;
+    gr_mask mask;         /* of the tables' router */
+    double last_position; /* gr_eval_weights, if that mask sees ahead: nats per token at the last position of the
+                             windows, where nothing lies ahead; else NaN */
 } gr_eval_loss;
 
 /* Mean loss over the feed's validation windows; collective, the same result on every rank. */

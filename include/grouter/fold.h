@@ -77,6 +77,8 @@ void gr_mapping_close(gr_mapping *m); /* accepts a zeroed one */
 
 /* Source experts that are in some group: E_S unless some are missing. */
 uint32_t gr_mapping_used(const gr_mapping *m);
+/* Members of the smallest and of the largest group. */
+void gr_mapping_sizes(const gr_mapping *m, uint32_t *least, uint32_t *most);
 
 typedef struct gr_grouping {
     gr_fold_method method;
@@ -106,6 +108,7 @@ void gr_mapping_fold(const gr_mapping *m, uint32_t D, const float *W, float *out
  *    "target_experts": E_T, "router": "<32 hexadecimal digits>", "tokens": n_token, "groups": [[ids...], ...]}
  * and, for method "expand" alone, "new": E_T - E_S. It appears whole or not at all: 74. */
 GR_MUST gr_err gr_mapping_save(const gr_mapping *m, const char *path);
+GR_MUST gr_err gr_mapping_write(const gr_mapping *m, gr_out *o); /* the same text; the caller commits */
 /* Every field is checked, and that the groups are what gr_mapping says: 65 naming file and line. */
 GR_MUST gr_err gr_mapping_load(gr_mapping *m, const char *path);
 

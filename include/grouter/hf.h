@@ -39,8 +39,9 @@ const char *gr_hf_shard_name(const gr_hf *hf, int i); /* file name, without its 
  * a table of expected and found, before anything is copied. */
 GR_MUST gr_err gr_hf_load(gr_hf *hf, const gr_params *p, float *flat);
 
-/* Tells one checkpoint from another by sizes and ends of its files, into text[33]; returns GR_OK or 66. */
-GR_MUST gr_err gr_hf_identity(const gr_hf *hf, char text[33]);
+/* Tells one checkpoint from another by sizes and ends of config.json and of the files that hold tensors of the table
+ * `p`, into text[33]: GR_OK, 66 or 69. */
+GR_MUST gr_err gr_hf_identity(const gr_hf *hf, const gr_params *p, char text[33]);
 
 /* What is in the files; opens all of them and checks all their headers as gr_hf_load does. */
 typedef struct gr_hf_contents {

@@ -102,7 +102,8 @@ GR_MUST gr_err gr_weights_gather(
 /* Initial weights: N(0, init_std^2) by Philox keyed by (seed, tensor name, element), norms 1: equal in every layout. */
 void gr_params_init(const gr_params *p, uint64_t seed, gr_weights weights);
 
-/* Whole-model counts (all ranks), from the config alone. A Grouter's score bias is in none of them: it is frozen. */
+/* Whole-model counts (all ranks), from the config alone. A Grouter's score bias is in none of them: it is frozen. Of a
+ * source cut off at a router only what is left of it counts. */
 typedef struct gr_model_count {
     int64_t matrices; /* all matrices and embeddings */
     int64_t norms;    /* weights of norms and, of layer norms, biases */
@@ -200,6 +201,9 @@ typedef struct gr_phases {
 GR_MUST gr_err gr_model_step(gr_model *m, const gr_batch *b, float loss_scale, double *loss_sum, gr_phases *phases);
 /* Forward only. */
 GR_MUST gr_err gr_model_loss(gr_model *m, const gr_batch *b, double *loss_sum, gr_phases *phases);
+/* The same with the loss of each token besides: token_loss [N] in nats, 0 where ignored, host memory; or NULL. */
+GR_MUST gr_err gr_model_token_losses(
+    gr_model *m, const gr_batch *b, double *loss_sum, double *token_loss, gr_phases *phases);
 GR_MUST gr_err gr_model_zero_gradients(gr_model *m); /* and the routers' sums */
 
 /* What the routers of the MoE layers have added up in gr_model_step since gr_model_zero_gradients, over the windows of
@@ -269,7 +273,8 @@ size_t gr_weights_save_memory(const gr_params *p, const gr_comm *comm, bool shar
 GR_MUST gr_err gr_params_save(
     const gr_params *p, gr_comm *comm, gr_weights weights, const char *path, const gr_metadata *more, gr_hash128 *hash);
 /* Every rank reads what its weights have room for; elements of no tensor become 0. Missing, extra, wrongly shaped or
- * typed (not F32) tensors: 66 with a table of expected/found, before anything is copied. */
+ * typed (not F32) tensors: 66 with a table of expected/found, before anything is copied. Values NULL: they are only
+ * compared. */
 GR_MUST gr_err gr_params_load(const gr_params *p, const char *path, gr_weights weights);
 /* The same of several files that hold each tensor once between them. */
 GR_MUST gr_err gr_params_load_files(const gr_params *p, const char *const *path, int n_path, gr_weights weights);

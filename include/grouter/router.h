@@ -40,9 +40,9 @@ GR_MUST gr_err gr_router_open(gr_router **out, const char *path);
 void gr_router_close(gr_router *r);
 const gr_router_info *gr_router_get(const gr_router *r);
 
-/* Optional ways to use a Grouter (gr_selection); they are settings, so each changes the router's hash. For other
- * methods:
- * 2. threshold in (0, scale) turns dynamic activation on; bias routing selects by score + the Grouter's bias. */
+/* Optional ways to use a Grouter (gr_selection); they are settings, so each changes the router's hash. threshold in (0,
+ * scale) turns dynamic activation on; bias routing selects by score + the Grouter's bias. Another threshold, or a
+ * router of another method: 2. */
 GR_MUST gr_err gr_router_use_threshold(gr_router *r, float threshold);
 GR_MUST gr_err gr_router_use_bias(gr_router *r);
 
@@ -51,8 +51,9 @@ GR_MUST gr_err gr_router_use_bias(gr_router *r);
 GR_MUST gr_err gr_router_prepare(gr_router *r, gr_backend *backend, uint32_t T);
 
 /* Routes window `window` (tokens[T+1]; the last one is only a label, never seen): ids[T*K] ascending, gates[T*K] exact
- * bf16 values that sum to scale within scale/256 (less, and zeros, with variable_k). An id >= V is 65. A Grouter is
- * always evaluated one window per call, so that a table and online routing have the same bits. */
+ * bf16 values that sum to scale within scale/256 (less, and zeros, with variable_k). An id >= V is 65; scores of a
+ * Grouter that are not finite are 71, naming the token: its weights are damaged. A Grouter is always evaluated one
+ * window per call, so that a table and online routing have the same bits. */
 GR_MUST gr_err gr_router_route(
     gr_router *r, uint64_t window, uint32_t T, const uint32_t *tokens, uint16_t *ids, float *gates);
 

@@ -7,8 +7,8 @@
 /* The source at `path` (hf.h: a run's weights or a Hugging Face checkpoint) cut off at the router of `layer`, 0-based:
  * what a Grouter must know to be its student. 66 if it cannot be read or has no learned router there. */
 GR_MUST gr_err gr_teacher_describe(const char *path, int layer, gr_model_config *out);
-/* Tells one source from another by sizes and ends of its files, into text[33]; 66. */
-GR_MUST gr_err gr_teacher_identity(const char *path, char text[33]);
+/* Tells one source from another by sizes and ends of the files that this router needs, into text[33]; 66. */
+GR_MUST gr_err gr_teacher_identity(const char *path, int layer, char text[33]);
 
 typedef struct gr_teacher gr_teacher;
 
@@ -41,8 +41,13 @@ typedef struct gr_fidelity {
 } gr_fidelity;
 enum { GR_FIDELITY_SUMS = sizeof(gr_fidelity) / sizeof(double) };
 
-/* Adds the tokens with counted[i] >= 0 of n (counted NULL: all): scores [n, E] of both, host memory. */
-void gr_fidelity_add(gr_fidelity *f, uint32_t E, uint32_t K, int64_t n, const float *teacher, const float *student,
-    const int32_t *counted);
+typedef struct gr_fidelity_pair {
+    uint32_t E, K;
+    int64_t n;
+    const float *teacher, *student;           /* scores [n, E], host memory */
+    const float *teacher_bias, *student_bias; /* [E]: the choice is by score + bias; NULL: by score */
+    const int32_t *counted;                   /* [n]: tokens below 0 are left out; NULL: none */
+} gr_fidelity_pair;
+void gr_fidelity_add(gr_fidelity *f, const gr_fidelity_pair *pair); /* adds the tokens of the pair */
 
 #endif

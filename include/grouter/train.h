@@ -47,6 +47,8 @@ uint64_t gr_feed_rows(const gr_feed *f); /* rows this rank sends in one dispatch
  * without one, the number of tokens and the hash of the first and the last window. Returns text. */
 enum { GR_FEED_CONTENT_MAX = 128 };
 const char *gr_feed_content(const gr_feed *f, int i, char text[GR_FEED_CONTENT_MAX]);
+/* What part of a window the router of its tables sees; NONE without tables. */
+gr_mask gr_feed_mask(const gr_feed *f);
 uint64_t gr_feed_windows(const gr_feed *f);       /* windows of all files (train), of one evaluation (valid) */
 uint64_t gr_feed_micro_batches(const gr_feed *f); /* per step (train), per evaluation (valid) */
 
@@ -115,6 +117,7 @@ typedef struct gr_train_result {
     double nats_per_byte_valid_first, nats_per_byte_valid; /* NaN unless the vocabulary is the byte-level one */
     gr_fidelity fidelity_first, fidelity;                  /* of a Grouter, before and after; n_token 0: not measured */
     double max_vio_first, max_vio;                         /* of a Grouter over the validation windows */
+    gr_mask mask; /* of the routes that were trained with, or of the Grouter that was trained */
 } gr_train_result;
 
 typedef enum gr_run_folder {

@@ -4,24 +4,32 @@
 
 #include <math.h>
 
-/* Log-sum-exp of z[E]/t. */
-static double log_sum(int64_t E, const float *z, double t) {
+/* ln softmax(z/t)_e = (z_e - largest) / t - log_sum. The two are never added up: large scores would swallow the log. */
+typedef struct normaliser {
+    double largest, log_sum, t;
+} normaliser;
+
+static normaliser normaliser_of(int64_t E, const float *z, double t) {
     double largest = (double)z[0], sum = 0;
     for (int64_t e = 1; e < E; e++)
         largest = (double)z[e] > largest ? (double)z[e] : largest;
     for (int64_t e = 0; e < E; e++)
         sum += exp(((double)z[e] - largest) / t);
-    return largest / t + log(sum);
+    return (normaliser){.largest = largest, .log_sum = log(sum), .t = t};
+}
+
+static double log_share(const normaliser *n, float z) {
+    return ((double)z - n->largest) / n->t - n->log_sum;
 }
 
 static double token_divergence(const gr_divergence *a, int64_t i) {
     const double t = (double)a->temperature;
     const float *teacher = a->teacher + i * a->E, *student = a->student + i * a->E;
     float *d = a->dstudent ? a->dstudent + i * a->E : NULL;
-    const double lse_p = log_sum(a->E, teacher, t), lse_q = log_sum(a->E, student, t);
+    const normaliser of_p = normaliser_of(a->E, teacher, t), of_q = normaliser_of(a->E, student, t);
     double sum = 0;
     for (int64_t e = 0; e < a->E; e++) {
-        const double ln_p = (double)teacher[e] / t - lse_p, ln_q = (double)student[e] / t - lse_q, p = exp(ln_p);
+        const double ln_p = log_share(&of_p, teacher[e]), ln_q = log_share(&of_q, student[e]), p = exp(ln_p);
         if (p > 0) /* p ln p -> 0 */
             sum += p * (ln_p - ln_q);
         if (d)

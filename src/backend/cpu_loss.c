@@ -131,6 +131,8 @@ gr_err GR_CPU(cross_entropy)(gr_backend *b, gr_lane lane, const gr_cross_entropy
         GR_TRY(gr_cpu_gemm_check(chunk_loss(cpu, a, first, n, s)));
         for (int64_t i = 0; i < n; i++)
             sum += s.loss[i];
+        if (a->token_loss)
+            memcpy(a->token_loss + first, s.loss, (size_t)n * sizeof *s.loss);
     }
     *a->loss_sum += sum;
     return GR_OK;

@@ -135,6 +135,10 @@ gr_err gr_inspect_safetensors(const char *path, bool json) {
     gr_safetensors *s = NULL;
     void *metadata = NULL;
     GR_TRY(gr_safetensors_open(&s, path));
+    if (gr_grouter_claims(s)) {
+        gr_safetensors_close(s);
+        return gr_inspect_grouter(path, json);
+    }
     int n_metadata = gr_safetensors_metadata_list(s, NULL, 0);
     gr_err err = gr_alloc(&metadata, (size_t)n_metadata, sizeof(gr_metadata), "list of metadata");
     if (!err) {
@@ -154,7 +158,8 @@ typedef enum kind {
     KIND_ROUTER,
     KIND_TOUCH,
     KIND_TOKENS,
-    KIND_SAFETENSORS,
+    KIND_SAFETENSORS, /* a Grouter too */
+    KIND_MAPPING,
     KIND_CHECKPOINT
 } kind;
 
@@ -179,6 +184,8 @@ static kind recognise_bytes(const char *path, gr_map map) {
         return KIND_TOKENS;
     if (map.n > 8 && gr_load_u64(map.p) <= map.n - 8 && map.p[8] == '{')
         return KIND_SAFETENSORS;
+    if (map.n > 0 && map.p[0] == '{' && memmem(map.p, map.n < 256 ? map.n : 256, "grouter-mapping", 15))
+        return KIND_MAPPING;
     return KIND_UNKNOWN;
 }
 
@@ -209,8 +216,9 @@ static gr_err recognise(const char *path, kind *out) {
     gr_map_close(&map);
     if (*out == KIND_UNKNOWN)
         return gr_fail(GR_DATA,
-            "%s: expected a route table, its .touch counts, a router, a token file (.idx, .bin or their prefix), "
-            "safetensors or the folder of a checkpoint, got none of them; an early part of the file may be damaged",
+            "%s: expected a route table, its .touch counts, a router, a mapping, a token file (.idx, .bin or their "
+            "prefix), safetensors or the folder of a checkpoint, got none of them; an early part of the file may be "
+            "damaged",
             path);
     return GR_OK;
 }
@@ -236,6 +244,8 @@ static gr_err run(int argc, char **argv) {
         return gr_inspect_touch(path, n_json > 0);
     case KIND_TOKENS:
         return gr_inspect_tokens(path, n_json > 0);
+    case KIND_MAPPING:
+        return gr_inspect_mapping(path, n_json > 0);
     case KIND_CHECKPOINT:
         return gr_inspect_hf(path, n_json > 0);
     default:
@@ -246,17 +256,18 @@ static gr_err run(int argc, char **argv) {
 const gr_command gr_cmd_inspect = {
     .name = "inspect",
     .summary = "what is in a file, verified",
-    .help = "usage: grouter-train inspect FILE [--tokens TOKENS] [--json]\n"
-            "\n"
-            "FILE is a route table, its .touch counts, a router, a token file (.idx, .bin or their prefix), "
-            "safetensors,\n"
-            "or the folder of a Hugging Face checkpoint (config.json, Qwen3-MoE) or of a run with its weights;\n"
-            "it is recognised by content, read and checked as far as its format allows. Any damage is an error.\n"
-            "\n"
-            "  --tokens TOKENS  the token file of a route table: also proves that they are a pair\n"
-            "  --json           one JSON object on standard output\n"
-            "\n"
-            "example:\n"
-            "  grouter-train inspect data/train.routes --tokens data/train\n",
+    .help =
+        "usage: grouter-train inspect FILE [--tokens TOKENS] [--json]\n"
+        "\n"
+        "FILE is a route table, its .touch counts, a router, a Grouter, the mapping of a fold, a token file (.idx,\n"
+        ".bin or their prefix), safetensors, or the folder of a Hugging Face checkpoint (config.json, Qwen3-MoE) or\n"
+        "of a run with its weights; it is recognised by content, read and checked as far as its format allows. Any\n"
+        "damage is an error.\n"
+        "\n"
+        "  --tokens TOKENS  the token file of a route table: also proves that they are a pair\n"
+        "  --json           one JSON object on standard output\n"
+        "\n"
+        "example:\n"
+        "  grouter-train inspect data/train.routes --tokens data/train\n",
     .run = run,
 };

@@ -29,6 +29,8 @@ GR_MUST gr_err gr_inspect_router(const char *path, bool json);
 GR_MUST gr_err gr_inspect_touch(const char *path, bool json);
 GR_MUST gr_err gr_inspect_tokens(const char *prefix, bool json);
 GR_MUST gr_err gr_inspect_safetensors(const char *path, bool json);
+GR_MUST gr_err gr_inspect_grouter(const char *path, bool json);
+GR_MUST gr_err gr_inspect_mapping(const char *path, bool json);
 GR_MUST gr_err gr_inspect_hf(const char *path, bool json);
 
 #endif

@@ -28,8 +28,11 @@ static gr_err run(gr_session *s, const gr_train_options *o, const gr_dry_run *qu
     if (question)
         return gr_train_dry_run(s->config, s->comm, question, stdout);
     GR_TRY(gr_train_run(o, &result));
-    if (s->comm->rank[GR_WORLD] == 0)
-        print(s->config, &result);
+    if (s->comm->rank[GR_WORLD] != 0)
+        return GR_OK;
+    if (gr_mask_sees_ahead(result.mask))
+        printf("note: %s\n", gr_mask_warning(result.mask));
+    print(s->config, &result);
     return GR_OK;
 }
 

@@ -101,6 +101,13 @@ static void check_routing(checker *c, const gr_routing *r) {
         r->aux_loss_coef);
 }
 
+/* An aim that is never looked at would never end the run. */
+static void check_tune(checker *c, const gr_config *g) {
+    rule(c, g->tune.until_maxvio == 0 || (g->data.n_valid > 0 && g->eval.every_steps > 0),
+        "tune.until_maxvio eval.every_steps data.valid",
+        "tune.until_maxvio = %g is asked of data.valid every eval.every_steps: give both", g->tune.until_maxvio);
+}
+
 static void check_optimizer(checker *c, const gr_config *g) {
     rule(c, g->optimizer.lr_min <= g->optimizer.lr, "optimizer.lr_min optimizer.lr",
         "optimizer.lr_min = %g must be at most optimizer.lr = %g", g->optimizer.lr_min, g->optimizer.lr);
@@ -113,7 +120,8 @@ static void check_optimizer(checker *c, const gr_config *g) {
 
 static void check_batch(checker *c, const gr_config *g) {
     int R_ep = gr_config_expert_parallel(g);
-    int64_t B = g->train.micro_batch_windows, pairs = R_ep * B * g->data.seq_len * g->model.num_experts_per_tok;
+    int K = g->model.num_experts_per_tok ? g->model.num_experts_per_tok : 1; /* unknown yet for distill and tune */
+    int64_t B = g->train.micro_batch_windows, pairs = R_ep * B * g->data.seq_len * K;
     rule(c, divides(B, g->train.global_batch_windows), "train.global_batch_windows train.micro_batch_windows",
         "train.global_batch_windows = %d must be a multiple of train.micro_batch_windows = %d",
         g->train.global_batch_windows, g->train.micro_batch_windows);
@@ -122,7 +130,7 @@ static void check_batch(checker *c, const gr_config *g) {
         "train.micro_batch_windows data.seq_len model.num_experts_per_tok parallel.expert_parallel_size",
         "parallel.expert_parallel_size * train.micro_batch_windows * data.seq_len * model.num_experts_per_tok = "
         "%d * %d * %d * %d = %lld must be at most %d; use smaller micro-batches",
-        R_ep, g->train.micro_batch_windows, g->data.seq_len, g->model.num_experts_per_tok, (long long)pairs, INT32_MAX);
+        R_ep, g->train.micro_batch_windows, g->data.seq_len, K, (long long)pairs, INT32_MAX);
 }
 
 static void check_parallel(checker *c, const gr_config *g) {
@@ -146,6 +154,8 @@ void gr_config_check(gr_config_errors *e, const gr_config *g, const char *source
         check_experts(&c, &g->model);
         check_routing(&c, &g->routing);
     }
+    if (g->kind == GR_CONFIG_TUNE)
+        check_tune(&c, g);
     check_optimizer(&c, g);
     check_batch(&c, g);
     check_parallel(&c, g);

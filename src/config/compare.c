@@ -73,17 +73,30 @@ gr_err gr_config_compare(const gr_config *before, const gr_config *now, gr_confi
     return GR_OK;
 }
 
+/* Names that are no keys: what the files that keys name hold. */
+static const char *const contents[] = {"data.train[].content", "distill.teacher.content", "tune.grouter.content"};
+enum { N_CONTENT = sizeof contents / sizeof *contents };
+
+static bool is_content(const char *name) {
+    for (int i = 0; i < N_CONTENT; i++)
+        if (strcmp(name, contents[i]) == 0)
+            return true;
+    return false;
+}
+
 gr_err gr_config_check_override(const char *key) {
     char pattern[96];
     size_t n = strcspn(key, "["), n_digit = key[n] ? strspn(key + n + 1, "0123456789") : 0;
     const char *rest = key + n + (key[n] ? 1 + n_digit : 0);
     snprintf(pattern, sizeof pattern, "%.*s%s%s", (int)(n < sizeof pattern ? n : sizeof pattern - 1), key,
         key[n] ? "[" : "", rest);
-    if (gr_key_find(pattern) >= 0 || strcmp(pattern, "data.train[].content") == 0)
+    if (gr_key_find(pattern) >= 0 || is_content(pattern))
         return GR_OK;
     gr_nearest nearest = {.to = pattern};
     for (int k = 0; k < GR_N_KEY; k++)
         gr_nearest_offer(&nearest, gr_keys[k].name);
+    for (int i = 0; i < N_CONTENT; i++)
+        gr_nearest_offer(&nearest, contents[i]);
     if (nearest.name)
         return gr_fail(GR_USAGE, "--override: unknown key \"%.95s\": did you mean \"%s\"?", key, nearest.name);
     return gr_fail(GR_USAGE, "--override: unknown key \"%.95s\"; configs/README.md lists the keys", key);

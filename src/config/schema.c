@@ -45,7 +45,7 @@ const gr_key gr_keys[GR_N_KEY] = {
     {"run.seed", NO_UNIT, INT64(0, INT64_MAX), AT(run.seed), .fallback = "1234",
         .meaning = "initial weights and order of windows follow from it"},
 
-    {"distill.teacher", NO_UNIT, FOR(DISTILL), PATH, AT(distill.teacher),
+    {"distill.teacher", NO_UNIT, FOR(DISTILL), FREE, PATH, AT(distill.teacher),
         .meaning = "the source: a run folder's `model.safetensors`, or a folder in Hugging Face's format (Qwen3-MoE)"},
     {"distill.teacher_layer", "layers", FOR(DISTILL), INT(0, 1023), AT(distill.teacher_layer), .fallback = "0",
         .meaning = "whose router is imitated; the source runs up to it and no further"},
@@ -58,11 +58,11 @@ const gr_key gr_keys[GR_N_KEY] = {
     {"distill.scores_only", NO_UNIT, FOR(DISTILL), .type = GR_KEY_BOOL, AT(distill.scores_only), .fallback = "false",
         .meaning = "train the score matrix alone"},
 
-    {"tune.grouter", NO_UNIT, FOR(TUNE), PATH, AT(tune.grouter), .meaning = "the Grouter to balance"},
+    {"tune.grouter", NO_UNIT, FOR(TUNE), FREE, PATH, AT(tune.grouter), .meaning = "the Grouter to balance"},
     {"tune.mode", NO_UNIT, FOR(TUNE), NAME(tune_modes), AT(tune.mode), .fallback = "scores",
         .meaning = "what is changed: `scores` = the score matrix, `bias` = only the bias, by the sign rule, `full` = "
                    "everything"},
-    {"tune.until_maxvio", NO_UNIT, FOR(TUNE), NUMBER(GR_CLOSED, 0, 4096), AT(tune.until_maxvio), .fallback = "0",
+    {"tune.until_maxvio", NO_UNIT, FOR(TUNE), FREE, NUMBER(GR_CLOSED, 0, 4096), AT(tune.until_maxvio), .fallback = "0",
         .meaning = "stop once MaxVio over the validation windows is at most this, asked every "
                    "eval.every_steps; 0 = go through all steps"},
 

@@ -1,10 +1,27 @@
 /* Mean loss over the validation windows. */
 #include <math.h>
+#include <stdlib.h>
 
 #include "grouter/eval.h"
 
-gr_err gr_eval_loss_run(gr_feed *valid, gr_model *model, gr_comm *comm, gr_eval_loss *out) {
-    *out = (gr_eval_loss){.nats_per_token = NAN, .perplexity = NAN, .nats_per_byte = NAN};
+/* The losses at the last positions of windows that count. */
+typedef struct last_positions {
+    int64_t N, T;
+    double *token_loss; /* [N]; NULL: they are not asked for */
+    double sum;
+} last_positions;
+
+static void add_last(last_positions *last, const int32_t *target) {
+    for (int64_t i = last->T - 1; last->token_loss && i < last->N; i += last->T)
+        last->sum += target[i] < 0 ? 0 : last->token_loss[i];
+}
+
+static gr_err run(gr_feed *valid, gr_model *model, gr_comm *comm, last_positions *last, gr_eval_loss *out) {
+    *out = (gr_eval_loss){.nats_per_token = NAN,
+        .perplexity = NAN,
+        .nats_per_byte = NAN,
+        .last_position = NAN,
+        .mask = gr_feed_mask(valid)};
     double loss_sum = 0;
     uint64_t counts[2] = {0, 0}; /* targets, bytes */
     gr_phases phases = {0};
@@ -12,12 +29,15 @@ gr_err gr_eval_loss_run(gr_feed *valid, gr_model *model, gr_comm *comm, gr_eval_
     for (uint64_t micro = 0; micro < n_micro; micro++) {
         gr_micro m;
         GR_TRY(gr_feed_prepare(valid, 0, micro, &m));
-        GR_TRY(gr_model_loss(model, &m.batch, &loss_sum, &phases));
+        GR_TRY(gr_model_token_losses(model, &m.batch, &loss_sum, last->token_loss, &phases));
+        add_last(last, m.batch.target);
         counts[0] += m.n_target;
         counts[1] += m.n_byte;
     }
-    GR_TRY(comm->sum(comm, GR_WORLD, GR_F64, &loss_sum, 1));
+    double sums[2] = {loss_sum, last->sum};
+    GR_TRY(comm->sum(comm, GR_WORLD, GR_F64, sums, 2));
     GR_TRY(comm->sum(comm, GR_WORLD, GR_U64, counts, 2));
+    loss_sum = sums[0];
     out->n_token = counts[0];
     out->n_byte = counts[1];
     out->n_window = gr_feed_windows(valid);
@@ -25,7 +45,13 @@ gr_err gr_eval_loss_run(gr_feed *valid, gr_model *model, gr_comm *comm, gr_eval_
     out->perplexity = exp(out->nats_per_token);
     if (counts[1])
         out->nats_per_byte = loss_sum / (double)counts[1];
+    if (last->token_loss)
+        out->last_position = sums[1] / (double)out->n_window;
     return GR_OK;
+}
+
+gr_err gr_eval_loss_run(gr_feed *valid, gr_model *model, gr_comm *comm, gr_eval_loss *out) {
+    return run(valid, model, comm, &(last_positions){0}, out);
 }
 
 /* ---------------------------------------------------------------- weights from a file */
@@ -62,11 +88,24 @@ static gr_err open_evaluator(evaluator *v, const gr_config *config, gr_comm *com
     return gr_comm_agree(comm, open_model(v, config, comm, weights));
 }
 
+static gr_err run_evaluator(const evaluator *v, const gr_config *config, gr_comm *comm, gr_eval_loss *out) {
+    last_positions last = {
+        .T = config->data.seq_len, .N = (int64_t)config->train.micro_batch_windows * config->data.seq_len};
+    gr_err e = GR_OK;
+    if (gr_mask_sees_ahead(gr_feed_mask(v->valid)))
+        e = gr_alloc((void **)&last.token_loss, (size_t)last.N, sizeof *last.token_loss, "losses");
+    e = gr_comm_agree(comm, e);
+    if (!e)
+        e = run(v->valid, v->model, comm, &last, out);
+    free(last.token_loss);
+    return e;
+}
+
 gr_err gr_eval_weights(const gr_config *config, gr_comm *comm, const char *weights, gr_eval_loss *out) {
     evaluator v = {0};
     gr_err e = open_evaluator(&v, config, comm, weights);
     if (!e)
-        e = gr_eval_loss_run(v.valid, v.model, comm, out);
+        e = run_evaluator(&v, config, comm, out);
     gr_model_close(v.model);
     gr_feed_close(v.valid);
     gr_backend_close(v.backend);

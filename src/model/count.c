@@ -8,16 +8,17 @@ int gr_model_routers(const gr_model_config *c) {
 
 static void count_blocks(const gr_model_config *c, gr_model_count *out) {
     int64_t D = c->hidden_size, hd = c->head_dim, L = c->num_hidden_layers;
-    int64_t n_dense = c->first_k_dense_replace < L ? c->first_k_dense_replace : L, n_moe = L - n_dense;
+    int64_t n_cut = c->head == GR_HEAD_ROUTER; /* a last layer of which only the router is there */
+    int64_t n_dense = c->first_k_dense_replace < L ? c->first_k_dense_replace : L, n_moe = L - n_dense - n_cut;
     int64_t attention = L * 2 * (c->num_attention_heads + c->num_key_value_heads) * hd * D; /* q, o; k, v */
     int64_t dense = n_dense * 3 * D * c->intermediate_size;
     int64_t shared = n_moe * 3 * D * c->shared_expert_intermediate_size;
     int64_t one_expert_per_layer = n_moe * 3 * D * c->moe_intermediate_size;
-    int64_t routers = gr_model_routers(c) * c->num_experts * D;
+    int64_t routers = (gr_model_routers(c) + n_cut) * c->num_experts * D;
     int64_t everywhere = attention + dense + shared + routers;
     out->experts = one_expert_per_layer * c->num_experts;
     out->matrices = everywhere + out->experts;
-    out->norms = L * (2 * D + (c->use_qk_norm ? 2 * hd : 0)) + D;
+    out->norms = L * (2 * D + (c->use_qk_norm ? 2 * hd : 0)) + (n_cut ? 0 : D);
     out->active = everywhere + one_expert_per_layer * c->num_experts_per_tok;
 }
 
@@ -32,7 +33,7 @@ static void count_linear_layers(const gr_model_config *c, gr_model_count *out) {
 void gr_model_count_config(const gr_model_config *c, int64_t T, gr_model_count *out) {
     int64_t D = c->hidden_size, embedding = c->vocab_size * D;
     bool scores = c->head == GR_HEAD_SCORES;
-    int64_t head = scores ? c->num_labels * D : embedding;
+    int64_t head = scores ? c->num_labels * D : c->head == GR_HEAD_ROUTER ? 0 : embedding;
     *out = (gr_model_count){0};
     if (is_context_free(c))
         count_linear_layers(c, out);

@@ -280,21 +280,47 @@ static gr_err ends_add(gr_hasher *h, const char *path) {
     return GR_OK;
 }
 
-static gr_err files_hash(const gr_hf *hf, gr_hasher *h) {
+/* wanted[i]: file i holds a tensor of the table. */
+static void mark_files(const gr_hf *hf, const gr_whole *list, int n, bool *wanted) {
+    for (int i = 0; i < n; i++) {
+        const gr_whole *w = gr_wholes_find(hf->whole, hf->n_whole, list[i].name);
+        if (w)
+            wanted[hf->file_of[w - hf->whole]] = true;
+    }
+}
+
+static gr_err files_hash(const gr_hf *hf, const bool *wanted, gr_hasher *h) {
     char path[GR_HF_PATH_MAX];
+    if (!hf->info.is_run) {
+        GR_TRY(gr_hf_path(hf->folder, GR_HF_CONFIG, path));
+        GR_TRY(ends_add(h, path));
+    }
     for (int i = 0; i < hf->info.n_shard; i++) {
+        if (!wanted[i])
+            continue;
         GR_TRY(file_path(hf, i, path));
         GR_TRY(ends_add(h, path));
     }
     return GR_OK;
 }
 
-gr_err gr_hf_identity(const gr_hf *hf, char text[33]) {
-    gr_hasher *h;
-    GR_TRY(gr_hasher_open(&h));
-    gr_err e = files_hash(hf, h);
-    gr_hash128_text(gr_hasher_128(h), text);
+gr_err gr_hf_identity(const gr_hf *hf, const gr_params *p, char text[33]) {
+    gr_hasher *h = NULL;
+    gr_whole *list;
+    void *wanted = NULL;
+    int n;
+    GR_TRY(gr_wholes_make(p, &list, &n));
+    gr_err e = gr_alloc(&wanted, (size_t)hf->info.n_shard, sizeof(bool), "list of files");
+    if (!e)
+        e = gr_hasher_open(&h);
+    if (!e) {
+        mark_files(hf, list, n, wanted);
+        e = files_hash(hf, wanted, h);
+        gr_hash128_text(gr_hasher_128(h), text);
+    }
     gr_hasher_close(h);
+    free(wanted);
+    free(list);
     return e;
 }
 

@@ -228,7 +228,7 @@ gr_err gr_model_linear_backward(gr_model *m, int l);
 gr_err gr_model_layers_forward(gr_model *m, const gr_batch *b, double loss_scale);
 gr_err gr_model_layers_backward(gr_model *m, const gr_batch *b);
 gr_norm gr_model_final_norm(gr_model *m);
-gr_err gr_model_head_forward(gr_model *m, const int32_t *target, double *loss_sum);
+gr_err gr_model_head_forward(gr_model *m, const int32_t *target, double *loss_sum, double *token_loss);
 gr_err gr_model_head_backward(gr_model *m, const int32_t *target, float loss_scale, double *loss_sum);
 
 #endif

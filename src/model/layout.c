@@ -98,7 +98,7 @@ static bool has_router(const gr_model *m, int i) {
 
 void gr_model_layout_plans(gr_model *m, gr_arena *arena) {
     size_t mark = arena->used;
-    bool learned = m->config.routing.source == GR_SOURCE_LEARNED;
+    bool learned = m->config.routing.source == GR_SOURCE_LEARNED && gr_model_routers(&m->config) > 0;
     size_t group = learned ? (size_t)m->limits.n_rank * m->limits.N * m->limits.K : 0;
     m->group_ids = GR_TAKE(arena, group, uint16_t);
     m->group_used = GR_TAKE(arena, group, float);

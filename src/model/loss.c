@@ -37,8 +37,9 @@ static gr_err run_head(gr_model *m, const gr_cross_entropy *args, double *loss_s
     return GR_OK;
 }
 
-gr_err gr_model_head_forward(gr_model *m, const int32_t *target, double *loss_sum) {
+gr_err gr_model_head_forward(gr_model *m, const int32_t *target, double *loss_sum, double *token_loss) {
     gr_cross_entropy args = head_args(m, target);
+    args.token_loss = token_loss;
     return run_head(m, &args, loss_sum);
 }
 

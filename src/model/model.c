@@ -375,11 +375,15 @@ gr_err gr_model_step(gr_model *m, const gr_batch *b, float loss_scale, double *l
     return GR_OK;
 }
 
-gr_err gr_model_loss(gr_model *m, const gr_batch *b, double *loss_sum, gr_phases *phases) {
+gr_err gr_model_token_losses(gr_model *m, const gr_batch *b, double *loss_sum, double *token_loss, gr_phases *phases) {
     double start_s = gr_time_s();
     GR_TRY(gr_model_layers_forward(m, b, 0));
-    GR_TRY(gr_model_head_forward(m, b->target, loss_sum));
+    GR_TRY(gr_model_head_forward(m, b->target, loss_sum, token_loss));
     phases->forward_ms += since_ms(start_s) - m->moe.exchange_ms;
     phases->exchange_ms += m->moe.exchange_ms;
     return GR_OK;
+}
+
+gr_err gr_model_loss(gr_model *m, const gr_batch *b, double *loss_sum, gr_phases *phases) {
+    return gr_model_token_losses(m, b, loss_sum, NULL, phases);
 }

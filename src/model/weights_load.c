@@ -155,7 +155,7 @@ static gr_err tensors_load(const gr_params *p, gr_safetensors *const *file, int 
         err = gr_problems_close(
             &wrong, path, "the weights of this config's model", "use the config the file was trained with");
     }
-    if (!err)
+    if (!err && to->at[0])
         gr_tensors_copy(p, list, n, found, to);
     free(found);
     return err;

@@ -1,7 +1,7 @@
 /* expand.c: score rows for new experts, made for the tokens that no old row scores well. LAPACK's only file; its two
  * routines are called by their Fortran names, which every LAPACK has. */
-#include "grouter/fold.h"
 #include "grouter/kmeans.h"
+#include "internal.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -52,13 +52,18 @@ static gr_err check_finite(const float *x, size_t n, uint32_t D, const char *wha
     return GR_OK;
 }
 
-static gr_err check(const gr_expansion *a) {
-    if (a->E_S < 1 || a->E_T <= a->E_S || a->E_T > a->D || a->E_T > GR_EXPERTS_MAX)
+gr_err gr_expansion_check_sizes(uint32_t E_S, uint32_t E_T, uint32_t D) {
+    if (E_S < 1 || E_T <= E_S || E_T > D || E_T > GR_EXPERTS_MAX)
         return gr_fail(GR_CONFIG,
             "expand: expected more than the %" PRIu32 " experts there are and at most %" PRIu32
             " (%s), since new rows are orthogonal to all others, got %" PRIu32,
-            a->E_S, a->D < GR_EXPERTS_MAX ? a->D : GR_EXPERTS_MAX,
-            a->D < GR_EXPERTS_MAX ? "the router's width" : "the most there can be", a->E_T);
+            E_S, D < GR_EXPERTS_MAX ? D : GR_EXPERTS_MAX,
+            D < GR_EXPERTS_MAX ? "the router's width" : "the most there can be", E_T);
+    return GR_OK;
+}
+
+static gr_err check(const gr_expansion *a) {
+    GR_TRY(gr_expansion_check_sizes(a->E_S, a->E_T, a->D));
     GR_ASSERT(a->D <= INT32_MAX / 2, "width %" PRIu32, a->D);
     if (a->n < a->E_T - a->E_S)
         return gr_fail(GR_DATA, "expand: expected at least %" PRIu32 " sampled vectors (one a new expert), got %zu",

@@ -3,21 +3,29 @@
 
 #include <math.h>
 
-/* ln softmax(z) over [E] as z[e] - the returned number. */
-static double log_sum(uint32_t E, const float *z) {
-    double largest = (double)z[0], sum = 0;
+static double largest_of(uint32_t E, const float *z) {
+    double largest = (double)z[0];
     for (uint32_t e = 1; e < E; e++)
         largest = fmax(largest, (double)z[e]);
+    return largest;
+}
+
+/* ln softmax(z)_e = (z_e - largest) - the returned number. */
+static double log_sum(uint32_t E, const float *z, double largest) {
+    double sum = 0;
     for (uint32_t e = 0; e < E; e++)
         sum += exp((double)z[e] - largest);
-    return largest + log(sum);
+    return log(sum);
 }
 
 static double divergence_of(uint32_t E, const float *teacher, const float *student) {
-    double lse_p = log_sum(E, teacher), lse_q = log_sum(E, student), sum = 0;
+    double most_p = largest_of(E, teacher), most_q = largest_of(E, student), sum = 0;
+    double log_p = log_sum(E, teacher, most_p), log_q = log_sum(E, student, most_q);
     for (uint32_t e = 0; e < E; e++) {
-        double ln_p = (double)teacher[e] - lse_p, ln_q = (double)student[e] - lse_q;
-        sum += exp(ln_p) * (ln_p - ln_q);
+        double ln_p = ((double)teacher[e] - most_p) - log_p, ln_q = ((double)student[e] - most_q) - log_q;
+        double p = exp(ln_p);
+        if (p > 0) /* p ln p -> 0 */
+            sum += p * (ln_p - ln_q);
     }
     return sum;
 }
@@ -51,17 +59,18 @@ static uint32_t shared(uint32_t K, const uint16_t *a, const uint16_t *b) {
     return n;
 }
 
-void gr_fidelity_add(gr_fidelity *f, uint32_t E, uint32_t K, int64_t n, const float *teacher, const float *student,
-    const int32_t *counted) {
-    const gr_selection s = {.E = E, .K = K, .scale = 1, .threshold = 1};
-    for (int64_t i = 0; i < n; i++) {
-        if (counted && counted[i] < 0)
+void gr_fidelity_add(gr_fidelity *f, const gr_fidelity_pair *pair) {
+    const uint32_t E = pair->E, K = pair->K;
+    const gr_selection of_teacher = {.E = E, .K = K, .scale = 1, .threshold = 1, .bias = pair->teacher_bias};
+    const gr_selection of_student = {.E = E, .K = K, .scale = 1, .threshold = 1, .bias = pair->student_bias};
+    for (int64_t i = 0; i < pair->n; i++) {
+        if (pair->counted && pair->counted[i] < 0)
             continue;
-        const float *a = teacher + i * E, *b = student + i * E;
+        const float *a = pair->teacher + i * E, *b = pair->student + i * E;
         uint16_t ids_a[GR_TOPK_MAX], ids_b[GR_TOPK_MAX];
         float gates[GR_TOPK_MAX];
-        gr_select(&s, 1, a, ids_a, gates);
-        gr_select(&s, 1, b, ids_b, gates);
+        gr_select(&of_teacher, 1, a, ids_a, gates);
+        gr_select(&of_student, 1, b, ids_b, gates);
         uint32_t same = shared(K, ids_a, ids_b);
         f->n_token += 1;
         f->divergence += divergence_of(E, a, b);

@@ -1,14 +1,18 @@
-/* grouter.c: the Grouter's file: settings as strict JSON in the metadata of a safetensors file of its tensors. */
+/* grouter.c: the Grouter's file: settings as strict JSON in the metadata of a safetensors file of its tensors, and with
+ * them the hash of both: safetensors has no checksum of its own. */
 #include "grouter/grouter.h"
 #include "grouter/json.h"
 
-#include <math.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define FORMAT_VERSION 1
 #define METADATA_KEY "grouter"
 #define SETTINGS_BYTES_MAX 8192
+#define HEADER_BYTES_MAX 100000000 /* of safetensors: far below what a router file's first bytes are as a number */
+#define EPS_MAX 0.1                /* these two as in the config (schema.c) */
+#define THETA_MAX 1e12
 
 static const char *const masks[GR_N_MASK] = {"none", "causal", "bidirectional", "causal-doc", "bidirectional-doc"};
 static const char *const positions[GR_N_POSITION] = {"none", "window"};
@@ -31,6 +35,14 @@ bool gr_mask_sees_ahead(gr_mask mask) {
     return mask == GR_MASK_BIDIRECTIONAL || mask == GR_MASK_BIDIRECTIONAL_DOC;
 }
 
+const char *gr_mask_warning(gr_mask mask) {
+    if (!gr_mask_sees_ahead(mask))
+        return NULL;
+    return "these routes depend on tokens after their own (the Grouter's mask sees ahead), so losses computed with "
+           "them "
+           "may use the future; `grouter-train eval CONFIG --leak --router FILE` measures how much";
+}
+
 /* ---------------------------------------------------------------- the settings */
 
 /* Whole numbers of the settings: name, place, range. */
@@ -49,6 +61,22 @@ enum { N_INTEGER = sizeof integers / sizeof *integers };
 
 static int *integer_of(gr_model_config *c, const integer_setting *s) {
     return (int *)((char *)c + s->offset);
+}
+
+static gr_err check_ranges(const gr_model_config *c, const char *where) {
+    for (int i = 0; i < N_INTEGER; i++) {
+        int v = *integer_of((gr_model_config *)c, &integers[i]);
+        if (v < integers[i].min || v > integers[i].max)
+            return gr_fail(GR_DATA, "%s: %s: expected an integer in [%d, %d], got %d", where, integers[i].name,
+                integers[i].min, integers[i].max, v);
+    }
+    if (!(c->rms_norm_eps > 0 && c->rms_norm_eps <= EPS_MAX))
+        return gr_fail(
+            GR_DATA, "%s: rms_norm_eps: expected a number in (0, %g], got %g", where, EPS_MAX, c->rms_norm_eps);
+    if (!(c->rope_theta >= 1 && c->rope_theta <= THETA_MAX))
+        return gr_fail(
+            GR_DATA, "%s: rope_theta: expected a number in [1, %g], got %g", where, THETA_MAX, c->rope_theta);
+    return GR_OK;
 }
 
 static gr_err check_attention(const gr_model_config *c, const char *where) {
@@ -91,6 +119,7 @@ gr_err gr_grouter_check(const gr_grouter_spec *spec, const char *where) {
     if (!(spec->scale >= GR_SCALE_MIN && spec->scale <= GR_SCALE_MAX))
         return gr_fail(GR_DATA, "%s: expected a scale from %g to %g, got %.9g", where, (double)GR_SCALE_MIN,
             (double)GR_SCALE_MAX, (double)spec->scale);
+    GR_TRY(check_ranges(c, where));
     if ((c->body == GR_BODY_ATTENTION) != (c->mask != GR_MASK_NONE))
         return gr_fail(GR_DATA, "%s: expected a mask exactly with body attention, got mask %s with body %s", where,
             masks[c->mask], bodies[c->body]);
@@ -100,8 +129,20 @@ gr_err gr_grouter_check(const gr_grouter_spec *spec, const char *where) {
     return c->body == GR_BODY_ATTENTION ? check_attention(c, where) : check_context_free(c, where);
 }
 
-/* The settings that are the Grouter's identity; with `made` the whole text of the metadata. The caller frees *text. */
-static gr_err settings_text(const gr_grouter_spec *spec, bool made, char **text) {
+/* A text cut off inside a character, or of another encoding, must not make a file that cannot be read. */
+static void make_utf8(char *text) {
+    for (size_t n = strlen(text), at = 0, length; at < n; at += length) {
+        length = gr_utf8_length((const uint8_t *)text + at, n - at);
+        if (length == 0) {
+            text[at] = '?';
+            length = 1;
+        }
+    }
+}
+
+/* The settings that are the Grouter's identity; with `hash`, what follows from them and the tensors, the whole text of
+ * the metadata. The caller frees *text. */
+static gr_err settings_text(const gr_grouter_spec *spec, const gr_hash128 *hash, char **text) {
     const gr_model_config *c = &spec->network;
     size_t n;
     FILE *out = open_memstream(text, &n);
@@ -114,9 +155,12 @@ static gr_err settings_text(const gr_grouter_spec *spec, bool made, char **text)
     for (int i = 0; i < N_INTEGER; i++)
         fprintf(out, "\"%s\": %d, ", integers[i].name, *integer_of((gr_model_config *)c, &integers[i]));
     fprintf(out, "\"rms_norm_eps\": %.17g, \"rope_theta\": %.17g", c->rms_norm_eps, c->rope_theta);
-    if (made) {
-        char escaped[6 * GR_PROVENANCE_MAX + 1];
-        fprintf(out, ", \"made\": \"%s\"", gr_json_escape(spec->made, escaped));
+    if (hash) {
+        char made[GR_PROVENANCE_MAX], escaped[6 * GR_PROVENANCE_MAX + 1], digits[33];
+        memcpy(made, spec->made, sizeof made);
+        make_utf8(made);
+        fprintf(
+            out, ", \"made\": \"%s\", \"hash\": \"%s\"", gr_json_escape(made, escaped), gr_hash128_text(*hash, digits));
     }
     fputc('}', out);
     bool ok = !ferror(out);
@@ -141,8 +185,13 @@ static const gr_json_node *member(reader *r, const char *name) {
 }
 
 static gr_err fail_setting(const reader *r, const char *name, const char *expected) {
-    return gr_fail(GR_DATA, "%s: %s: expected %s in its settings, got something else; make the Grouter again", r->path,
-        name, expected);
+    const gr_json_node *node = gr_json_get(r->root, name);
+    const char *found = !node                          ? "none"
+                        : node->kind == GR_JSON_STRING ? node->string
+                        : node->kind == GR_JSON_NUMBER ? node->number
+                                                       : "another type";
+    return gr_fail(
+        GR_DATA, "%s: settings: %s: expected %s, got %.80s; make the Grouter again", r->path, name, expected, found);
 }
 
 static gr_err read_integer(reader *r, const char *name, int min, int max, int *out) {
@@ -171,24 +220,30 @@ static gr_err read_name(reader *r, const char *name, const char *const *list, in
             *out = i;
             return GR_OK;
         }
-    return fail_setting(r, name, "one of its names");
+    char names[128] = "";
+    for (int i = 0; i < n; i++)
+        snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", i ? " or " : "", list[i]);
+    return fail_setting(r, name, names);
 }
 
-static gr_err read_made(reader *r, char made[GR_PROVENANCE_MAX]) {
-    const gr_json_node *node = member(r, "made");
-    if (!node || node->kind != GR_JSON_STRING || strlen(node->string) >= GR_PROVENANCE_MAX)
-        return fail_setting(r, "made", "a text of at most 255 bytes");
-    snprintf(made, GR_PROVENANCE_MAX, "%s", node->string);
+static gr_err read_text(reader *r, const char *name, size_t n_max, char *out) {
+    const gr_json_node *node = member(r, name);
+    if (!node || node->kind != GR_JSON_STRING || strlen(node->string) > n_max) {
+        char expected[64];
+        snprintf(expected, sizeof expected, "a text of at most %zu bytes", n_max);
+        return fail_setting(r, name, expected);
+    }
+    memcpy(out, node->string, strlen(node->string) + 1);
     return GR_OK;
 }
 
-static gr_err read_settings(reader *r, gr_grouter_spec *spec) {
+static gr_err read_settings(reader *r, gr_grouter_spec *spec, char hash[33]) {
     gr_model_config *c = &spec->network;
     int version = 0, top_k = 0, body = 0, mask = 0, position = 0;
     double scale = 0;
     *spec = (gr_grouter_spec){.network = {.head = GR_HEAD_SCORES}};
     if (r->root->kind != GR_JSON_OBJECT)
-        return gr_fail(GR_DATA, "%s: expected its settings to be an object", r->path);
+        return gr_fail(GR_DATA, "%s: settings: expected an object, got another type; make the Grouter again", r->path);
     GR_TRY(read_integer(r, "version", FORMAT_VERSION, FORMAT_VERSION, &version));
     GR_TRY(read_integer(r, "experts", 1, GR_EXPERTS_MAX, &c->num_labels));
     GR_TRY(read_integer(r, "top_k", 1, GR_TOPK_MAX, &top_k));
@@ -200,10 +255,11 @@ static gr_err read_settings(reader *r, gr_grouter_spec *spec) {
         GR_TRY(read_integer(r, integers[i].name, integers[i].min, integers[i].max, integer_of(c, &integers[i])));
     GR_TRY(read_number(r, "rms_norm_eps", &c->rms_norm_eps));
     GR_TRY(read_number(r, "rope_theta", &c->rope_theta));
-    GR_TRY(read_made(r, spec->made));
+    GR_TRY(read_text(r, "made", sizeof spec->made - 1, spec->made));
+    GR_TRY(read_text(r, "hash", 32, hash));
     if (r->n_read != r->root->n_child)
-        return gr_fail(GR_DATA, "%s: expected %d settings, got %d; use a newer grouter-train for it", r->path,
-            r->n_read, r->root->n_child);
+        return gr_fail(GR_DATA, "%s: settings: expected the %d known ones, got %d; use a newer grouter-train for it",
+            r->path, r->n_read, r->root->n_child);
     spec->K = (uint32_t)top_k;
     spec->scale = (float)scale;
     c->body = (gr_body)body;
@@ -213,11 +269,11 @@ static gr_err read_settings(reader *r, gr_grouter_spec *spec) {
     return gr_grouter_check(spec, r->path);
 }
 
-static gr_err parse_settings(const char *text, const char *path, gr_grouter_spec *spec) {
+static gr_err parse_settings(const char *text, const char *path, gr_grouter_spec *spec, char hash[33]) {
     gr_json *doc;
     GR_TRY(gr_json_parse(&doc, text, strlen(text), path, SETTINGS_BYTES_MAX, 2, GR_DATA));
     reader r = {.root = gr_json_root(doc), .path = path};
-    gr_err e = read_settings(&r, spec);
+    gr_err e = read_settings(&r, spec, hash);
     gr_json_close(doc);
     return e;
 }
@@ -225,33 +281,42 @@ static gr_err parse_settings(const char *text, const char *path, gr_grouter_spec
 /* ---------------------------------------------------------------- the file */
 
 /* Settings and tensors by name: the same for every process that holds the same Grouter. */
-static gr_err set_hash(gr_grouter *g) {
+static gr_err hash_of(const gr_grouter_spec *spec, const gr_params *params, const float *weights, gr_hash128 *hash) {
     char *text;
     gr_hasher *h = NULL;
-    GR_TRY(settings_text(&g->spec, false, &text));
+    GR_TRY(settings_text(spec, NULL, &text));
     gr_err e = gr_hasher_open(&h);
     if (!e) {
         gr_hasher_add(h, text, strlen(text));
-        for (int i = 0; i < g->params.n; i++) {
-            const gr_param *p = &g->params.list[i];
+        for (int i = 0; i < params->n; i++) {
+            const gr_param *p = &params->list[i];
             gr_hasher_add(h, p->name, strlen(p->name));
-            gr_hasher_add(h, g->weights + p->offset, (size_t)gr_param_size(p) * sizeof *g->weights);
+            gr_hasher_add(h, weights + p->offset, (size_t)gr_param_size(p) * sizeof *weights);
         }
-        g->hash = gr_hasher_128(h);
+        *hash = gr_hasher_128(h);
     }
     gr_hasher_close(h);
     free(text);
     return e;
 }
 
-gr_err gr_grouter_make(gr_grouter *out, const gr_grouter_spec *spec) {
+/* Everything but the weights. */
+static gr_err shape(gr_grouter *out, const gr_grouter_spec *spec) {
     *out = (gr_grouter){.spec = *spec};
+    GR_TRY(gr_expert_map_open(&out->map, 1, 1));
+    return gr_params_open(&out->params, &out->spec.network, &out->map, 0, 1, 1);
+}
+
+static gr_err allocate(gr_grouter *g) {
+    return gr_alloc((void **)&g->weights, (size_t)g->params.n_element, sizeof *g->weights, "Grouter");
+}
+
+gr_err gr_grouter_make(gr_grouter *out, const gr_grouter_spec *spec) {
+    *out = (gr_grouter){0};
     GR_TRY(gr_grouter_check(spec, "Grouter"));
-    gr_err e = gr_expert_map_open(&out->map, 1, 1);
+    gr_err e = shape(out, spec);
     if (!e)
-        e = gr_params_open(&out->params, &out->spec.network, &out->map, 0, 1, 1);
-    if (!e)
-        e = gr_alloc((void **)&out->weights, (size_t)out->params.n_element, sizeof *out->weights, "Grouter");
+        e = allocate(out);
     if (e)
         gr_grouter_close(out);
     return e;
@@ -264,11 +329,11 @@ void gr_grouter_close(gr_grouter *g) {
     *g = (gr_grouter){0};
 }
 
-static gr_err read_spec(const char *path, gr_grouter_spec *spec) {
+static gr_err read_spec(const char *path, gr_grouter_spec *spec, char hash[33]) {
     gr_safetensors *file;
     GR_TRY(gr_safetensors_open(&file, path));
     const char *text = gr_safetensors_metadata(file, METADATA_KEY);
-    gr_err e = text ? parse_settings(text, path, spec)
+    gr_err e = text ? parse_settings(text, path, spec, hash)
                     : gr_fail(GR_DATA,
                           "%s: expected a Grouter (safetensors with the metadata \"" METADATA_KEY
                           "\"), got weights of something else; make one with 'grouter-train distill'",
@@ -277,40 +342,89 @@ static gr_err read_spec(const char *path, gr_grouter_spec *spec) {
     return e;
 }
 
-gr_err gr_grouter_open(gr_grouter *out, const char *path) {
+static gr_err parse_hash(const char *path, const char *text, gr_hash128 *hash) {
+    char again[33];
+    *hash = (gr_hash128){0};
+    sscanf(text, "%16" SCNx64 "%16" SCNx64, &hash->hi, &hash->lo);
+    if (strcmp(gr_hash128_text(*hash, again), text) == 0)
+        return GR_OK;
+    return gr_fail(GR_DATA,
+        "%s: hash: expected 32 hexadecimal digits in its settings, got \"%.32s\"; make the Grouter "
+        "again",
+        path, text);
+}
+
+/* Settings may promise any size: the tensors are compared before memory is taken for them. */
+static gr_err describe(gr_grouter *g, const char *path) {
     gr_grouter_spec spec;
+    char stored[33];
+    GR_TRY(read_spec(path, &spec, stored));
+    GR_TRY(shape(g, &spec));
+    GR_TRY(parse_hash(path, stored, &g->hash));
+    return gr_params_load(&g->params, path, gr_weights_whole(&g->params, NULL));
+}
+
+static gr_err load(gr_grouter *g, const char *path) {
+    char expected[33], found[33];
+    gr_hash128 hash;
+    GR_TRY(describe(g, path));
+    GR_TRY(allocate(g));
+    GR_TRY(gr_params_load(&g->params, path, gr_weights_whole(&g->params, g->weights)));
+    GR_TRY(hash_of(&g->spec, &g->params, g->weights, &hash));
+    if (memcmp(&hash, &g->hash, sizeof hash) == 0)
+        return GR_OK;
+    return gr_fail(GR_DATA,
+        "%s: hash of settings and tensors: expected %s as written in it, got %s; the file is damaged: copy it or make "
+        "the Grouter again",
+        path, gr_hash128_text(g->hash, expected), gr_hash128_text(hash, found));
+}
+
+static gr_err open_by(gr_err (*open)(gr_grouter *g, const char *path), gr_grouter *out, const char *path) {
     *out = (gr_grouter){0};
-    GR_TRY(read_spec(path, &spec));
-    GR_TRY(gr_grouter_make(out, &spec));
-    gr_err e = gr_params_load(&out->params, path, gr_weights_whole(&out->params, out->weights));
-    if (!e)
-        e = set_hash(out);
+    gr_err e = open(out, path);
     if (e)
         gr_grouter_close(out);
     return e;
 }
 
-gr_err gr_grouter_save(gr_grouter *g, const char *path) {
+gr_err gr_grouter_describe(gr_grouter *out, const char *path) {
+    return open_by(describe, out, path);
+}
+
+gr_err gr_grouter_open(gr_grouter *out, const char *path) {
+    return open_by(load, out, path);
+}
+
+gr_err gr_grouter_write(
+    const gr_grouter_spec *spec, const gr_params *params, const float *weights, const char *path, gr_hash128 *hash) {
     char *text;
     gr_comm *alone = NULL;
     gr_hash128 tensors;
-    GR_TRY(gr_grouter_check(&g->spec, path));
-    GR_TRY(set_hash(g));
-    GR_TRY(settings_text(&g->spec, true, &text));
+    GR_TRY(gr_grouter_check(spec, path));
+    GR_TRY(hash_of(spec, params, weights, hash));
+    GR_TRY(settings_text(spec, hash, &text));
     gr_err e = gr_comm_open(&alone, "self");
     if (!e)
-        e = gr_params_save(&g->params, alone, gr_weights_whole(&g->params, g->weights), path,
+        e = gr_params_save(params, alone, gr_weights_whole(params, (float *)(uintptr_t)weights), path,
             &(gr_metadata){.key = METADATA_KEY, .value = text}, &tensors);
     gr_comm_close(alone, GR_OK);
     free(text);
     return e;
 }
 
+gr_err gr_grouter_save(gr_grouter *g, const char *path) {
+    return gr_grouter_write(&g->spec, &g->params, g->weights, path, &g->hash);
+}
+
 bool gr_grouter_is(const char *path) {
     gr_map map;
     if (gr_map_open(&map, path, GR_DATA))
         return false;
-    bool is = map.n > 16 && gr_load_u64(map.p) < map.n && map.p[8] == '{';
+    bool is = map.n > 8 && gr_load_u64(map.p) <= HEADER_BYTES_MAX && map.p[8] == '{';
     gr_map_close(&map);
     return is;
+}
+
+bool gr_grouter_claims(const gr_safetensors *file) {
+    return gr_safetensors_metadata(file, METADATA_KEY) != NULL;
 }

@@ -2,6 +2,7 @@
 #ifndef GROUTER_ROUTER_INTERNAL_H
 #define GROUTER_ROUTER_INTERNAL_H
 
+#include "grouter/folding.h"
 #include "grouter/router.h"
 
 /* The network of a Grouter, ready for windows of T tokens (network.c). */
@@ -22,6 +23,33 @@ struct gr_router {
     float threshold;     /* scale: off */
     bool bias;
 };
+
+/* Sampled windows, shared among ranks in parts (survey.c). */
+typedef struct gr_survey {
+    gr_comm *comm;
+    gr_backend *backend;
+    gr_tokens *const *tokens; /* [n_file] */
+    int n_file;
+    uint32_t T, n_part;
+    uint64_t seed, n_all, n_window; /* windows in all files, and sampled */
+} gr_survey;
+GR_MUST gr_err gr_survey_open(gr_survey *s, const gr_folding *f); /* 65 without a window */
+
+/* Inputs of the score rows, sampled over all ranks. */
+typedef struct gr_vectors {
+    float *x; /* [n, D], of rank 0 with room for all ranks' */
+    size_t n, n_max;
+    uint32_t D;
+} gr_vectors;
+GR_MUST gr_err gr_vectors_open(gr_vectors *v, const gr_survey *s, size_t n_max, uint32_t D);
+void gr_vectors_close(gr_vectors *v); /* accepts a zeroed one */
+
+/* Collective: adds the choices of g on the sample to `choices` on every rank and, unless NULL, fills `vectors`, in the
+ * end all of them on rank 0. The caller agreed on everything before. */
+GR_MUST gr_err gr_survey_run(const gr_survey *s, const gr_grouter *g, gr_affinity *choices, gr_vectors *vectors);
+
+/* Numbers of experts that rows of D can be expanded from and to (expand.c): 64. */
+GR_MUST gr_err gr_expansion_check_sizes(uint32_t E_S, uint32_t E_T, uint32_t D);
 
 /* hash.c */
 GR_MUST gr_err gr_router_open_table(gr_router **out, gr_map map, const char *path);

@@ -113,6 +113,16 @@ uint32_t gr_mapping_used(const gr_mapping *m) {
     return n;
 }
 
+void gr_mapping_sizes(const gr_mapping *m, uint32_t *least, uint32_t *most) {
+    *least = m->E_S;
+    *most = 0;
+    for (uint32_t g = 0; g < m->n_group; g++) {
+        const uint32_t size = m->offset[g + 1] - m->offset[g];
+        *least = size < *least ? size : *least;
+        *most = size > *most ? size : *most;
+    }
+}
+
 /* ---------------------------------------------------------------- writing */
 
 static gr_err write_groups(const gr_mapping *m, gr_out *o) {
@@ -126,7 +136,7 @@ static gr_err write_groups(const gr_mapping *m, gr_out *o) {
     return gr_out_printf(o, "\n  ]\n}\n");
 }
 
-static gr_err write_mapping(const gr_mapping *m, gr_out *o) {
+gr_err gr_mapping_write(const gr_mapping *m, gr_out *o) {
     char router[33];
     GR_TRY(gr_out_printf(o,
         "{\n  \"format\": \"" FORMAT "\",\n  \"version\": %d,\n  \"method\": \"%s\",\n  \"fold\": \"%s\",\n", VERSION,
@@ -143,7 +153,7 @@ static gr_err write_mapping(const gr_mapping *m, gr_out *o) {
 gr_err gr_mapping_save(const gr_mapping *m, const char *path) {
     gr_out *o = NULL;
     GR_TRY(gr_out_open(&o, path));
-    gr_err err = write_mapping(m, o);
+    gr_err err = gr_mapping_write(m, o);
     if (!err)
         err = gr_out_commit(o);
     gr_out_close(o);

@@ -2,6 +2,7 @@
 #include "internal.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -126,6 +127,18 @@ gr_err gr_router_prepare(gr_router *r, gr_backend *backend, uint32_t T) {
     return gr_network_open(&r->network, &r->grouter, backend, T);
 }
 
+/* Tokens that a Grouter scores with NaN or Inf have no routes. */
+static gr_err check_scores(const gr_router *r, uint64_t first, uint32_t T) {
+    const uint32_t E = r->info.E;
+    for (size_t i = 0; i < (size_t)T * E; i++)
+        if (!isfinite(r->scores[i]))
+            return gr_fail(GR_NONFINITE,
+                "token %" PRIu64 ": expected finite scores from the Grouter, got %g for expert %zu; its weights are "
+                "not usable: make it again",
+                first + i / E, (double)r->scores[i], i % E);
+    return GR_OK;
+}
+
 static gr_err route_grouter(
     gr_router *r, uint64_t window, uint32_t T, const uint32_t *tokens, uint16_t *ids, float *gates) {
     GR_ASSERT(r->network, "a Grouter must be prepared before it routes");
@@ -135,6 +148,7 @@ static gr_err route_grouter(
                 "token %" PRIu64 ": expected an id below the Grouter's vocabulary of %" PRIu32 ", got %" PRIu32,
                 window * T + t, r->info.V, tokens[t]);
     GR_TRY(gr_network_scores(r->network, tokens, &r->scores, NULL));
+    GR_TRY(check_scores(r, window * T, T));
     const gr_selection s = {.E = r->info.E,
         .K = r->info.K,
         .scale = r->info.scale,

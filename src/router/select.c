@@ -4,7 +4,8 @@
 #include <float.h>
 #include <math.h>
 
-/* Inserts expert e with this key into the best so far, best first; ties stay behind, so lower ids win. */
+/* Inserts expert e with this key into the best so far, best first; ties stay behind, so lower ids win, and so does NaN,
+ * which is larger than nothing. */
 static void insert_best(uint16_t *best, float *key, uint32_t n, uint32_t e, float value) {
     uint32_t at = n;
     for (; at > 0 && value > key[at - 1]; at--) {
@@ -48,8 +49,8 @@ static void softmax_of(const gr_selection *s, const float *scores, const uint16_
         gate[k] *= (double)s->scale / sum;
 }
 
-/* Zeroes what lies beyond the threshold. */
-static void apply_threshold(const gr_selection *s, double *gate) {
+/* Marks what lies beyond the threshold: a gate of 0 may also be one that the exponential could not hold. */
+static void apply_threshold(const gr_selection *s, double *gate, bool *dropped) {
     double sum = 0;
     bool done[GR_TOPK_MAX] = {false};
     for (uint32_t place = 0; place < s->K; place++) {
@@ -59,14 +60,11 @@ static void apply_threshold(const gr_selection *s, double *gate) {
                 next = k;
         done[next] = true;
         sum += gate[next];
-        if (place > 0 && !(sum <= (double)s->threshold))
-            gate[next] = 0;
+        dropped[next] = place > 0 && !(sum <= (double)s->threshold);
     }
 }
 
 static float rounded(double gate) {
-    if (gate == 0)
-        return 0;
     float g = gr_f32_from_bf16(gr_bf16_from_f32((float)gate));
     return g < FLT_MIN ? FLT_MIN : g; /* the smallest normal number is one of bf16's too */
 }
@@ -77,14 +75,15 @@ void gr_select(const gr_selection *s, uint32_t T, const float *scores, uint16_t 
         const float *score = scores + (size_t)t * s->E;
         uint16_t best[GR_TOPK_MAX + 1], *row = ids + (size_t)t * s->K;
         double gate[GR_TOPK_MAX];
+        bool dropped[GR_TOPK_MAX] = {false};
         top_k(s, score, best);
         sort_ids(best, s->K);
         softmax_of(s, score, best, gate);
         if (s->threshold < s->scale)
-            apply_threshold(s, gate);
+            apply_threshold(s, gate, dropped);
         for (uint32_t k = 0; k < s->K; k++) {
             row[k] = best[k];
-            gates[(size_t)t * s->K + k] = rounded(gate[k]);
+            gates[(size_t)t * s->K + k] = dropped[k] ? 0 : rounded(gate[k]);
         }
     }
 }

@@ -15,6 +15,10 @@ struct gr_teacher {
 /* ---------------------------------------------------------------- the source */
 
 static gr_err cut_off(const char *path, int layer, gr_model_config *c) {
+    if (c->first_k_dense_replace >= c->num_hidden_layers)
+        return gr_fail(GR_CHECKPOINT,
+            "%s: expected a source with layers of experts, got %d dense layers; give a Mixture-of-Experts model", path,
+            c->num_hidden_layers);
     if (layer < c->first_k_dense_replace || layer >= c->num_hidden_layers)
         return gr_fail(GR_CHECKPOINT,
             "%s: expected distill.teacher_layer among its layers with experts, %d to %d, got %d", path,
@@ -43,10 +47,22 @@ gr_err gr_teacher_describe(const char *path, int layer, gr_model_config *out) {
     return e;
 }
 
-gr_err gr_teacher_identity(const char *path, char text[33]) {
-    gr_hf *hf;
-    GR_TRY(gr_hf_open(&hf, path));
-    gr_err e = gr_hf_identity(hf, text);
+static gr_err identify(gr_hf **hf, gr_expert_map *map, const char *path, int layer, char text[33]) {
+    gr_model_config c;
+    gr_params params;
+    GR_TRY(describe(hf, path, layer, &c));
+    GR_TRY(gr_expert_map_open(map, (uint32_t)c.num_experts, 1));
+    GR_TRY(gr_params_open(&params, &c, map, 0, 1, 1));
+    gr_err e = gr_hf_identity(*hf, &params, text);
+    gr_params_close(&params);
+    return e;
+}
+
+gr_err gr_teacher_identity(const char *path, int layer, char text[33]) {
+    gr_hf *hf = NULL;
+    gr_expert_map map = {0};
+    gr_err e = identify(&hf, &map, path, layer, text);
+    gr_expert_map_close(&map);
     gr_hf_close(hf);
     return e;
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "dry_run.h"
+#include "grouter/grouter.h"
 
 /* "530,178,048" into text[32]; returns text. */
 static const char *count_text(int64_t n, char text[32]) {
@@ -34,6 +35,11 @@ static void print_parameters(const gr_dry_report *r, const gr_model_count *n, FI
     fprintf(out, "\nparameters\n");
     print_count(out, "matrices and embeddings", n->matrices, "");
     print_count(out, "with norm weights", n->matrices + n->norms, "");
+    if (r->grouter) {
+        snprintf(note, sizeof note, "scores for %d experts but not the embedding", m->num_labels);
+        print_count(out, "active per token", n->active, note);
+        return;
+    }
     snprintf(note, sizeof note, "%.2f %% of matrices and embeddings; %d per layer",
         100.0 * (double)n->experts / (double)n->matrices, m->num_experts);
     print_count(out, "routed experts", n->experts, note);
@@ -44,24 +50,55 @@ static void print_parameters(const gr_dry_report *r, const gr_model_count *n, FI
     print_count(out, "active per token", n->active, note);
 }
 
-static void print_flops(const gr_dry_report *r, const gr_model_count *n, FILE *out) {
-    const gr_config *c = r->config;
+static void print_flop_count(const char *name, double n, const char *note, FILE *out) {
+    fprintf(out, "  %-24s %18.4g  %s\n", name, n, note);
+}
+
+/* FLOPs per token of a model whose every weight costs `each`: 6 trained, 2 forward alone. The keys of an attention row
+ * are half of T under a causal mask. */
+static void print_formula(
+    const char *name, double n, int each, const gr_model_config *m, int64_t n_active, const gr_config *c, FILE *out) {
     char active[32];
-    double tokens = (double)c->train.global_batch_windows * c->data.seq_len;
+    bool scores = m->head == GR_HEAD_SCORES, attention = !scores || m->body == GR_BODY_ATTENTION;
+    const char *half = scores && gr_mask_sees_ahead(m->mask) ? "" : " / 2";
+    fprintf(out, "  %-24s %18.4g  %d x active", name, n, each);
+    if (attention)
+        fprintf(out, " + %d x L x H x head_dim x T%s", 2 * each, half);
+    fprintf(out, "\n  %-24s %18s  = %d x %s", "", "", each, count_text(n_active, active));
+    if (attention)
+        fprintf(out, " + %d x %d x %d x %d x %d%s", 2 * each, m->num_hidden_layers, m->num_attention_heads, m->head_dim,
+            c->data.seq_len, half);
+    fprintf(out, "\n");
+}
+
+static void print_flops(const gr_dry_report *r, FILE *out) {
+    const gr_config *c = r->config;
+    const gr_train_flops *f = &r->flops;
+    double tokens = (double)c->train.global_batch_windows * c->data.seq_len, each = f->model + f->teacher;
+    bool whole = gr_train_part(c) == GR_TRAINED_ALL;
+    double forward = f->count.flops_per_token / 3;
     fprintf(out, "\nFLOPs, forward and backward\n");
-    fprintf(out, "  %-24s %18.4g  6 x active + 12 x L x H x head_dim x T / 2\n", "per token", n->flops_per_token);
-    fprintf(out, "  %-24s %18s  = 6 x %s + 12 x %d x %d x %d x %d / 2\n", "", "", count_text(n->active, active),
-        c->model.num_hidden_layers, c->model.num_attention_heads, c->model.head_dim, c->data.seq_len);
-    fprintf(out, "  %-24s %18.4g  %.0f tokens\n", "per step", n->flops_per_token * tokens, tokens);
-    fprintf(out, "  %-24s %18.4g  %lld steps\n", "of the run", n->flops_per_token * tokens * (double)c->train.steps,
-        (long long)c->train.steps);
+    if (whole)
+        print_formula("per token", f->model, 6, &c->model, f->count.active, c, out);
+    else {
+        print_formula("per token, forward", forward, 2, &c->model, f->count.active, c, out);
+        print_flop_count("per token, backward", f->model - forward, "2 x scores, where scores are trained", out);
+    }
+    if (f->teacher > 0)
+        print_formula("and of the teacher", f->teacher, 2, &f->teacher_config, f->teacher_count.active, c, out);
+    char note[64];
+    snprintf(note, sizeof note, "%.0f tokens", tokens);
+    print_flop_count("per step", each * tokens, note, out);
+    snprintf(note, sizeof note, "%lld steps", (long long)c->train.steps);
+    print_flop_count("of the run", each * tokens * (double)c->train.steps, note, out);
 }
 
 static void print_memory(const gr_dry_report *r, FILE *out) {
     fprintf(out, "\nmemory of a rank: %s\n",
-        r->learned ? "plans at worst, since learned routes are known only in the step"
-        : r->exact ? "largest plans of the run, from the route tables"
-                   : "plans at uniform routing and 25 % more");
+        r->grouter   ? "there are no plans"
+        : r->learned ? "plans at worst, since learned routes are known only in the step"
+        : r->exact   ? "largest plans of the run, from the route tables"
+                     : "plans at uniform routing and 25 % more");
     for (int i = 0; i < GR_MEMORY_ITEMS; i++)
         if (r->memory.item[i].n_byte)
             print_bytes(out, r->memory.item[i].name, (double)r->memory.item[i].n_byte, "");
@@ -104,7 +141,8 @@ static void print_messages(const gr_dry_report *r, FILE *out) {
     fprintf(out, "\nmessages of a rank, per step: bytes sent\n");
     snprintf(note, sizeof note, "%s: %.0f rows x %zu bytes x %d transfers over %d layers",
         r->exact ? "from the route tables" : "at uniform routing", r->rows, r->row_bytes, n_transfer, n_moe);
-    print_bytes(out, "dispatch and combine", bytes, r->R_ep > 1 ? note : "experts are whole on each rank");
+    if (!r->grouter)
+        print_bytes(out, "dispatch and combine", bytes, r->R_ep > 1 ? note : "experts are whole on each rank");
     print_router_messages(r, n_transfer, out);
     double others = (double)(r->n_rank - 1) / r->n_rank; /* share of the elements that other ranks own */
     double elements = (double)r->n_dense * others + (double)r->n_expert * (R_edp - 1) / R_edp;
@@ -123,7 +161,7 @@ static void print_disk(const gr_dry_report *r, const gr_model_count *n, FILE *ou
     print_bytes(out, "checkpoints", gr_forecast_disk(c, kept), note);
     print_bytes(out, "final weights", (double)(n->matrices + n->norms) * sizeof(float), "");
 
-    if (r->learned)
+    if (r->learned || r->grouter)
         return;
     uint64_t T = (uint64_t)c->data.seq_len;
     uint64_t n_window = r->n_window ? r->n_window : (uint64_t)c->train.steps * (uint64_t)c->train.global_batch_windows;
@@ -168,15 +206,14 @@ static void print_time(const gr_dry_report *r, FILE *out) {
 }
 
 void gr_dry_report_print(const gr_dry_report *r, FILE *out) {
-    gr_model_count n;
-    gr_model_count_config(&r->config->model, r->config->data.seq_len, &n);
+    const gr_model_count *n = &r->flops.count;
     fprintf(out, "%d rank%s, expert parallel %d, data parallel %d, backend %s, %s\n", r->n_rank,
         r->n_rank == 1 ? "" : "s", r->R_ep, r->n_rank / r->R_ep, r->backend, r->dtype);
-    print_parameters(r, &n, out);
-    print_flops(r, &n, out);
+    print_parameters(r, n, out);
+    print_flops(r, out);
     print_memory(r, out);
     print_messages(r, out);
-    print_disk(r, &n, out);
+    print_disk(r, n, out);
     print_data(r, out);
     print_time(r, out);
 }

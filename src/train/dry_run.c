@@ -209,10 +209,8 @@ static gr_err agree_figures(gr_dry_report *r, gr_trainer *t) {
 
 /* Seconds that two micro-batches would take, the same guess on all ranks. */
 static double guess_s(const gr_trainer *t) {
-    gr_model_count n;
-    gr_model_count_config(&t->config->model, t->config->data.seq_len, &n);
     double tokens = 2.0 * t->comm->size[GR_WORLD] * t->config->train.micro_batch_windows * t->config->data.seq_len;
-    return tokens * n.flops_per_token / (t->peak_flops * GUESSED_SHARE);
+    return tokens * t->flops_per_token / (t->peak_flops * GUESSED_SHARE);
 }
 
 static gr_err run_micro_batch(gr_trainer *t, uint64_t micro, double *loss, double *seconds) {
@@ -221,7 +219,7 @@ static gr_err run_micro_batch(gr_trainer *t, uint64_t micro, double *loss, doubl
     GR_TRY(t->comm->barrier(t->comm, GR_WORLD));
     double start_s = gr_time_s();
     GR_TRY(gr_feed_prepare(t->feed, 0, micro, &m));
-    GR_TRY(gr_model_step(t->model, &m.batch, (float)(1.0 / t->tokens_per_step), loss, &phases));
+    GR_TRY(gr_objective_of(t->config)->micro_batch(t, &m, loss, &phases));
     *seconds = gr_time_s() - start_s;
     return GR_OK;
 }
@@ -309,7 +307,10 @@ static bool has_products(const gr_config *c) {
 }
 
 gr_err gr_train_dry_run(const gr_config *config, gr_comm *comm, const gr_dry_run *o, FILE *out) {
-    gr_dry_report r = {.config = config, .learned = config->routing.source == GR_SOURCE_LEARNED};
+    gr_dry_report r = {.config = config,
+        .learned = config->routing.source == GR_SOURCE_LEARNED,
+        .grouter = config->kind != GR_CONFIG_TRAIN};
+    GR_TRY(gr_comm_agree(comm, gr_train_flops_get(config, &r.flops)));
     int n_rank = o->n_rank ? o->n_rank : comm->size[GR_WORLD];
     bool asked = o->n_rank || o->memory_gib > 0;
     r.has_products = true;

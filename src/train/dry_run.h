@@ -17,7 +17,9 @@ typedef struct gr_dry_report {
     int n_absent;      /* data files that are not here */
     bool has_products; /* this machine computes with the storage type */
     bool exact;        /* rows and pairs are the route tables' */
+    bool grouter;      /* one is made: no routes and no experts */
     bool learned;      /* routes are made in the step: memory is that of the worst choice, rows are expected ones */
+    gr_train_flops flops;
     gr_memory_table memory;            /* of the rank that needs most */
     uint64_t memory_worst;             /* if all tokens chose experts of one rank; 0 when exact */
     double rows;                       /* that a rank sends in one dispatch of one layer, per step, mean over ranks */

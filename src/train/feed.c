@@ -360,6 +360,10 @@ const char *gr_feed_content(const gr_feed *f, int i, char text[GR_FEED_CONTENT_M
     return text;
 }
 
+gr_mask gr_feed_mask(const gr_feed *f) {
+    return f->tables ? gr_routes_get(f->source[0].routes)->mask : GR_MASK_NONE;
+}
+
 uint64_t gr_feed_windows(const gr_feed *f) {
     return f->n_window;
 }

@@ -88,7 +88,7 @@ static gr_err fill_table(const gr_trainer *t, const gr_model *model, size_t plan
             {"plans and routes", plans, MICRO_BATCH},
             {"logits chunk", m.logits, SMALLER_MODEL},
             {"tables", m.tables, MICRO_BATCH},
-            {"what it is measured against", objective, MICRO_BATCH},
+            {"teacher and balance", objective, MICRO_BATCH},
             {"sums over ranks", gr_comm_memory(t->comm->size[GR_WORLD]), 0},
             {"weights being saved", saving, 0},
         }};

@@ -44,14 +44,14 @@ typedef struct gr_memory_table {
     uint64_t total;
 } gr_memory_table;
 
-/* Facts about data and machine that a checkpoint records. */
-#define GR_FACTS_MAX (GR_DATA_FILES_MAX + 8)
+/* Facts about data, machine and what a Grouter is made from that a checkpoint records. */
+#define GR_FACTS_MAX (GR_DATA_FILES_MAX + 9)
 typedef struct gr_facts {
     gr_fact list[GR_FACTS_MAX];
     int n;
     char key[GR_FACTS_MAX][64], value[GR_FACTS_MAX][256];
 } gr_facts;
-void gr_facts_make(gr_facts *f, const gr_config *config, const gr_feed *feed, const gr_comm *comm);
+GR_MUST gr_err gr_facts_make(gr_facts *f, const gr_config *config, const gr_feed *feed, const gr_comm *comm);
 
 /* Lists every difference between the checkpoint and the run that is to go on from it; refused ones without an override
  * are 64, all at once. By rank 0. */
@@ -80,6 +80,16 @@ typedef struct gr_objective {
     gr_err (*save)(gr_trainer *t, gr_train_result *result); /* the results of the run */
     void (*close)(gr_trainer *t);
 } gr_objective;
+/* Model FLOPs of a step per token: forward and backward of what is trained, and the forward of a distillation's
+ * teacher. What is frozen has no gradient of its own, and below the score matrix alone there is no backward. 66. */
+typedef struct gr_train_flops {
+    double model, teacher;
+    gr_model_count count, teacher_count;
+    gr_model_config teacher_config; /* with distill */
+} gr_train_flops;
+GR_MUST gr_err gr_train_flops_get(const gr_config *config, gr_train_flops *out);
+gr_trained gr_train_part(const gr_config *config); /* what is trained */
+
 extern const gr_objective gr_objective_train, gr_objective_distill, gr_objective_tune;
 const gr_objective *gr_objective_of(const gr_config *config);
 
@@ -104,6 +114,7 @@ struct gr_trainer {
     gr_run_state state;                 /* after the last step */
     int failed_saves;                   /* in a row */
     double peak_flops;                  /* of all ranks together */
+    double flops_per_token;             /* model FLOPs */
     gr_memory_table memory;
     uint64_t resident_before; /* this process's bytes before the arenas existed */
 
@@ -132,6 +143,8 @@ GR_MUST gr_err gr_trainer_shape(gr_trainer *t);
 GR_MUST gr_err gr_trainer_survey(gr_trainer *t);
 GR_MUST gr_err gr_trainer_allocate(gr_trainer *t);
 GR_MUST gr_err gr_trainer_peak(gr_trainer *t);
+/* What part of a window the routes of the run are made from. */
+gr_mask gr_trainer_mask(const gr_trainer *t);
 gr_model_options gr_trainer_model_options(const gr_trainer *t, const gr_plan_limits *limits);
 gr_optimizer_options gr_trainer_optimizer_options(const gr_trainer *t, const gr_params *params);
 

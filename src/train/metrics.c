@@ -227,15 +227,23 @@ static void value_add(text *t, const char *name, int decimals, double value) {
         text_add(t, " | %s %.*f", name, decimals, isnan(value) ? (double)NAN : value);
 }
 
+/* A divergence soon is so small that no fixed number of decimals would show it. */
+static void loss_add(text *t, const char *name, double value) {
+    if (value != 0 && fabs(value) < 0.1)
+        text_add(t, " | %s %.3g", name, value);
+    else
+        value_add(t, name, 3, value);
+}
+
 static void line_text(const gr_metrics *m, const gr_step_record *r, text *t) {
     text_add(t, "step %lld/%lld", (long long)r->step, (long long)m->o.steps);
     if (r->step == 0) { /* before training there is only the evaluation */
-        value_add(t, "valid", 3, r->loss_valid);
+        loss_add(t, "valid", r->loss_valid);
         return;
     }
-    value_add(t, "loss", 3, r->loss);
+    loss_add(t, "loss", r->loss);
     if (evaluated(r))
-        value_add(t, "valid", 3, r->loss_valid);
+        loss_add(t, "valid", r->loss_valid);
     value_add(t, "gnorm", 2, r->grad_norm);
     text_add(t, " | lr %.1e", r->lr);
     if (r->skipped)
@@ -247,7 +255,8 @@ static void line_text(const gr_metrics *m, const gr_step_record *r, text *t) {
         if (m->o.peak_flops > 0)
             text_add(t, " | %.1f%% of peak", 100 * per_s * m->o.flops_per_token / m->o.peak_flops);
     }
-    value_add(t, "maxvio", 2, r->max_vio);
+    if (isfinite(r->max_vio)) /* distill counts choices in validation alone */
+        value_add(t, "maxvio", 2, r->max_vio);
     char eta[16];
     if (isfinite(per_s))
         text_add(t, " | eta %s", gr_duration_text(eta_s(m, r), eta));

@@ -31,6 +31,30 @@ static void close(gr_trainer *t) {
 const gr_objective gr_objective_train = {
     .open = open, .micro_batch = micro_batch, .evaluate = evaluate, .save = save, .close = close};
 
+gr_trained gr_train_part(const gr_config *c) {
+    if (c->kind == GR_CONFIG_TUNE && c->tune.mode == GR_TUNE_BIAS)
+        return GR_TRAINED_BIAS;
+    bool scores = (c->kind == GR_CONFIG_DISTILL && c->distill.scores_only) ||
+                  (c->kind == GR_CONFIG_TUNE && c->tune.mode == GR_TUNE_SCORES);
+    return scores ? GR_TRAINED_SCORES : GR_TRAINED_ALL;
+}
+
+gr_err gr_train_flops_get(const gr_config *c, gr_train_flops *out) {
+    *out = (gr_train_flops){0};
+    gr_model_count_config(&c->model, c->data.seq_len, &out->count);
+    out->model = out->count.flops_per_token;
+    if (gr_train_part(c) != GR_TRAINED_ALL)
+        out->model /= 3; /* forward: a third of forward and backward */
+    if (gr_train_part(c) == GR_TRAINED_SCORES)
+        out->model += 2.0 * c->model.num_labels * c->model.hidden_size; /* the gradient of the matrix */
+    if (c->kind != GR_CONFIG_DISTILL)
+        return GR_OK;
+    GR_TRY(gr_teacher_describe(c->distill.teacher, c->distill.teacher_layer, &out->teacher_config));
+    gr_model_count_config(&out->teacher_config, c->data.seq_len, &out->teacher_count);
+    out->teacher = out->teacher_count.flops_per_token / 3;
+    return GR_OK;
+}
+
 const gr_objective *gr_objective_of(const gr_config *c) {
     static const gr_objective *const of[GR_N_CONFIG_KIND] = {
         &gr_objective_train, &gr_objective_distill, &gr_objective_tune};

@@ -97,9 +97,26 @@ static void add_fact(gr_facts *f, const char *key, const char *value) {
     f->n++;
 }
 
-void gr_facts_make(gr_facts *f, const gr_config *config, const gr_feed *feed, const gr_comm *comm) {
+/* What a Grouter is made from. */
+static gr_err add_origin(gr_facts *f, const gr_config *c) {
+    char text[33];
+    if (c->kind == GR_CONFIG_DISTILL) {
+        GR_TRY(gr_teacher_identity(c->distill.teacher, c->distill.teacher_layer, text));
+        add_fact(f, "distill.teacher.content", text);
+    }
+    if (c->kind == GR_CONFIG_TUNE) {
+        gr_grouter g;
+        GR_TRY(gr_grouter_describe(&g, c->tune.grouter));
+        add_fact(f, "tune.grouter.content", gr_hash128_text(g.hash, text));
+        gr_grouter_close(&g);
+    }
+    return GR_OK;
+}
+
+gr_err gr_facts_make(gr_facts *f, const gr_config *config, const gr_feed *feed, const gr_comm *comm) {
     f->n = 0;
     char key[64], value[256];
+    GR_TRY(add_origin(f, config));
     for (int i = 0; i < config->data.n_train; i++) {
         snprintf(key, sizeof key, "data.train[%d].content", i);
         add_fact(f, key, gr_feed_content(feed, i, value));
@@ -113,4 +130,5 @@ void gr_facts_make(gr_facts *f, const gr_config *config, const gr_feed *feed, co
     add_fact(f, "program", gr_version_text());
     add_fact(f, "backend_library", gr_backend_library());
     add_fact(f, "comm_library", gr_comm_library());
+    return GR_OK;
 }

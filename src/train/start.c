@@ -15,9 +15,6 @@ static gr_err survey_feeds(gr_trainer *t) {
 
 gr_model_options gr_trainer_model_options(const gr_trainer *t, const gr_plan_limits *limits) {
     const gr_config *c = t->config;
-    bool scores_only = (c->kind == GR_CONFIG_DISTILL && c->distill.scores_only) ||
-                       (c->kind == GR_CONFIG_TUNE && c->tune.mode == GR_TUNE_SCORES);
-    bool bias_only = c->kind == GR_CONFIG_TUNE && c->tune.mode == GR_TUNE_BIAS;
     return (gr_model_options){.config = &c->model,
         .backend = t->backend,
         .comm = t->comm,
@@ -25,9 +22,7 @@ gr_model_options gr_trainer_model_options(const gr_trainer *t, const gr_plan_lim
         .limits = limits,
         .T = t->config->data.seq_len,
         .train = true,
-        .trained = bias_only     ? GR_TRAINED_BIAS
-                   : scores_only ? GR_TRAINED_SCORES
-                                 : GR_TRAINED_ALL,
+        .trained = gr_train_part(c),
         .recompute = t->config->train.recompute,
         .shared_weights = c->parallel.zero && t->backend->dtype != GR_F32};
 }
@@ -137,8 +132,6 @@ gr_err gr_trainer_peak(gr_trainer *t) {
 }
 
 static gr_err open_metrics(gr_trainer *t) {
-    gr_model_count count;
-    gr_model_count_config(&t->config->model, t->config->data.seq_len, &count);
     char path[GR_PATH_MAX + 32];
     gr_run_path(t->config, "metrics.jsonl", path);
     gr_metrics_options o = {.path = t->comm->rank[GR_WORLD] == 0 ? path : NULL,
@@ -146,7 +139,7 @@ static gr_err open_metrics(gr_trainer *t) {
         .log_every = t->config->log.every_steps,
         .resume_step = t->found.found ? t->state.step : -1,
         .tokens_per_step = t->tokens_per_step,
-        .flops_per_token = count.flops_per_token,
+        .flops_per_token = t->flops_per_token,
         .peak_flops = t->peak_flops};
     return gr_metrics_open(&t->metrics, &o);
 }
@@ -161,6 +154,10 @@ static void describe_routing(const gr_config *c) {
         r->z_loss_coef);
 }
 
+gr_mask gr_trainer_mask(const gr_trainer *t) {
+    return t->config->kind == GR_CONFIG_TRAIN ? gr_feed_mask(t->feed) : t->config->model.mask;
+}
+
 static void describe(const gr_trainer *t) {
     const gr_config *c = t->config;
     gr_model_count n;
@@ -169,8 +166,10 @@ static void describe(const gr_trainer *t) {
         gr_dtype_name(t->backend->dtype), t->comm->name, t->comm->size[GR_WORLD], gr_thread_count(),
         t->comm->size[GR_EP], t->comm->size[GR_EDP]);
     gr_info("model: %lld parameters, %lld active per token, %lld in experts, %.4g FLOP per token",
-        (long long)(n.matrices + n.norms), (long long)n.active, (long long)n.experts, n.flops_per_token);
+        (long long)(n.matrices + n.norms), (long long)n.active, (long long)n.experts, t->flops_per_token);
     describe_routing(c);
+    if (gr_mask_sees_ahead(gr_trainer_mask(t)))
+        gr_warn("%s", gr_mask_warning(gr_trainer_mask(t)));
     gr_info("data: %llu windows of %d tokens, %.0f tokens per step, %lld steps (%.2f epochs)",
         (unsigned long long)gr_feed_windows(t->feed), c->data.seq_len, t->tokens_per_step, (long long)c->train.steps,
         (double)c->train.steps * c->train.global_batch_windows / (double)gr_feed_windows(t->feed));
@@ -179,8 +178,11 @@ static void describe(const gr_trainer *t) {
 
 gr_err gr_trainer_shape(gr_trainer *t) {
     const gr_config *c = t->config;
+    gr_train_flops flops;
     t->tokens_per_step = (double)c->train.global_batch_windows * c->data.seq_len;
     GR_TRY(gr_comm_agree(t->comm, gr_config_check_ranks(c, t->comm->size[GR_WORLD])));
+    GR_TRY(gr_comm_agree(t->comm, gr_train_flops_get(c, &flops)));
+    t->flops_per_token = flops.model + flops.teacher;
     int R_ep = gr_config_expert_parallel(c);
     GR_TRY(gr_comm_agree(t->comm, gr_comm_group(t->comm, R_ep)));
     GR_TRY(gr_comm_agree(t->comm, gr_expert_map_open(&t->map, (uint32_t)c->model.num_experts, (uint32_t)R_ep)));
@@ -221,7 +223,7 @@ static gr_err check_alike(gr_trainer *t) {
 /* The checkpoint against this run, before any memory is taken. */
 static gr_err check_resume(gr_trainer *t) {
     bool first = t->comm->rank[GR_WORLD] == 0;
-    gr_facts_make(&t->facts, t->config, t->feed, t->comm);
+    GR_TRY(gr_comm_agree(t->comm, gr_facts_make(&t->facts, t->config, t->feed, t->comm)));
     return gr_comm_agree(t->comm, first && t->found.found ? gr_resume_check(t->o, &t->found, &t->facts) : GR_OK);
 }
 

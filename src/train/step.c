@@ -181,12 +181,15 @@ static gr_err train_step(gr_trainer *t, int64_t step) {
 
 /* ---------------------------------------------------------------- the run */
 
-/* Record of step 0: only the validation loss of the initial weights. */
+/* Record of step 0: only the validation loss of the initial weights. A run that goes on has its record already, and
+ * only asks whether its aim was reached. */
 static gr_err evaluate_first(gr_trainer *t) {
     t->record = empty_record();
     if (!t->valid)
         return GR_OK;
     GR_TRY(evaluate(t));
+    if (t->state.step > 0)
+        return GR_OK;
     t->first = t->last;
     t->fidelity_first = t->fidelity;
     t->max_vio_first = t->record.max_vio_valid;
@@ -255,6 +258,8 @@ gr_err gr_train_run(const gr_train_options *o, gr_train_result *result) {
         e = train(&t);
     if (!e)
         e = gr_objective_of(t.config)->save(&t, result);
+    if (t.feed)
+        result->mask = gr_trainer_mask(&t);
     result->loss_valid_first = t.first.nats_per_token;
     result->loss_valid = t.last.nats_per_token;
     result->nats_per_byte_valid_first = t.first.nats_per_byte;

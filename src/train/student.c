@@ -16,33 +16,43 @@ float *gr_student_bias(gr_trainer *t) {
 
 /* ---------------------------------------------------------------- validation */
 
-/* Choices of the counted tokens. */
-static void count_choices(gr_trainer *t, const float *scores, const int32_t *counted, uint64_t *load) {
-    uint32_t E = (uint32_t)t->config->model.num_labels, K = (uint32_t)t->config->model.num_experts_per_tok;
+/* What is compared, but for the scores. A bias that is tuned is one that routes are chosen with, before and after. */
+static gr_fidelity_pair pair_of(gr_trainer *t, const int32_t *counted) {
     bool biased = t->config->kind == GR_CONFIG_TUNE && t->config->tune.mode == GR_TUNE_BIAS;
-    const gr_selection s = {.E = E, .K = K, .scale = 1, .threshold = 1, .bias = biased ? gr_student_bias(t) : NULL};
-    int64_t N = (int64_t)t->config->train.micro_batch_windows * t->config->data.seq_len;
-    for (int64_t i = 0; i < N; i++) {
+    gr_fidelity_pair p = {.E = (uint32_t)t->config->model.num_labels,
+        .K = (uint32_t)t->config->model.num_experts_per_tok,
+        .n = (int64_t)t->config->train.micro_batch_windows * t->config->data.seq_len,
+        .counted = counted};
+    if (biased) {
+        p.teacher_bias = t->untuned.weights + gr_params_find(&t->untuned.params, "score.bias")->offset;
+        p.student_bias = gr_student_bias(t);
+    }
+    return p;
+}
+
+/* Choices of the counted tokens. */
+static void count_choices(const gr_fidelity_pair *p, uint64_t *load) {
+    const gr_selection s = {.E = p->E, .K = p->K, .scale = 1, .threshold = 1, .bias = p->student_bias};
+    for (int64_t i = 0; i < p->n; i++) {
         uint16_t ids[GR_TOPK_MAX];
         float gates[GR_TOPK_MAX];
-        if (counted[i] < 0)
+        if (p->counted[i] < 0)
             continue;
-        gr_select(&s, 1, scores + i * E, ids, gates);
-        for (uint32_t k = 0; k < K; k++)
+        gr_select(&s, 1, p->student + i * p->E, ids, gates);
+        for (uint32_t k = 0; k < p->K; k++)
             load[ids[k]]++;
     }
 }
 
 static gr_err evaluate_micro(gr_trainer *t, const gr_micro *micro, uint64_t *load) {
-    const float *teacher;
     float *scores;
     gr_phases phases = {0};
-    int64_t N = (int64_t)t->config->train.micro_batch_windows * t->config->data.seq_len;
-    GR_TRY(gr_teacher_logits(t->teacher, &micro->batch, &teacher, &phases));
+    gr_fidelity_pair pair = pair_of(t, micro->batch.target);
+    GR_TRY(gr_teacher_logits(t->teacher, &micro->batch, &pair.teacher, &phases));
     GR_TRY(gr_model_scores(t->model, &micro->batch, &scores, NULL, &phases));
-    gr_fidelity_add(&t->fidelity, (uint32_t)t->config->model.num_labels, (uint32_t)t->config->model.num_experts_per_tok,
-        N, teacher, scores, micro->batch.target);
-    count_choices(t, scores, micro->batch.target, load);
+    pair.student = scores;
+    gr_fidelity_add(&t->fidelity, &pair);
+    count_choices(&pair, load);
     return GR_OK;
 }
 
@@ -78,18 +88,10 @@ gr_err gr_student_evaluate(gr_trainer *t) {
 
 static gr_err save_alone(gr_trainer *t, const char *made, gr_train_result *result) {
     char path[GR_PATH_MAX + 32];
-    gr_grouter g;
     gr_grouter_spec spec = gr_student_spec(t->config);
     snprintf(spec.made, sizeof spec.made, "%s", made);
-    GR_TRY(gr_grouter_make(&g, &spec));
-    const gr_params *from = gr_model_params(t->model);
-    for (int i = 0; i < g.params.n; i++) /* the run's table may be padded for more ranks */
-        memcpy(g.weights + g.params.list[i].offset, gr_model_weights(t->model) + from->list[i].offset,
-            (size_t)gr_param_size(&from->list[i]) * sizeof(float));
-    gr_err e = gr_grouter_save(&g, gr_run_path(t->config, "grouter.safetensors", path));
-    result->parameter_hash = g.hash;
-    gr_grouter_close(&g);
-    return e;
+    return gr_grouter_write(&spec, gr_model_params(t->model), gr_model_weights(t->model),
+        gr_run_path(t->config, "grouter.safetensors", path), &result->parameter_hash);
 }
 
 gr_err gr_student_save(gr_trainer *t, const char *made, gr_train_result *result) {

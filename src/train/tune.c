@@ -18,14 +18,16 @@ static gr_teacher_options untuned_options(const gr_trainer *t) {
 static gr_err measure(const gr_trainer *t, size_t *n_byte) {
     const gr_model_config *m = &t->config->model;
     gr_grouter untuned;
-    size_t network;
-    GR_TRY(gr_grouter_open(&untuned, t->config->tune.grouter));
+    size_t network = 0;
+    GR_TRY(gr_grouter_describe(&untuned, t->config->tune.grouter));
     gr_teacher_options o = untuned_options(t);
     o.grouter = &untuned;
     gr_err e = gr_teacher_measure(&o, &network);
+    size_t weights = (size_t)untuned.params.n_element * sizeof *untuned.weights; /* kept beside the network's copy */
     gr_grouter_close(&untuned);
-    *n_byte = network + gr_balance_memory(tokens_of(t), t->config->data.seq_len, (uint32_t)m->num_labels,
-                            (uint32_t)m->num_experts_per_tok);
+    *n_byte = network + weights +
+              gr_balance_memory(
+                  tokens_of(t), t->config->data.seq_len, (uint32_t)m->num_labels, (uint32_t)m->num_experts_per_tok);
     return e;
 }
 
@@ -59,7 +61,7 @@ static gr_err micro_batch(gr_trainer *t, const gr_micro *micro, double *loss_sum
 
 /* The sign rule, at the schedule's rate; loads are the global batch's by now. */
 static gr_err after_update(gr_trainer *t) {
-    if (t->config->tune.mode == GR_TUNE_BIAS)
+    if (t->config->tune.mode == GR_TUNE_BIAS && !t->record.skipped)
         gr_balance_bias((uint32_t)t->config->model.num_labels, t->load, t->record.lr, gr_student_bias(t));
     return GR_OK;
 }
