@@ -1,5 +1,6 @@
 /* checkpoint_fixture.h: a small model with an optimizer and a checkpointer, its weights and moments known functions of
- * tensor name and element, so that any layout can tell whether it got back what another one saved. */
+ * tensor name and element, so that any layout can tell whether it got back what another one saved. With ZeRO-1 the
+ * weights are in shares, as the moments are. */
 #ifndef GROUTER_CHECKPOINT_FIXTURE_H
 #define GROUTER_CHECKPOINT_FIXTURE_H
 
@@ -11,6 +12,7 @@
 
 typedef struct checkpoint_fixture {
     weights_fixture f;
+    gr_weights weights; /* in f.flat */
     gr_backend *backend;
     gr_optimizer *optimizer;
     gr_checkpointer *checkpointer;
@@ -35,11 +37,13 @@ static inline void checkpoint_fixture_open(
         .eps = 1e-8};
     if (!err)
         err = gr_optimizer_open(&x->optimizer, &o);
+    x->weights = zero == GR_ZERO_1 ? gr_weights_shared(&x->f.params, comm, x->f.flat)
+                                   : gr_weights_whole(&x->f.params, x->f.flat);
     gr_checkpoint_options c = {.io = io,
         .folder = folder,
         .comm = comm,
         .params = &x->f.params,
-        .weights = x->f.flat,
+        .weights = x->weights,
         .optimizer = x->optimizer,
         .config_text = "{\n  \"train\": {}\n}\n",
         .facts = fixture_facts,
@@ -87,7 +91,11 @@ static inline void checkpoint_fixture_visit(checkpoint_fixture *x, int64_t step,
             gr_param_name(&x->f.params, p, k, name);
             for (int64_t j = 0; j < gr_param_size(p); j++) {
                 int64_t at = p->offset + k * p->stride + j;
-                call(&x->f.flat[at], fixture_value(name, FIXTURE_WEIGHT, step, j), context);
+                for (int part = 0; part < 2; part++)
+                    if (at >= x->weights.share[part].first &&
+                        at < x->weights.share[part].first + x->weights.share[part].n)
+                        call(gr_weights_at(&x->weights, (gr_share){.first = at, .n = 1}),
+                            fixture_value(name, FIXTURE_WEIGHT, step, j), context);
                 fixture_moments_visit(held, at, name, step, j, call, context);
             }
         }

@@ -89,7 +89,21 @@ static void any_layout_gets_back_what_any_other_saved(void **state) {
     alone(load_as, GR_ZERO_OFF, 4);
 }
 
-/* Rank 3 opens, reserves, writes, syncs and closes one file. */
+/* Each of the first n_call file calls of one rank fails once; every rank then knows the file. */
+static void fail_calls(checkpoint_fixture *x, faulty_io *faulty, int rank, int64_t n_call, const char *file) {
+    for (int64_t n = 1; n <= n_call; n++) {
+        gr_checkpoint_found found;
+        faulty_io_set(faulty, comm->rank[GR_WORLD] == rank ? n : 0, ENOSPC, false);
+        assert_int_equal(checkpoint_fixture_save(x, 1 + n), GR_STORAGE);
+        assert_non_null(strstr(gr_error_text(), file));
+        assert_int_equal(gr_checkpoint_find(gr_io_system(), comm, folder, &found), GR_OK);
+        assert_true(found.found && found.state.step == 1);
+        gr_checkpoint_found_close(&found);
+    }
+}
+
+/* Rank 3 opens, reserves, writes, syncs and closes one file; rank 1 two, one of them with weights that ranks 1 and 3
+ * share. */
 static void a_storage_error_on_one_rank_fails_the_save_on_all(void **state) {
     (void)state;
     group(2);
@@ -97,19 +111,41 @@ static void a_storage_error_on_one_rank_fails_the_save_on_all(void **state) {
     faulty_io faulty;
     checkpoint_fixture x;
     checkpoint_fixture_open(&x, comm, faulty_io_open(&faulty), folder, GR_ZERO_1, 0);
-    for (int64_t n = 1; n <= 5; n++) {
-        gr_checkpoint_found found;
-        faulty_io_set(&faulty, comm->rank[GR_WORLD] == 3 ? n : 0, ENOSPC, false);
-        assert_int_equal(checkpoint_fixture_save(&x, 1 + n), GR_STORAGE);
-        assert_non_null(strstr(gr_error_text(), "optim-3-of-4.safetensors")); /* every rank knows why */
-        assert_int_equal(gr_checkpoint_find(gr_io_system(), comm, folder, &found), GR_OK);
-        assert_true(found.found && found.state.step == 1);
-        gr_checkpoint_found_close(&found);
-    }
+    fail_calls(&x, &faulty, 3, 5, "optim-3-of-4.safetensors");
+    fail_calls(&x, &faulty, 1, 10, "-1-of-");
     faulty_io_set(&faulty, 0, 0, false);
     assert_int_equal(checkpoint_fixture_save(&x, 7), GR_OK);
     checkpoint_fixture_close(&x);
     load_as(comm, GR_ZERO_1, 7);
+}
+
+/* Bytes of a model file of a checkpoint, for the caller to free. */
+static char *model_file(int64_t step, int rank, size_t *n) {
+    char path[128], *text;
+    snprintf(path, sizeof path, "%s/step-%08d/model-%d-of-2.safetensors", folder, (int)step, rank);
+    assert_int_equal(gr_file_read(path, 1 << 20, GR_BUG, &text, n), GR_OK);
+    return text;
+}
+
+static void weights_in_shares_are_saved_as_the_bytes_of_whole_ones(void **state) {
+    (void)state;
+    group(2);
+    checkpoint_fixture x;
+    for (gr_zero zero = GR_ZERO_OFF; zero <= GR_ZERO_1; zero++) {
+        checkpoint_fixture_open(&x, comm, gr_io_system(), folder, zero, 0);
+        gr_run_state at = fixture_state(1 + (int64_t)zero);
+        checkpoint_fixture_visit(&x, 5, fixture_set, NULL); /* the same numbers in both */
+        assert_int_equal(gr_checkpoint_save(x.checkpointer, &at), GR_OK);
+        checkpoint_fixture_close(&x);
+    }
+    for (int rank = 0; rank < 2; rank++) {
+        size_t n[2];
+        char *whole = model_file(1, rank, &n[0]), *shared = model_file(2, rank, &n[1]);
+        assert_int_equal(n[0], n[1]);
+        assert_memory_equal(whole, shared, n[0]);
+        free(shared);
+        free(whole);
+    }
 }
 
 static void every_rank_refuses_pieces_that_do_not_fit(void **state) {
@@ -138,6 +174,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(the_same_layout_gets_back_what_it_saved, clean),
         cmocka_unit_test_teardown(any_layout_gets_back_what_any_other_saved, clean),
+        cmocka_unit_test_teardown(weights_in_shares_are_saved_as_the_bytes_of_whole_ones, clean),
         cmocka_unit_test_teardown(a_storage_error_on_one_rank_fails_the_save_on_all, clean),
         cmocka_unit_test_teardown(every_rank_refuses_pieces_that_do_not_fit, clean),
     };

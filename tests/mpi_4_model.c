@@ -98,6 +98,23 @@ static void twenty_steps_with_sharded_moments_equal_one_rank(void **state) {
     any_layout_equals_one_rank(GR_ZERO_1);
 }
 
+/* In bf16 sharded ranks have fp32 weights of their own elements alone; model_case_train checks that the rounded copy
+ * and the norms are theirs on every rank. */
+static void sharding_changes_no_bit_of_the_weights(void **state) {
+    (void)state;
+    for (int R_ep = 1; R_ep <= 4; R_ep *= 2) {
+        model_case_options o = training;
+        model_case_state whole, sharded;
+        assert_int_equal(gr_comm_group(comm, R_ep), GR_OK);
+        model_case_train(backend, comm, &o, 4, 20, &whole);
+        o.zero = GR_ZERO_1;
+        model_case_train(backend, comm, &o, 4, 20, &sharded);
+        assert_memory_equal(whole.weights, sharded.weights, (size_t)whole.params.n_element * sizeof(float));
+        model_case_state_close(&sharded);
+        model_case_state_close(&whole);
+    }
+}
+
 static void recomputation_changes_no_bit_in_any_layout(void **state) {
     (void)state;
     const model_case_options o = {
@@ -139,6 +156,7 @@ int main(void) {
         cmocka_unit_test(all_tokens_to_one_rank_equals_the_reference),
         cmocka_unit_test(twenty_steps_of_any_layout_equal_one_rank),
         cmocka_unit_test(twenty_steps_with_sharded_moments_equal_one_rank),
+        cmocka_unit_test(sharding_changes_no_bit_of_the_weights),
         cmocka_unit_test(recomputation_changes_no_bit_in_any_layout),
         cmocka_unit_test(recomputed_expert_parallel_equals_the_reference),
     };

@@ -73,7 +73,8 @@ static void gradients_fill(trainee *t, int64_t step) {
 
 static gr_update update(trainee *t, int64_t step) {
     gr_update u;
-    assert_int_equal(gr_optimizer_step(t->optimizer, step, 1, t->f.flat, t->gradients, &u), GR_OK);
+    assert_int_equal(
+        gr_optimizer_step(t->optimizer, step, 1, gr_weights_whole(&t->f.params, t->f.flat), t->gradients, &u), GR_OK);
     return u;
 }
 

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Training in bf16, with a stand-in for the CPU's products: checkpoints hold fp32, a resumed run has the bits of one that
-# never stopped, sharded moments and recomputation change no bit, the loss follows that of fp32.
+# never stopped, sharded weights and moments and recomputation change no bit, the loss follows that of fp32.
 set -euo pipefail
 binary=$BF16_BINARY
 work=$2
@@ -51,9 +51,18 @@ train 2 2 unsharded --set parallel.zero=0
 same whole unsharded
 train 2 2 recomputed --set train.recompute=block
 same whole recomputed
-train 2 1 replicated # experts on both ranks
-train 2 1 replicated_unsharded --set parallel.zero=0
-same replicated replicated_unsharded
+
+# ---- four ranks that share out dense parameters and experts, or do not: the same files (mpi_4_model: every layout)
+train 4 2 shares --set train.steps=10
+train 4 2 wholes --set train.steps=10 --set parallel.zero=0
+same shares wholes
+for file in shares/checkpoints/step-00000010/model*; do
+    cmp "$file" "wholes/checkpoints/step-00000010/${file##*/}" || die "one checkpoint in both"
+done
+# ---- and each goes on as the other, on other ranks
+train 2 1 shares --set train.steps=15 --set parallel.zero=0
+train 2 1 wholes --set train.steps=15 --set parallel.zero=1
+same shares wholes
 
 header=$(head -c 20000 whole/model.safetensors | tr -d '\0')
 [[ $header == *'"F32"'* && $header != *'"BF16"'* ]] || die "the weights that are saved are fp32"

@@ -74,6 +74,8 @@ static gr_err counted_alloc(gr_backend *b, size_t n_byte, const char *what, void
     return alloc_of_backend(b, n_byte, what, out);
 }
 
+static const char *const masters = CHECK_DTYPE == GR_F32 ? "weights" : "fp32 master weights";
+
 static void check_predicted_bytes(const gr_config *c) {
     gr_comm *comm = comm_open();
     gr_trainer t = shape_open_with(c, comm);
@@ -87,15 +89,20 @@ static void check_predicted_bytes(const gr_config *c) {
     gr_model_options o = gr_trainer_model_options(&t, &limits);
     assert_int_equal(gr_model_open(&t.model, &o), GR_OK);
     uint64_t of_model = predicted.total - item(&predicted, "AdamW moments") - item(&predicted, "plans and routes") -
-                        item(&predicted, "sums over ranks");
+                        item(&predicted, "sums over ranks") - item(&predicted, "weights being saved");
     assert_int_equal(allocated, of_model);
     allocated = 0;
     gr_optimizer_options oo = gr_trainer_optimizer_options(&t, gr_model_params(t.model));
     assert_int_equal(gr_optimizer_open(&t.optimizer, &oo), GR_OK);
     assert_in_range(allocated, item(&predicted, "AdamW moments"), item(&predicted, "AdamW moments") + GR_ALIGN);
-    assert_int_equal(item(&predicted, "weights"), item(&predicted, "gradients"));
-    assert_int_equal(
-        item(&predicted, "weights as the ops read them"), CHECK_DTYPE == GR_F32 ? 0 : item(&predicted, "weights") / 2);
+    bool shared = CHECK_DTYPE != GR_F32 && c->parallel.zero;
+    uint64_t gradients = item(&predicted, "gradients");
+    assert_int_equal(item(&predicted, "bf16 weights"), CHECK_DTYPE == GR_F32 ? 0 : gradients / 2);
+    if (shared) /* what this rank keeps moments of; between a quarter, of what all four share, and half */
+        assert_int_equal(item(&predicted, masters), item(&predicted, "AdamW moments") / 2);
+    else
+        assert_int_equal(item(&predicted, masters), gradients);
+    assert_true((item(&predicted, "norms in fp32") > 0) == shared);
     gr_trainer_close(&t);
     gr_comm_close(comm, GR_OK);
 }
@@ -103,10 +110,52 @@ static void check_predicted_bytes(const gr_config *c) {
 static void predicted_bytes_are_those_that_model_and_optimizer_allocate(void **state) {
     (void)state;
     check_predicted_bytes(&config);
+    gr_config sharded = config;
+    sharded.parallel.zero = 1;
+    check_predicted_bytes(&sharded);
     gr_config learned = config;
     learned.routing = learned.model.routing =
         (gr_routing){.source = GR_SOURCE_LEARNED, .gates = GR_GATES_LEARNED, .scale = 1};
     check_predicted_bytes(&learned);
+}
+
+/* Masters and moments of one of `n_rank` ranks. */
+static uint64_t optimizer_state(int n_rank, int R_ep, uint64_t *weights) {
+    gr_config c = config;
+    c.parallel.zero = 1;
+    gr_comm *comm = comm_open();
+    comm->size[GR_WORLD] = n_rank;
+    comm->size[GR_EP] = R_ep;
+    comm->size[GR_EDP] = n_rank / R_ep;
+    c.parallel.expert_parallel_size = R_ep;
+    gr_trainer t = shape_open_with(&c, comm);
+    gr_plan_limits limits = gr_forecast_limits(&c, &t.map, 1);
+    gr_memory_table m;
+    assert_int_equal(gr_forecast_memory(&t, &limits, NULL, &m), GR_OK);
+    *weights = item(&m, masters);
+    if (CHECK_DTYPE != GR_F32)
+        *weights += item(&m, "bf16 weights") + item(&m, "norms in fp32");
+    uint64_t state = item(&m, "AdamW moments") + (CHECK_DTYPE == GR_F32 ? 0 : item(&m, masters));
+    gr_trainer_close(&t);
+    gr_comm_close(comm, GR_OK);
+    return state;
+}
+
+/* Whatever the experts' groups are: each element of the model has one owner. Padding: 64 bytes a rank, thrice. */
+static void what_a_rank_keeps_falls_with_the_number_of_ranks(void **state) {
+    (void)state;
+    uint64_t alone_weights, weights, last_weights;
+    uint64_t alone = optimizer_state(1, 1, &alone_weights);
+    for (int wide = 0; wide < 2; wide++) {
+        last_weights = alone_weights;
+        for (int n_rank = 2; n_rank <= 4; n_rank *= 2) {
+            uint64_t kept = optimizer_state(n_rank, wide ? n_rank : 1, &weights);
+            assert_in_range(kept, alone / (uint64_t)n_rank, alone / (uint64_t)n_rank + (uint64_t)(6 * GR_ALIGN));
+            if (CHECK_DTYPE != GR_F32)
+                assert_true(weights < last_weights);
+            last_weights = weights;
+        }
+    }
 }
 
 /* Learned routes need a plan of each layer with experts; with tables one serves all, and one is prepared ahead. */
@@ -193,6 +242,7 @@ static void sizes_beyond_64_bits_do_not_wrap(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(predicted_bytes_are_those_that_model_and_optimizer_allocate),
+        cmocka_unit_test(what_a_rank_keeps_falls_with_the_number_of_ranks),
         cmocka_unit_test(learned_routes_are_predicted_to_need_a_plan_per_layer),
         cmocka_unit_test(items_come_largest_first_and_add_up),
         cmocka_unit_test(uniform_routing_sends_the_rows_that_counting_gives),

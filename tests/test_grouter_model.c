@@ -266,7 +266,7 @@ static void train(grouter_case *c, int steps) {
     for (int step = 0; step < steps; step++) {
         grouter_case_gradients(c);
         assert_int_equal(
-            gr_optimizer_step(optimizer, step, 1, gr_model_weights(c->model), gr_model_gradients(c->model), &update),
+            gr_optimizer_step(optimizer, step, 1, gr_model_masters(c->model), gr_model_gradients(c->model), &update),
             GR_OK);
     }
     gr_optimizer_close(optimizer);

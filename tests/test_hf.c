@@ -230,11 +230,11 @@ static void run_save(hf_table *t, const char *metadata) {
     assert_non_null(c);
     assert_int_equal(gr_config_parse(c, GR_CONFIG_TRAIN, run_config, "run"), GR_OK);
     hf_table_open(t, &c->model, 1, 0);
-    gr_params_init(&t->params, 1, t->flat);
+    gr_params_init(&t->params, 1, gr_weights_whole(&t->params, t->flat));
     hf_remove(WORK);
     assert_int_equal(mkdir(WORK, 0777), 0);
     assert_int_equal(gr_comm_open(&comm, "self"), GR_OK);
-    assert_int_equal(gr_params_save(&t->params, comm, t->flat, WORK "/model.safetensors",
+    assert_int_equal(gr_params_save(&t->params, comm, gr_weights_whole(&t->params, t->flat), WORK "/model.safetensors",
                          metadata ? &(gr_metadata){"grouter_config", metadata} : NULL, &hash),
         GR_OK);
     gr_comm_close(comm, GR_OK);

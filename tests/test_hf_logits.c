@@ -67,7 +67,7 @@ static void compare_routers(const gr_model *m, const expected *x, const char *na
 static void compare_head(const gr_model *m, const expected *x, const char *name) {
     int64_t V = m->config.vocab_size, D = m->D;
     float *logits = check_poisoned(x->N * V);
-    const float *final = m->final, *w = m->weights + m->head;
+    const float *final = m->final, *w = m->weights.at[0] + m->head;
     for (int64_t i = 0; i < x->N; i++)
         for (int64_t v = 0; v < V; v++) {
             double sum = 0;

@@ -181,7 +181,7 @@ static void make_target(const gr_config *c) {
             w[e->offset + v * e->stride + (k == 2 ? v : CONST)] = 1;
         }
     }
-    assert_int_equal(gr_params_save(&p, comm, w, WEIGHTS_PATH, NULL, &hash), GR_OK);
+    assert_int_equal(gr_params_save(&p, comm, gr_weights_whole(&p, w), WEIGHTS_PATH, NULL, &hash), GR_OK);
     free(w);
     gr_params_close(&p);
     gr_expert_map_close(&map);

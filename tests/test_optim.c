@@ -69,7 +69,8 @@ static void gradients_fill(trainee *t, int64_t step) {
 
 static gr_update update(trainee *t, int64_t step, double loss) {
     gr_update u;
-    assert_int_equal(gr_optimizer_step(t->optimizer, step, loss, t->w, t->g, &u), GR_OK);
+    assert_int_equal(
+        gr_optimizer_step(t->optimizer, step, loss, gr_weights_whole(&t->f.params, t->w), t->g, &u), GR_OK);
     return u;
 }
 
@@ -209,7 +210,8 @@ static void the_fourth_skip_in_a_row_ends_the_run(void **state) {
     memcpy(before, t.w, t.n * sizeof(float));
     gr_update u;
     gradients_fill(&t, 7);
-    assert_int_equal(gr_optimizer_step(t.optimizer, 7, (double)INFINITY, t.w, t.g, &u), GR_NONFINITE);
+    assert_int_equal(
+        gr_optimizer_step(t.optimizer, 7, (double)INFINITY, gr_weights_whole(&t.f.params, t.w), t.g, &u), GR_NONFINITE);
     assert_memory_equal(before, t.w, t.n * sizeof(float));
     assert_non_null(strstr(gr_error_text(), "step 8: "));
     assert_non_null(strstr(gr_error_text(), "got loss inf, norm "));

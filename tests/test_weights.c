@@ -20,8 +20,8 @@ static gr_comm *self_open(void) {
 static gr_hash128 save(const weights_fixture *f, const char *to, const char *config) {
     gr_hash128 hash = {0};
     gr_comm *c = self_open();
-    assert_int_equal(
-        gr_params_save(&f->params, c, f->flat, to, config ? &(gr_metadata){"grouter_config", config} : NULL, &hash),
+    assert_int_equal(gr_params_save(&f->params, c, gr_weights_whole(&f->params, f->flat), to,
+                         config ? &(gr_metadata){"grouter_config", config} : NULL, &hash),
         GR_OK);
     gr_comm_close(c, GR_OK);
     return hash;
@@ -35,7 +35,7 @@ static void what_was_saved_is_loaded_bit_for_bit(void **state) {
     size_t n_byte = (size_t)f.params.n_element * sizeof *f.flat;
     float *again = malloc(n_byte);
     memset(again, 0xff, n_byte);
-    assert_int_equal(gr_params_load(&f.params, path, again), GR_OK);
+    assert_int_equal(gr_params_load(&f.params, path, gr_weights_whole(&f.params, again)), GR_OK);
     assert_memory_equal(again, f.flat, n_byte);
     free(again);
     fixture_close(&f);
@@ -90,8 +90,9 @@ static void a_folder_that_is_not_there_is_a_storage_error(void **state) {
     fixture_open(&f, 1, 0);
     gr_comm *c = self_open();
     gr_hash128 hash;
-    assert_int_equal(
-        gr_params_save(&f.params, c, f.flat, "test_weights.absent/x.safetensors", NULL, &hash), GR_STORAGE);
+    assert_int_equal(gr_params_save(&f.params, c, gr_weights_whole(&f.params, f.flat),
+                         "test_weights.absent/x.safetensors", NULL, &hash),
+        GR_STORAGE);
     gr_comm_close(c, GR_OK);
     fixture_close(&f);
 }
@@ -131,7 +132,7 @@ static char *load_changed(change *apply) {
     size_t n_byte = (size_t)f.params.n_element * sizeof *f.flat;
     float *kept = malloc(n_byte);
     memcpy(kept, f.flat, n_byte);
-    assert_int_equal(gr_params_load(&f.params, path, f.flat), GR_CHECKPOINT);
+    assert_int_equal(gr_params_load(&f.params, path, gr_weights_whole(&f.params, f.flat)), GR_CHECKPOINT);
     assert_memory_equal(kept, f.flat, n_byte);
     free(kept);
     fixture_close(&f);

@@ -1,6 +1,6 @@
 #!/bin/bash
-# bf16 where oneDNN has no products for it: refused with the way out, before anything is created. The library is told to
-# use no more than AVX2, so this holds on every x86.
+# bf16 where oneDNN has no products for it: refused with the way out, before anything is created; but what another machine
+# would need is said. The library is told to use no more than AVX2, so this holds on every x86.
 set -euo pipefail
 binary=$1
 work=$2
@@ -33,7 +33,21 @@ refused() {
 }
 refused train c.json
 refused train c.json --dry-run
-refused train c.json --dry-run --ranks 4
+memory() { sed -n "s/^  $1 *\([0-9.]*\) KiB.*/\1/p" out; }
+for ranks in 1 4; do
+    expect 0 train c.json --dry-run --ranks $ranks --memory 1
+    grep -q '^time: not measured: ' out || fail "ranks elsewhere: no time is measured"
+    grep -q "^$ranks rank.*BF16" out || fail "ranks elsewhere: bf16 is named: $(<out)"
+    masters[ranks]=$(memory 'fp32 master weights') rounded[ranks]=$(memory 'bf16 weights')
+done
+grep -q 'once to its sum (4 bytes), once back (2)' out || fail "weights travel rounded: $(<out)"
+awk -v a="${masters[1]}" -v b="${masters[4]}" -v c="${rounded[1]}" \
+    'BEGIN { exit !(b > 0 && a > 3.9 * b && a < 4.1 * b && a > 1.9 * c && a < 2.1 * c) }' ||
+    fail "four ranks share the masters: ${masters[1]} and ${masters[4]} KiB, copies of ${rounded[1]} KiB"
+expect 0 train c.json --dry-run --ranks 4 --set parallel.zero=0
+awk -v a="${masters[1]}" -v b="$(memory 'fp32 master weights')" 'BEGIN { exit !(a > 0.99 * b && a < 1.01 * b) }' ||
+    fail "without sharding the masters stay whole: $(memory 'fp32 master weights') KiB"
+refused train c.json --dry-run --set parallel.zero=0
 expect 0 train c.json --set train.dtype=fp32
 refused_eval=(eval c.json --weights run/model.safetensors --set 'data.valid=[{"tokens": "t", "routes": "t.routes"}]')
 expect 69 "${refused_eval[@]}"

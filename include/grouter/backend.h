@@ -285,6 +285,8 @@ struct gr_backend {
 /* Opens "auto" or "cpu" with activations stored as GR_F32 or GR_BF16. 69 naming fp32 where this machine cannot compute
  * with dtype. */
 GR_MUST gr_err gr_backend_open(gr_backend **out, const char *name, gr_dtype dtype);
+/* The backend of a machine that is not here, for sizes: its fields may be read, no op may be called. */
+GR_MUST gr_err gr_backend_describe(gr_backend **out, const char *name, gr_dtype dtype);
 void gr_backend_close(gr_backend *b); /* accepts NULL */
 const char *gr_backend_names(void);   /* compiled in, for --version */
 const char *gr_backend_library(void); /* "oneDNN v2.6.3 ..." */

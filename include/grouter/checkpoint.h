@@ -44,7 +44,7 @@ typedef struct gr_checkpoint_options {
     const char *folder; /* <run.dir>/checkpoints */
     gr_comm *comm;
     const gr_params *params;
-    float *weights;
+    gr_weights weights;
     gr_optimizer *optimizer;
     const char *config_text;
     const gr_fact *facts; /* identities and environment */

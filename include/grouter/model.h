@@ -45,6 +45,7 @@ typedef struct gr_param {
     bool frozen;       /* gets no gradient; the optimizer leaves it alone */
     float init_std;    /* 0: ones (norms) or zeros (biases) */
     int64_t zero_row;  /* this row of the matrix is 0 and stays it; -1: none */
+    int64_t vector;    /* with n_dim 1: first element among all vectors, see gr_weights_gather; -1: a matrix */
 } gr_param;
 
 typedef struct gr_params {
@@ -52,6 +53,7 @@ typedef struct gr_params {
     gr_param *list;
     int64_t n_dense;          /* elements [0, n_dense) are replicated */
     int64_t n_element;        /* [n_dense, n_element) are this rank's experts */
+    int64_t n_vector;         /* elements of all norms and biases, each from a multiple of 64 bytes on */
     const gr_expert_map *map; /* slots -> logical ids; borrowed */
     uint32_t ep_rank;
 } gr_params;
@@ -70,8 +72,35 @@ GR_MUST gr_err gr_params_open(gr_params *out, const gr_model_config *c, const gr
     int dense_shards, int expert_shards);
 void gr_params_close(gr_params *p);
 
+/* Elements [first, first+n) of the flat range. */
+typedef struct gr_share {
+    int64_t first, n;
+} gr_share;
+
+/* What this rank owns: an equal share of [0] the dense part, over the world, and of [1] its experts, over the ranks
+ * that hold the same ones. Over all ranks each element of the model has exactly one owner. */
+void gr_share_owned(const gr_params *p, const gr_comm *comm, gr_share owned[2]);
+
+/* fp32 weights of a rank: [0] of the dense part, [1] of the experts. All it uses, or only what it owns. Borrowed. */
+typedef struct gr_weights {
+    gr_share share[2];
+    float *at[2]; /* [share.n] host-readable */
+} gr_weights;
+
+/* flat [n_element] */
+gr_weights gr_weights_whole(const gr_params *p, float *flat);
+/* The values of both shares lie one after the other. */
+gr_weights gr_weights_shared(const gr_params *p, const gr_comm *comm, float *values);
+/* Values of `share`, which lies within one part of what w has. */
+float *gr_weights_at(const gr_weights *w, gr_share share);
+
+/* Collective, for weights in shares that changed: act [n_element] of `dtype`, in which each rank has its own share, is
+ * filled with everybody's; vectors [n_vector] with all norms and biases, bit for bit. */
+GR_MUST gr_err gr_weights_gather(
+    const gr_params *p, gr_comm *comm, const gr_weights *w, void *act, gr_dtype dtype, float *vectors);
+
 /* Initial weights: N(0, init_std^2) by Philox keyed by (seed, tensor name, element), norms 1: equal in every layout. */
-void gr_params_init(const gr_params *p, uint64_t seed, float *weights);
+void gr_params_init(const gr_params *p, uint64_t seed, gr_weights weights);
 
 /* Whole-model counts (all ranks), from the config alone. A Grouter's score bias is in none of them: it is frozen. Of a
  * source cut off at a router only what is left of it counts. */
@@ -113,6 +142,8 @@ typedef struct gr_model_options {
      * whole block. Both dispatch every MoE layer's rows but the last one's once more: each row then travels 5 times
      * instead of 4. */
     gr_recompute recompute;
+    bool shared_weights; /* the fp32 weights are only those this rank owns; the ops read the rounded copy, so the
+                            storage type must not be fp32 */
 } gr_model_options;
 
 /* Builds the parameter table, allocates weights, gradients (train) and activations: 69 before anything else if they do
@@ -127,6 +158,7 @@ void gr_model_close(gr_model *m); /* accepts NULL */
 typedef struct gr_model_memory {
     size_t weights, gradients;
     size_t weights_act; /* copy of the weights in the backend's storage type; 0 for fp32 */
+    size_t vectors;     /* norms and biases in fp32; 0 unless the weights are in shares */
     size_t activations; /* residual streams and what backward needs of each layer */
     size_t logits;      /* one chunk of the head's */
     size_t scratch;     /* shared by the layers: rows and pairs in flight, gradients of activations */
@@ -141,12 +173,16 @@ gr_model_memory gr_model_memory_get(const gr_model *m);
 GR_MUST gr_err gr_model_make_room(gr_model *m, const gr_plan *plan);
 
 const gr_params *gr_model_params(const gr_model *m);
-float *gr_model_weights(gr_model *m);   /* fp32 flat range (masters), backend memory */
-float *gr_model_gradients(gr_model *m); /* same layout */
-/* The rounded copy in the same layout that the ops read, except norm weights; NULL where weights are stored as fp32. It
+gr_weights gr_model_masters(gr_model *m); /* fp32, whole or in shares, backend memory */
+float *gr_model_weights(gr_model *m);     /* the same as one flat range [n_element]; NULL if in shares */
+float *gr_model_gradients(gr_model *m);   /* [n_element] */
+/* The rounded copy [n_element] that the ops read, except norms and biases; NULL where weights are stored as fp32. It
  * always equals the rounded weights: the optimizer, which is given it, keeps it so. */
 void *gr_model_weights_act(gr_model *m);
-/* To be called after anything but the optimizer wrote the weights: rounds all of them. */
+/* Norms and biases [n_vector] of weights in shares, kept likewise; NULL where weights are whole. */
+float *gr_model_vectors(gr_model *m);
+/* To be called after anything but the optimizer wrote the weights: rounds all of them. Collective over the world if
+ * they are in shares. */
 GR_MUST gr_err gr_model_weights_changed(gr_model *m);
 
 /* One micro-batch of this rank. */
@@ -197,8 +233,7 @@ GR_MUST gr_err gr_model_scores(
  * gr_model_scores of the same batch. */
 GR_MUST gr_err gr_model_scores_backward(gr_model *m, const gr_batch *b, const float *dscores, gr_phases *phases);
 
-/* ---------------------------------------------------------------- whole tensors by name (safetensors)
- * `flat` is any host array in the params' layout: weights, gradients, moments. */
+/* ---------------------------------------------------------------- whole tensors by name (safetensors) */
 
 /* One tensor of the whole model, on whichever rank it lives. */
 typedef struct gr_whole {
@@ -215,16 +250,38 @@ const gr_whole *gr_wholes_find(const gr_whole *sorted, int n, const char *name);
 /* Its first element in this rank's flat range; -1: another rank's expert. */
 int64_t gr_whole_offset(const gr_params *p, const gr_whole *w);
 
+/* Whole tensors from weights of any layout, a piece at a time, so that no second copy of the model is needed. They
+ * arrive on the member of the first expert-parallel group that holds them; dense ones on rank 0. */
+typedef struct gr_weights_reader {
+    const gr_params *params;
+    gr_comm *comm;
+    gr_weights weights;
+    uint32_t *rows; /* [2][world] elements sent and received */
+    float *buffer;  /* [GR_WEIGHTS_PIECE] unless this rank holds all it gives */
+} gr_weights_reader;
+#define GR_WEIGHTS_PIECE ((int64_t)1 << 18) /* elements: 1 MiB */
+/* 69. After an error gr_weights_reader_close is still due. */
+GR_MUST gr_err gr_weights_reader_open(
+    gr_weights_reader *r, const gr_params *p, gr_comm *comm, const gr_weights *weights);
+void gr_weights_reader_close(gr_weights_reader *r); /* accepts a zeroed one */
+/* Elements [first, first+n) of a tensor, n at most GR_WEIGHTS_PIECE. Collective over the ranks whose shares make up the
+ * tensor: of dense ones the world, of an expert the ranks that hold it; others may call it and nothing happens. *data
+ * is valid where it arrives, until the next call; elsewhere NULL or of no use. */
+GR_MUST gr_err gr_weights_read(gr_weights_reader *r, const gr_whole *w, int64_t first, int64_t n, const float **data);
+/* Bytes that saving takes for a while: of the pieces read, and of those that travel to rank 0. */
+size_t gr_weights_save_memory(const gr_params *p, const gr_comm *comm, bool shared);
+
 /* Collective over the world, errors (69, 74) are agreed by all ranks: rank 0 writes all tensors as F32, whole, in the
- * table's order with experts by logical id: the same bytes from any layout. Only the first expert-parallel group sends.
+ * table's order with experts by logical id: the same bytes from any layout.
  * Metadata: "format" "pt" and, unless it is NULL, `more` (used on rank 0). *hash (rank 0): XXH3-128
  * over each tensor's name and bytes in that order. path NULL: only the hash. */
 GR_MUST gr_err gr_params_save(
-    const gr_params *p, gr_comm *comm, const float *flat, const char *path, const gr_metadata *more, gr_hash128 *hash);
-/* Every rank reads what it owns. Missing, extra, wrongly shaped or typed (not F32) tensors: 66 with a table of
- * expected/found, before anything is copied. flat NULL: they are only compared. */
-GR_MUST gr_err gr_params_load(const gr_params *p, const char *path, float *flat);
+    const gr_params *p, gr_comm *comm, gr_weights weights, const char *path, const gr_metadata *more, gr_hash128 *hash);
+/* Every rank reads what its weights have room for; elements of no tensor become 0. Missing, extra, wrongly shaped or
+ * typed (not F32) tensors: 66 with a table of expected/found, before anything is copied. Values NULL: they are only
+ * compared. */
+GR_MUST gr_err gr_params_load(const gr_params *p, const char *path, gr_weights weights);
 /* The same of several files that hold each tensor once between them. */
-GR_MUST gr_err gr_params_load_files(const gr_params *p, const char *const *path, int n_path, float *flat);
+GR_MUST gr_err gr_params_load_files(const gr_params *p, const char *const *path, int n_path, gr_weights weights);
 
 #endif

@@ -19,8 +19,9 @@ double gr_lr_at(const gr_lr *s, int64_t step);
 
 /* ZeRO stage 1 shards what AdamW remembers: after reduce-scatter every element of the flat range has one owner, which
  * keeps its moments and updates it; all-gather brings the weights back. Dense parameters are sharded over the world,
- * experts over the ranks that hold the same experts; both ranges are padded to equal shards (gr_params_open). Off:
- * every rank keeps the moments of all it holds. */
+ * experts over the ranks that hold the same experts; both ranges are padded to equal shards (gr_params_open). Where the
+ * ops read a rounded copy, that copy comes back and the fp32 weights stay with their owners (gr_weights_gather). Off:
+ * every rank keeps the moments and the fp32 weights of all it holds. */
 typedef enum gr_zero { GR_ZERO_OFF, GR_ZERO_1 } gr_zero;
 
 typedef struct gr_optimizer gr_optimizer;
@@ -30,6 +31,7 @@ typedef struct gr_optimizer_options {
     gr_comm *comm;
     const gr_params *params;
     void *weights_act; /* gr_model_weights_act: refreshed with every update; NULL where there is none */
+    float *vectors;    /* gr_model_vectors: with zero 1 there if weights_act is */
     gr_zero zero;
     gr_lr lr;
     double beta1, beta2, eps, weight_decay, clip; /* eps > 0; clip 0 = off */
@@ -66,13 +68,14 @@ typedef struct gr_update {
     double optimizer_ms;  /* AdamW, with ZeRO-1 also the gathering of weights */
 } gr_update;
 
-/* One update of `step` (0-based; it also counts when skipped) with the loss of the global batch: sums gradients over
+/* One update of the weights (with zero 1 and weights_act those this rank owns, else whole) in `step` (0-based; it also
+ * counts when skipped) with the loss of the global batch: sums gradients over
  * their groups (with ZeRO-1 those of other owners are undefined afterwards), takes the global norm, clips, decides (the
  * same on every rank: proceeds only if the global loss is finite and the clipped norm's square fits fp32, as second
  * moments must), applies AdamW. The fourth skip in a row is 71, agreed by all ranks. The moment correction counts
  * applied updates. */
 GR_MUST gr_err gr_optimizer_step(
-    gr_optimizer *o, int64_t step, double loss, float *weights, float *gradients, gr_update *out);
+    gr_optimizer *o, int64_t step, double loss, gr_weights weights, float *gradients, gr_update *out);
 
 /* The sums over groups alone: dense gradients over the world, expert gradients over the ranks with the same experts. */
 GR_MUST gr_err gr_gradients_reduce(const gr_params *p, gr_comm *comm, float *gradients);

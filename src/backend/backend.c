@@ -5,12 +5,20 @@
 
 #include <string.h>
 
-gr_err gr_backend_open(gr_backend **out, const char *name, gr_dtype dtype) {
+static gr_err backend_open(gr_backend **out, const char *name, gr_dtype dtype, bool computes) {
     *out = NULL;
     if (strcmp(name, "auto") == 0 || strcmp(name, "cpu") == 0)
-        return gr_cpu_open(out, dtype);
+        return gr_cpu_open(out, dtype, computes);
     return gr_fail(GR_CONFIG, "backend: expected auto or one of: %s, got \"%s\"; choose one that is compiled in",
         gr_backend_names(), name);
+}
+
+gr_err gr_backend_open(gr_backend **out, const char *name, gr_dtype dtype) {
+    return backend_open(out, name, dtype, true);
+}
+
+gr_err gr_backend_describe(gr_backend **out, const char *name, gr_dtype dtype) {
+    return backend_open(out, name, dtype, false);
 }
 
 void gr_backend_close(gr_backend *b) {

@@ -137,15 +137,15 @@ static const gr_backend shared_ops = {
     .close = cpu_close,
 };
 
-static gr_err open_state(gr_backend *b) {
+static gr_err open_state(gr_backend *b, bool computes) {
     void *state;
     GR_TRY(gr_alloc(&state, 1, sizeof(gr_cpu), "cpu backend"));
     gr_cpu *s = b->state = state;
     s->n_thread = count_threads();
-    return b->dtype == GR_BF16 ? gr_cpu_products_open(&s->products) : GR_OK;
+    return computes && b->dtype == GR_BF16 ? gr_cpu_products_open(&s->products) : GR_OK;
 }
 
-gr_err gr_cpu_open(gr_backend **out, gr_dtype dtype) {
+gr_err gr_cpu_open(gr_backend **out, gr_dtype dtype, bool computes) {
     void *memory = NULL;
     *out = NULL;
     GR_ASSERT(dtype == GR_F32 || dtype == GR_BF16, "storage type %s", gr_dtype_name(dtype));
@@ -153,7 +153,7 @@ gr_err gr_cpu_open(gr_backend **out, gr_dtype dtype) {
     gr_backend *b = memory;
     *b = shared_ops;
     (dtype == GR_BF16 ? gr_cpu_set_ops_bf16 : gr_cpu_set_ops_f32)(b);
-    gr_err err = open_state(b);
+    gr_err err = open_state(b, computes);
     if (err) {
         cpu_close(b);
         return err;

@@ -14,7 +14,7 @@ typedef struct gr_cpu {
     size_t scratch_size;
 } gr_cpu;
 
-gr_err gr_cpu_open(gr_backend **out, gr_dtype dtype);
+gr_err gr_cpu_open(gr_backend **out, gr_dtype dtype, bool computes);
 
 /* Fill in the ops that depend on the storage type: cpu_ops.c, compiled once per type. */
 void gr_cpu_set_ops_f32(gr_backend *b);

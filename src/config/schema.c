@@ -196,7 +196,8 @@ const gr_key gr_keys[GR_N_KEY] = {
         .fallback = "0",
         .meaning = "ranks that share one set of experts; divides ranks and E; 0 = smallest that fits (1)"},
     {"parallel.zero", NO_UNIT, FREE, INT(0, 1), AT(parallel.zero), .fallback = "1",
-        .meaning = "ZeRO stage: 1 = a rank keeps the optimizer state of its share of the weights, 0 = of all it holds"},
+        .meaning = "ZeRO stage: 1 = a rank keeps the optimizer state of its share of the weights, with `bf16` also "
+                   "their fp32 values, 0 = of all it holds"},
 
     {"checkpoint.every_steps", "steps", FREE, INT64(0, STEPS_MAX), AT(checkpoint.every_steps), .fallback = "0",
         .meaning = "a checkpoint every so many steps; 0 = only at the end and when asked to stop"},

@@ -73,7 +73,7 @@ static gr_err open_model(evaluator *v, const gr_config *config, gr_comm *comm, c
         .T = config->data.seq_len,
         .train = false};
     GR_TRY(gr_model_open(&v->model, &o));
-    GR_TRY(gr_params_load(gr_model_params(v->model), weights, gr_model_weights(v->model)));
+    GR_TRY(gr_params_load(gr_model_params(v->model), weights, gr_model_masters(v->model)));
     return gr_model_weights_changed(v->model);
 }
 

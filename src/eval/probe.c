@@ -46,7 +46,7 @@ static gr_err open_probe(gr_probe *p, const gr_config *config, gr_backend *backe
                                         .map = &p->map,
                                         .limits = &p->limits,
                                         .T = p->T}));
-    GR_TRY(gr_params_load(gr_model_params(p->model), weights, gr_model_weights(p->model)));
+    GR_TRY(gr_params_load(gr_model_params(p->model), weights, gr_model_masters(p->model)));
     return gr_model_weights_changed(p->model);
 }
 

@@ -147,9 +147,9 @@ static gr_err norm_heads_backward(gr_model *m, int l) {
     gr_backend *b = m->backend;
     gr_norm q = head_norm(m, l, QUERY), k = head_norm(m, l, KEY);
     q.dy = q.dx = m->dqkv;
-    q.dw = gradient_at(m, m->layer[l].q_norm);
+    q.dw = gradient_at(m, m->layer[l].q_norm.offset);
     k.dy = k.dx = act_at(m, m->dqkv, shape_of(m).O);
-    k.dw = gradient_at(m, m->layer[l].k_norm);
+    k.dw = gradient_at(m, m->layer[l].k_norm.offset);
     GR_TRY(b->norm_backward(b, GR_LANE_COMPUTE, &q));
     return b->norm_backward(b, GR_LANE_COMPUTE, &k);
 }
@@ -193,6 +193,6 @@ gr_err gr_model_attention_backward(gr_model *m, int l) {
     norm.dy = m->dn;
     norm.dx = m->dres;
     norm.dx_write = GR_ACCUMULATE;
-    norm.dw = gradient_at(m, m->layer[l].norm1);
+    norm.dw = gradient_at(m, m->layer[l].norm1.offset);
     return b->norm_backward(b, GR_LANE_COMPUTE, &norm);
 }

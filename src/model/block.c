@@ -125,6 +125,6 @@ gr_err gr_model_ffn_backward(gr_model *m, int l) {
     norm.dy = m->dn;
     norm.dx = m->dres;
     norm.dx_write = GR_ACCUMULATE;
-    norm.dw = gradient_at(m, m->layer[l].norm2);
+    norm.dw = gradient_at(m, m->layer[l].norm2.offset);
     return b->norm_backward(b, GR_LANE_COMPUTE, &norm);
 }

@@ -6,13 +6,20 @@
 
 /* Offsets into the flat range of parameters (and, equally, of gradients). NONE: the layer does not have it. */
 #define NONE (-1)
+/* A norm's weights or a bias, which the ops read as fp32: where it lies in the flat range and among the vectors. */
+typedef struct vector_place {
+    int64_t offset, vector;
+} vector_place;
+
 typedef struct layer_params {
-    int64_t norm1, wqkv, q_norm, k_norm, wo, norm2;
-    int64_t router;             /* NONE with fixed gates and in dense layers */
-    int64_t ffn13, ffn2;        /* dense layer, or shared expert */
-    int64_t ffn_width;          /* of those, 0 = none */
-    int64_t expert13, expert2;  /* NONE in dense layers */
-    int64_t linear, ln_w, ln_b; /* of a residual linear body */
+    vector_place norm1, q_norm, k_norm, norm2;
+    int64_t wqkv, wo;
+    int64_t router;            /* NONE with fixed gates and in dense layers */
+    int64_t ffn13, ffn2;       /* dense layer, or shared expert */
+    int64_t ffn_width;         /* of those, 0 = none */
+    int64_t expert13, expert2; /* NONE in dense layers */
+    int64_t linear;            /* of a residual linear body */
+    vector_place ln_w, ln_b;
 } layer_params;
 
 /* What a block's halves keep for backward. Layers that keep nothing share one slot: all of them without training; with
@@ -62,17 +69,21 @@ struct gr_model {
     bool train;
     gr_trained trained;
     gr_params params;
-    int64_t embed, final_norm, head; /* offsets; head = embed when tied; scores: head is the score matrix */
-    layer_params *layer;             /* [L] */
+    int64_t embed, head; /* offsets; head = embed when tied; scores: head is the score matrix */
+    vector_place final_norm;
+    layer_params *layer; /* [L] */
 
     gr_model_memory memory; /* what the layouts took */
     void *run_memory, *step_memory;
-    float *weights, *gradients; /* flat, gradients NULL without training */
-    void *weights_act;          /* act, flat: what the ops read; NULL where it would equal the weights */
-    float *cosine, *sine;       /* [T, head_dim/2] */
-    uint32_t *iota;             /* [N+1] 0, 1, 2, ...: the identity as a sum list */
-    uint32_t *document_first;   /* [N] of the current batch; NULL: windows are not divided */
-    uint32_t *document_end;     /* [N] */
+    gr_weights weights; /* whole, or in shares */
+    bool shared_weights;
+    float *gradients;         /* flat, NULL without training */
+    void *weights_act;        /* act, flat: what the ops read; NULL where it would equal the weights */
+    float *vectors;           /* [n_vector] with weights in shares: what else the ops read; else NULL */
+    float *cosine, *sine;     /* [T, head_dim/2] */
+    uint32_t *iota;           /* [N+1] 0, 1, 2, ...: the identity as a sum list */
+    uint32_t *document_first; /* [N] of the current batch; NULL: windows are not divided */
+    uint32_t *document_end;   /* [N] */
 
     attention_saved *attention; /* [n_attention]: L, or 1 slot shared by all layers */
     ffn_saved *ffn;             /* [n_ffn]: L, or 1 */
@@ -114,7 +125,7 @@ struct gr_model {
 
 /* At an offset of the parameter table: matrices and norm weights as the ops read them, gradients. */
 static inline const void *weight_at(const gr_model *m, int64_t offset) {
-    const uint8_t *first = m->weights_act ? m->weights_act : m->weights;
+    const uint8_t *first = m->weights_act ? m->weights_act : m->weights.at[0];
     return first + (size_t)offset * m->backend->elem_size;
 }
 
@@ -155,8 +166,8 @@ static inline bool trains_body(const gr_model *m) {
     return m->train && m->trained == GR_TRAINED_ALL;
 }
 
-static inline const float *norm_at(const gr_model *m, int64_t offset) {
-    return m->weights + offset;
+static inline const float *norm_at(const gr_model *m, vector_place at) {
+    return m->vectors ? m->vectors + at.vector : m->weights.at[0] + at.offset;
 }
 
 static inline float *gradient_at(const gr_model *m, int64_t offset) {
@@ -183,6 +194,9 @@ static inline router_saved *router_of(const gr_model *m, int l) {
 static inline void *stream_before(const gr_model *m, int l) {
     return m->x[l % m->n_x];
 }
+
+/* shares.c */
+gr_share gr_share_common(gr_share a, gr_share b);
 
 /* layout.c: takes what lives as long as the run, and all activations and scratch (twice each: measure, place). */
 void gr_model_layout_run(gr_model *m, gr_arena *arena);

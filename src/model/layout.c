@@ -15,10 +15,16 @@ static size_t taken(const gr_arena *arena, size_t *mark) {
 
 void gr_model_layout_run(gr_model *m, gr_arena *arena) {
     size_t mark = arena->used;
-    m->weights = GR_TAKE(arena, m->params.n_element, float);
+    gr_weights shared = gr_weights_shared(&m->params, m->comm, NULL);
+    int64_t n_weight = m->shared_weights ? shared.share[0].n + shared.share[1].n : m->params.n_element;
+    float *weights = GR_TAKE(arena, n_weight, float);
+    m->weights =
+        m->shared_weights ? gr_weights_shared(&m->params, m->comm, weights) : gr_weights_whole(&m->params, weights);
     m->memory.weights = taken(arena, &mark);
     m->weights_act = take_act(m, arena, m->backend->dtype == GR_F32 ? 0 : m->params.n_element);
     m->memory.weights_act = taken(arena, &mark);
+    m->vectors = m->shared_weights ? GR_TAKE(arena, m->params.n_vector, float) : NULL;
+    m->memory.vectors = taken(arena, &mark);
     m->gradients = m->train ? GR_TAKE(arena, m->params.n_element, float) : NULL;
     m->memory.gradients = taken(arena, &mark);
     int64_t n_angle = m->T * gr_model_rotated(m) / 2;
@@ -137,8 +143,8 @@ static void layout_scratch(gr_model *m, gr_arena *arena) {
     const gr_model_config *c = &m->config;
     int64_t N = m->N, D = m->D, F = c->moe_intermediate_size, widest = ffn_width_max(m);
     int64_t send = (int64_t)m->limits.send_max, recv = (int64_t)m->limits.recv_max, pair = (int64_t)m->limits.pair_max;
-    m->final = take_act(m, arena, m->final_norm != NONE ? N * D : 0);
-    m->rstd_final = GR_TAKE(arena, m->final_norm != NONE ? N : 0, float);
+    m->final = take_act(m, arena, m->final_norm.offset != NONE ? N * D : 0);
+    m->rstd_final = GR_TAKE(arena, m->final_norm.offset != NONE ? N : 0, float);
     m->loss_sum = GR_TAKE(arena, 1, double);
     m->ffn_a = take_act(m, arena, N * widest);
     m->ffn_y = take_act(m, arena, widest ? N * D : 0);

@@ -53,8 +53,8 @@ gr_err gr_model_linear_backward(gr_model *m, int l) {
     gr_layer_norm norm = norm_of(m, l);
     norm.dy = m->dres;
     norm.dx = m->dn;
-    norm.dw = gradient_at(m, m->layer[l].ln_w);
-    norm.db = gradient_at(m, m->layer[l].ln_b);
+    norm.dw = gradient_at(m, m->layer[l].ln_w.offset);
+    norm.db = gradient_at(m, m->layer[l].ln_b.offset);
     GR_TRY(b->layer_norm_backward(b, GR_LANE_COMPUTE, &norm));
     GR_TRY(b->gemm(b, GR_LANE_COMPUTE,
         &(gr_gemm){.layout = GR_TN,

@@ -53,6 +53,6 @@ gr_err gr_model_head_backward(gr_model *m, const int32_t *target, float loss_sca
     norm.dy = m->dn;
     norm.dx = m->dres;
     norm.dx_write = GR_OVERWRITE;
-    norm.dw = gradient_at(m, m->final_norm);
+    norm.dw = gradient_at(m, m->final_norm.offset);
     return m->backend->norm_backward(m->backend, GR_LANE_COMPUTE, &norm);
 }

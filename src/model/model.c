@@ -8,25 +8,34 @@
 
 /* ---------------------------------------------------------------- opening */
 
-static int64_t offset_of(const gr_params *p, int l, const char *suffix) {
+static const gr_param *param_of(const gr_params *p, int l, const char *suffix) {
     char name[GR_TENSOR_NAME_MAX];
     if (l < 0)
         snprintf(name, sizeof name, "%s", suffix);
     else
         snprintf(name, sizeof name, "model.layers.%d.%s", l, suffix);
-    const gr_param *found = gr_params_find(p, name);
+    return gr_params_find(p, name);
+}
+
+static int64_t offset_of(const gr_params *p, int l, const char *suffix) {
+    const gr_param *found = param_of(p, l, suffix);
     return found ? found->offset : NONE;
+}
+
+static vector_place place_of(const gr_params *p, int l, const char *suffix) {
+    const gr_param *found = param_of(p, l, suffix);
+    return found ? (vector_place){found->offset, found->vector} : (vector_place){NONE, NONE};
 }
 
 static layer_params find_layer(const gr_model *m, int l) {
     const gr_params *p = &m->params;
     bool dense = l < m->config.first_k_dense_replace;
-    layer_params layer = {.norm1 = offset_of(p, l, "input_layernorm.weight"),
+    layer_params layer = {.norm1 = place_of(p, l, "input_layernorm.weight"),
         .wqkv = offset_of(p, l, "self_attn.q_proj.weight"),
-        .q_norm = offset_of(p, l, "self_attn.q_norm.weight"),
-        .k_norm = offset_of(p, l, "self_attn.k_norm.weight"),
+        .q_norm = place_of(p, l, "self_attn.q_norm.weight"),
+        .k_norm = place_of(p, l, "self_attn.k_norm.weight"),
         .wo = offset_of(p, l, "self_attn.o_proj.weight"),
-        .norm2 = offset_of(p, l, "post_attention_layernorm.weight"),
+        .norm2 = place_of(p, l, "post_attention_layernorm.weight"),
         .router = offset_of(p, l, "mlp.gate.weight"),
         .expert13 = offset_of(p, l, "mlp.experts.%u.gate_proj.weight"),
         .expert2 = offset_of(p, l, "mlp.experts.%u.down_proj.weight")};
@@ -35,8 +44,8 @@ static layer_params find_layer(const gr_model *m, int l) {
     if (layer.ffn13 != NONE)
         layer.ffn_width = dense ? m->config.intermediate_size : m->config.shared_expert_intermediate_size;
     layer.linear = offset_of(p, l, "linear.weight");
-    layer.ln_w = offset_of(p, l, "layer_norm.weight");
-    layer.ln_b = offset_of(p, l, "layer_norm.bias");
+    layer.ln_w = place_of(p, l, "layer_norm.weight");
+    layer.ln_b = place_of(p, l, "layer_norm.bias");
     return layer;
 }
 
@@ -44,7 +53,7 @@ static gr_err find_params(gr_model *m, const gr_model_options *o) {
     GR_TRY(gr_params_open(
         &m->params, o->config, o->map, (uint32_t)o->comm->rank[GR_EP], o->comm->size[GR_WORLD], o->comm->size[GR_EDP]));
     m->embed = offset_of(&m->params, -1, "model.embed_tokens.weight");
-    m->final_norm = offset_of(&m->params, -1, "model.norm.weight");
+    m->final_norm = place_of(&m->params, -1, "model.norm.weight");
     m->head = o->config->tie_word_embeddings ? m->embed : offset_of(&m->params, -1, "lm_head.weight");
     if (o->config->head == GR_HEAD_SCORES)
         m->head = offset_of(&m->params, -1, "score.weight");
@@ -129,6 +138,8 @@ static gr_err describe(gr_model *m, const gr_model_options *o) {
     m->D = o->config->hidden_size;
     m->train = o->train;
     m->trained = o->trained;
+    m->shared_weights = o->shared_weights;
+    GR_ASSERT(!m->shared_weights || m->backend->dtype != GR_F32, "weights stored as fp32 are read whole");
     m->stream_width = m->D;
     if (is_linear_body(o->config) && o->config->intermediate_size > m->D)
         m->stream_width = o->config->intermediate_size;
@@ -231,18 +242,33 @@ const gr_params *gr_model_params(const gr_model *m) {
     return &m->params;
 }
 
-float *gr_model_weights(gr_model *m) {
+gr_weights gr_model_masters(gr_model *m) {
     return m->weights;
+}
+
+float *gr_model_weights(gr_model *m) {
+    return m->shared_weights ? NULL : m->weights.at[0];
 }
 
 void *gr_model_weights_act(gr_model *m) {
     return m->weights_act;
 }
 
+float *gr_model_vectors(gr_model *m) {
+    return m->vectors;
+}
+
 gr_err gr_model_weights_changed(gr_model *m) {
     gr_backend *b = m->backend;
-    return m->weights_act ? b->round_weights(b, GR_LANE_COMPUTE, m->weights, m->weights_act, m->params.n_element)
-                          : GR_OK;
+    if (!m->weights_act)
+        return GR_OK;
+    for (int part = 0; part < 2; part++) {
+        gr_share s = m->weights.share[part];
+        GR_TRY(b->round_weights(b, GR_LANE_COMPUTE, m->weights.at[part], act_at(m, m->weights_act, s.first), s.n));
+    }
+    GR_TRY(b->sync(b));
+    return m->vectors ? gr_weights_gather(&m->params, m->comm, &m->weights, m->weights_act, b->dtype, m->vectors)
+                      : GR_OK;
 }
 
 float *gr_model_gradients(gr_model *m) {

@@ -53,7 +53,8 @@ static gr_param *entry_add(table *t, gr_param_kind kind, int64_t offset, int64_t
         .decay = true,
         .owner = GR_WORLD,
         .init_std = t->std,
-        .zero_row = -1};
+        .zero_row = -1,
+        .vector = -1};
     return p;
 }
 
@@ -77,6 +78,8 @@ static gr_param *vector_add(table *t, gr_param_kind kind, int64_t width) {
     p->n_dim = 1;
     p->decay = false;
     p->init_std = 0;
+    p->vector = t->out->n_vector;
+    t->out->n_vector += aligned(width);
     return p;
 }
 
@@ -239,27 +242,38 @@ const gr_param *gr_params_find(const gr_params *p, const char *name_format) {
     return NULL;
 }
 
-static void matrix_init(const gr_param *p, uint64_t seed, uint64_t stream, float *w) {
-    int64_t n = gr_param_size(p);
+/* Elements [first, first+n) of one matrix into w[n]. */
+static void matrix_init(const gr_param *p, uint64_t seed, uint64_t stream, gr_share part, float *w) {
     float std = p->init_std;
     if (std == 0) {
-        for (int64_t i = 0; i < n; i++)
+        for (int64_t i = 0; i < part.n; i++)
             w[i] = p->kind == GR_PARAM_NORM ? 1 : 0;
         return;
     }
+    int64_t zero_first = p->zero_row < 0 ? 0 : p->zero_row * p->dim[1];
+    int64_t zero_end = p->zero_row < 0 ? 0 : zero_first + p->dim[1];
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < n; i++)
-        w[i] = std * gr_random_normal(seed, stream, (uint64_t)i);
-    if (p->zero_row >= 0)
-        memset(w + p->zero_row * p->dim[1], 0, (size_t)p->dim[1] * sizeof *w);
+    for (int64_t i = 0; i < part.n; i++) {
+        int64_t at = part.first + i;
+        w[i] = at >= zero_first && at < zero_end ? 0 : std * gr_random_normal(seed, stream, (uint64_t)at);
+    }
 }
 
-void gr_params_init(const gr_params *p, uint64_t seed, float *weights) {
-    memset(weights, 0, (size_t)p->n_element * sizeof *weights);
+void gr_params_init(const gr_params *p, uint64_t seed, gr_weights weights) {
+    for (int part = 0; part < 2; part++)
+        if (weights.share[part].n)
+            memset(weights.at[part], 0, (size_t)weights.share[part].n * sizeof(float));
     for (int i = 0; i < p->n; i++)
         for (uint32_t k = 0; k < p->list[i].n_matrix; k++) {
+            const gr_param *at = &p->list[i];
+            int64_t offset = at->offset + k * at->stride;
+            gr_share common = gr_share_common(
+                weights.share[at->owner == GR_EDP], (gr_share){.first = offset, .n = gr_param_size(at)});
+            if (common.n == 0)
+                continue;
             char name[128];
-            uint64_t stream = gr_stream_id(gr_param_name(p, &p->list[i], k, name));
-            matrix_init(&p->list[i], seed, stream, weights + p->list[i].offset + k * p->list[i].stride);
+            uint64_t stream = gr_stream_id(gr_param_name(p, at, k, name));
+            gr_share part = {.first = common.first - offset, .n = common.n};
+            matrix_init(at, seed, stream, part, gr_weights_at(&weights, common));
         }
 }

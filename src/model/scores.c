@@ -10,12 +10,12 @@ static double since_ms(double start_s) {
 static void *features_of(gr_model *m) {
     if (m->config.head == GR_HEAD_ROUTER)
         return ffn_of(m, m->config.num_hidden_layers - 1)->n2;
-    return m->final_norm == NONE ? stream_before(m, m->config.num_hidden_layers) : m->final;
+    return m->final_norm.offset == NONE ? stream_before(m, m->config.num_hidden_layers) : m->final;
 }
 
 static gr_err make_scores(gr_model *m) {
     gr_backend *b = m->backend;
-    if (m->final_norm != NONE) {
+    if (m->final_norm.offset != NONE) {
         gr_norm norm = gr_model_final_norm(m);
         GR_TRY(b->norm_forward(b, GR_LANE_COMPUTE, &norm));
     }
@@ -52,13 +52,13 @@ gr_err gr_model_scores(gr_model *m, const gr_batch *batch, float **scores, const
 /* From d(features) in dn to the gradient of the body's output in dres. */
 static gr_err features_backward(gr_model *m) {
     gr_backend *b = m->backend;
-    if (m->final_norm == NONE)
+    if (m->final_norm.offset == NONE)
         return b->copy(b, GR_LANE_COMPUTE, m->dres, m->dn, (size_t)(m->N * m->D) * b->elem_size);
     gr_norm norm = gr_model_final_norm(m);
     norm.dy = m->dn;
     norm.dx = m->dres;
     norm.dx_write = GR_OVERWRITE;
-    norm.dw = gradient_at(m, m->final_norm);
+    norm.dw = gradient_at(m, m->final_norm.offset);
     return b->norm_backward(b, GR_LANE_COMPUTE, &norm);
 }
 

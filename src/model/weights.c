@@ -1,87 +1,72 @@
-/* Whole tensors by name: any array in the parameters' layout into one safetensors file (weights_load.c: back).
+/* Whole tensors by name: weights of any layout into one safetensors file (weights_load.c: back).
  *
  * Order of the file, whatever the layout of the ranks: the table's order, experts by logical id: so a file of one rank
- * and a file of eight are the same bytes. Experts reach the writing rank one table entry at a time; it holds the
- * matrices of one entry (one projection of one layer), never a second copy of the model. */
+ * and a file of eight are the same bytes. Tensors reach the writing rank a piece at a time, by way of the member of its
+ * expert-parallel group that holds them: nobody holds a second copy of anything. */
 #include "grouter/data.h"
 #include "grouter/model.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* ---------------------------------------------------------------- gathering experts on rank 0 */
+/* ---------------------------------------------------------------- pieces on their way to rank 0 */
 
-typedef struct gather {
-    const gr_params *p;
-    gr_comm *comm;
-    const float *flat;
-    uint32_t *rows; /* [2][R_ep] counts sent and received */
-    float *send;    /* own matrices of one entry, packed */
-    float *recv;    /* on rank 0: the matrices of ranks 1.. in rank order */
-} gather;
+typedef struct route {
+    gr_weights_reader reader;
+    uint32_t *rows; /* [2][R_ep] elements sent and received; NULL where rank 0 needs nobody */
+    float *buffer;  /* on rank 0: [GR_WEIGHTS_PIECE] from another rank */
+} route;
 
-static void gather_close(gather *g) {
-    free(g->rows);
-    free(g->send);
-    free(g->recv);
+static void route_close(route *r) {
+    gr_weights_reader_close(&r->reader);
+    free(r->rows);
+    free(r->buffer);
 }
 
-/* After an error gather_close is still due. */
-static gr_err gather_open(gather *g) {
-    const gr_params *p = g->p;
-    const gr_comm *comm = g->comm;
-    size_t largest = 0, n_rank = (size_t)comm->size[GR_EP];
-    for (int i = 0; i < p->n; i++)
-        if (p->list[i].owner == GR_EDP && (size_t)gr_param_size(&p->list[i]) > largest)
-            largest = (size_t)gr_param_size(&p->list[i]);
-    if (n_rank == 1 || largest == 0)
+static bool takes_part(const gr_comm *comm) {
+    return comm->rank[GR_WORLD] < comm->size[GR_EP];
+}
+
+/* After an error route_close is still due. */
+static gr_err route_open(route *r, const gr_params *p, gr_comm *comm, const gr_weights *weights) {
+    size_t n_rank = (size_t)comm->size[GR_EP];
+    void *memory;
+    GR_TRY(gr_weights_reader_open(&r->reader, p, comm, weights));
+    if (n_rank == 1 || !takes_part(comm))
         return GR_OK;
-    bool root = comm->rank[GR_EP] == 0;
-    size_t own = largest * p->map->E_local;
-    void *rows, *buffer;
-    GR_TRY(gr_alloc(&rows, 2 * n_rank, sizeof *g->rows, "row counts"));
-    g->rows = rows;
-    GR_TRY(
-        gr_alloc(&buffer, root ? own * (n_rank - 1) : own, sizeof *g->send, "one projection's experts of one layer"));
-    *(root ? &g->recv : &g->send) = buffer;
+    GR_TRY(gr_alloc(&memory, 2 * n_rank, sizeof *r->rows, "elements of each rank"));
+    r->rows = memory;
+    if (comm->rank[GR_WORLD] != 0)
+        return GR_OK;
+    GR_TRY(gr_alloc(&memory, GR_WEIGHTS_PIECE, sizeof *r->buffer, "a piece of a tensor"));
+    r->buffer = memory;
     return GR_OK;
 }
 
-/* Sends this rank's matrices of the entry to rank 0, or receives everybody's. A row is a row of a matrix. */
-static gr_err gather_entry(gather *g, const gr_param *p) {
-    size_t n_rank = (size_t)g->comm->size[GR_EP], size = (size_t)gr_param_size(p);
-    if (n_rank == 1)
+/* Every rank calls it for every piece; *data is valid on rank 0. */
+static gr_err piece_fetch(route *r, const gr_whole *w, int64_t first, int64_t n, const float **data) {
+    gr_comm *comm = r->reader.comm;
+    GR_TRY(gr_weights_read(&r->reader, w, first, n, data));
+    int holder = w->param->owner == GR_EDP ? r->reader.params->map->rank_of[w->expert] : 0;
+    if (holder == 0 || !r->rows)
         return GR_OK;
-    uint32_t *send_rows = g->rows, *recv_rows = g->rows + n_rank;
-    uint32_t n_row = (uint32_t)p->dim[0] * p->n_matrix;
-    if (g->recv)
-        for (size_t r = 1; r < n_rank; r++)
-            recv_rows[r] = n_row;
-    else
-        send_rows[0] = n_row;
-    for (uint32_t i = 0; g->send && i < p->n_matrix; i++)
-        memcpy(g->send + i * size, g->flat + p->offset + i * p->stride, size * sizeof *g->send);
+    size_t n_rank = (size_t)comm->size[GR_EP];
+    memset(r->rows, 0, 2 * n_rank * sizeof *r->rows);
+    if (comm->rank[GR_EP] == holder)
+        r->rows[0] = (uint32_t)n;
+    if (r->buffer)
+        r->rows[n_rank + (size_t)holder] = (uint32_t)n;
     gr_exchange x = {.group = GR_EP,
         .dtype = GR_F32,
-        .width = (uint32_t)p->dim[1],
-        .send = g->send,
-        .send_rows = send_rows,
-        .recv = g->recv,
-        .recv_rows = recv_rows};
-    GR_TRY(g->comm->exchange_start(g->comm, &x));
-    return g->comm->exchange_wait(g->comm);
-}
-
-/* Where rank 0 finds a tensor once its entry has been gathered. */
-static const float *gathered(const gather *g, const gr_whole *w) {
-    const gr_param *p = w->param;
-    if (p->owner == GR_WORLD)
-        return g->flat + p->offset;
-    const gr_expert_map *map = g->p->map;
-    uint32_t rank = map->rank_of[w->expert], slot = map->slot_of[w->expert];
-    if (rank == 0)
-        return g->flat + p->offset + slot * p->stride;
-    return g->recv + ((rank - 1) * map->E_local + slot) * (size_t)gr_param_size(p);
+        .width = 1,
+        .send = *data,
+        .send_rows = r->rows,
+        .recv = r->buffer,
+        .recv_rows = r->rows + n_rank};
+    GR_TRY(comm->exchange_start(comm, &x));
+    GR_TRY(comm->exchange_wait(comm));
+    *data = r->buffer;
+    return GR_OK;
 }
 
 /* ---------------------------------------------------------------- saving */
@@ -115,65 +100,58 @@ static gr_err sink_open(sink *s, const char *path, const gr_metadata *more, cons
     return err;
 }
 
-static gr_err sink_write(sink *s, const gr_whole *w, const float *data) {
-    size_t n_byte = (size_t)gr_param_size(w->param) * sizeof *data;
-    gr_hasher_add(s->hasher, w->name, strlen(w->name));
+static gr_err sink_write(sink *s, const float *data, int64_t n) {
+    size_t n_byte = (size_t)n * sizeof *data;
     gr_hasher_add(s->hasher, data, n_byte);
     return s->writer ? gr_safetensors_writer_append(s->writer, data, n_byte) : GR_OK;
 }
 
-/* Rank 0's part. A failure of the file is kept until every other rank has been heard, so that none of them waits. */
-static gr_err tensors_write(gather *g, sink *s, gr_err err, const gr_whole *list, int n) {
-    const gr_param *current = NULL;
+/* Every rank's part; s is NULL on all but rank 0. A failure of the file (err) is kept until every piece has been sent,
+ * so that nobody waits. */
+static gr_err tensors_write(route *r, sink *s, gr_err err, const gr_whole *list, int n) {
     for (int i = 0; i < n; i++) {
-        if (list[i].param != current && list[i].param->owner == GR_EDP)
-            GR_TRY(gather_entry(g, list[i].param));
-        current = list[i].param;
-        if (!err)
-            err = sink_write(s, &list[i], gathered(g, &list[i]));
+        int64_t size = gr_param_size(list[i].param);
+        if (s && !err)
+            gr_hasher_add(s->hasher, list[i].name, strlen(list[i].name));
+        for (int64_t first = 0; first < size; first += GR_WEIGHTS_PIECE) {
+            int64_t n_piece = size - first < GR_WEIGHTS_PIECE ? size - first : GR_WEIGHTS_PIECE;
+            const float *data;
+            GR_TRY(piece_fetch(r, &list[i], first, n_piece, &data));
+            if (s && !err)
+                err = sink_write(s, data, n_piece);
+        }
     }
-    if (!err && s->writer)
-        err = gr_safetensors_writer_commit(s->writer);
     return err;
 }
 
 static gr_err root_save(
-    gather *g, const char *path, const gr_metadata *more, const gr_whole *list, int n, gr_hash128 *hash) {
+    route *r, const char *path, const gr_metadata *more, const gr_whole *list, int n, gr_hash128 *hash) {
     sink s;
     gr_err err = sink_open(&s, path, more, list, n);
-    err = tensors_write(g, &s, err, list, n);
+    err = tensors_write(r, &s, err, list, n);
+    if (!err && s.writer)
+        err = gr_safetensors_writer_commit(s.writer);
     if (!err)
         *hash = gr_hasher_128(s.hasher);
     sink_close(&s);
     return err;
 }
 
-/* The other ranks' part. */
-static gr_err entries_send(gather *g) {
-    for (int i = 0; i < g->p->n; i++)
-        if (g->p->list[i].owner == GR_EDP)
-            GR_TRY(gather_entry(g, &g->p->list[i]));
-    return GR_OK;
-}
-
-gr_err gr_params_save(
-    const gr_params *p, gr_comm *comm, const float *flat, const char *path, const gr_metadata *more, gr_hash128 *hash) {
-    bool root = comm->rank[GR_WORLD] == 0, takes_part = comm->rank[GR_WORLD] < comm->size[GR_EP];
-    gather g = {.p = p, .comm = comm, .flat = flat};
+gr_err gr_params_save(const gr_params *p, gr_comm *comm, gr_weights weights, const char *path, const gr_metadata *more,
+    gr_hash128 *hash) {
+    route r = {0};
     gr_whole *list = NULL;
     int n = 0;
-    gr_err err = takes_part ? gather_open(&g) : GR_OK;
-    if (!err && root)
+    gr_err err = route_open(&r, p, comm, &weights);
+    if (!err)
         err = gr_wholes_make(p, &list, &n);
-    err = gr_comm_agree(comm, err); /* before anybody waits for the rows of a rank without memory */
+    err = gr_comm_agree(comm, err); /* before anybody waits for the elements of a rank without memory */
     if (!err) {
-        if (root)
-            err = root_save(&g, path, more, list, n, hash);
-        else if (takes_part)
-            err = entries_send(&g);
+        err = comm->rank[GR_WORLD] == 0 ? root_save(&r, path, more, list, n, hash)
+                                        : tensors_write(&r, NULL, GR_OK, list, n);
         err = gr_comm_agree(comm, err);
     }
-    gather_close(&g);
+    route_close(&r);
     free(list);
     return err;
 }

@@ -32,8 +32,9 @@ bool gr_tensor_fits(const gr_tensor *t, const gr_param *p, unsigned dtypes);
 void gr_tensors_match(
     const gr_safetensors *file, const gr_whole *list, int n, const gr_tensor **found, gr_problems *wrong);
 
-/* flat[p->n_element] = the tensors of the list that this rank holds, converted to fp32; all else 0. found[i] may be
+/* to = the elements that it has room for of the tensors of the list, converted to fp32; all else 0. found[i] may be
  * NULL only where list[i] is another rank's. */
-void gr_tensors_copy(const gr_params *p, const gr_whole *list, int n, const gr_tensor *const *found, float *flat);
+void gr_tensors_copy(
+    const gr_params *p, const gr_whole *list, int n, const gr_tensor *const *found, const gr_weights *to);
 
 #endif

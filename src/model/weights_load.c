@@ -1,5 +1,6 @@
-/* Whole tensors by name: from safetensors files into an array in the parameters' layout. Nothing is copied before every
- * tensor of every file has been compared with what the model expects. */
+/* Whole tensors by name: from safetensors files into weights of any layout. Nothing is copied before every tensor of
+ * every file has been compared with what the model expects. */
+#include "internal.h"
 #include "weights.h"
 
 #include <stdarg.h>
@@ -100,12 +101,12 @@ void gr_tensors_match(
     }
 }
 
-static void tensor_copy(const gr_tensor *t, float *to) {
-    const uint8_t *from = t->data;
-    int64_t n = (int64_t)(t->n_byte / gr_dtype_size(t->dtype));
+/* Elements [first, first+n) into to[n]. */
+static void tensor_copy(const gr_tensor *t, int64_t first, int64_t n, float *to) {
+    const uint8_t *from = (const uint8_t *)t->data + (size_t)first * gr_dtype_size(t->dtype);
     switch (t->dtype) {
     case GR_F32:
-        memcpy(to, from, t->n_byte);
+        memcpy(to, from, (size_t)n * sizeof *to);
         return;
     case GR_BF16:
 #pragma omp parallel for schedule(static)
@@ -122,19 +123,24 @@ static void tensor_copy(const gr_tensor *t, float *to) {
     }
 }
 
-void gr_tensors_copy(const gr_params *p, const gr_whole *list, int n, const gr_tensor *const *found, float *flat) {
-    memset(flat, 0, (size_t)p->n_element * sizeof *flat); /* the padding between groups */
+void gr_tensors_copy(
+    const gr_params *p, const gr_whole *list, int n, const gr_tensor *const *found, const gr_weights *to) {
+    for (int part = 0; part < 2; part++)
+        if (to->share[part].n) /* the padding between groups */
+            memset(to->at[part], 0, (size_t)to->share[part].n * sizeof(float));
     for (int i = 0; i < n; i++) {
         int64_t offset = gr_whole_offset(p, &list[i]);
-        if (offset >= 0)
-            tensor_copy(found[i], flat + offset);
+        gr_share whole = {.first = offset, .n = offset < 0 ? 0 : gr_param_size(list[i].param)};
+        gr_share common = gr_share_common(to->share[list[i].param->owner == GR_EDP], whole);
+        if (common.n)
+            tensor_copy(found[i], common.first - offset, common.n, gr_weights_at(to, common));
     }
 }
 
 /* ---------------------------------------------------------------- our own files: F32, each tensor once, no other */
 
 static gr_err tensors_load(const gr_params *p, gr_safetensors *const *file, int n_file, const char *path,
-    const gr_whole *list, int n, float *flat) {
+    const gr_whole *list, int n, const gr_weights *to) {
     void *memory;
     gr_problems wrong;
     GR_TRY(gr_alloc(&memory, (size_t)n, sizeof(gr_tensor *), "tensor table"));
@@ -149,35 +155,36 @@ static gr_err tensors_load(const gr_params *p, gr_safetensors *const *file, int 
         err = gr_problems_close(
             &wrong, path, "the weights of this config's model", "use the config the file was trained with");
     }
-    if (!err && flat)
-        gr_tensors_copy(p, list, n, found, flat);
+    if (!err && to->at[0])
+        gr_tensors_copy(p, list, n, found, to);
     free(found);
     return err;
 }
 
-static gr_err files_load(const gr_params *p, const char *const *path, int n_path, gr_safetensors **file, float *flat) {
+static gr_err files_load(
+    const gr_params *p, const char *const *path, int n_path, gr_safetensors **file, const gr_weights *to) {
     for (int i = 0; i < n_path; i++)
         GR_TRY(gr_safetensors_open(&file[i], path[i]));
     gr_whole *list;
     int n;
     GR_TRY(gr_wholes_make(p, &list, &n));
     gr_wholes_sort(list, n);
-    gr_err err = tensors_load(p, file, n_path, path[0], list, n, flat);
+    gr_err err = tensors_load(p, file, n_path, path[0], list, n, to);
     free(list);
     return err;
 }
 
-gr_err gr_params_load_files(const gr_params *p, const char *const *path, int n_path, float *flat) {
+gr_err gr_params_load_files(const gr_params *p, const char *const *path, int n_path, gr_weights weights) {
     void *memory;
     GR_TRY(gr_alloc(&memory, (size_t)n_path, sizeof(gr_safetensors *), "files of weights"));
     gr_safetensors **file = memory;
-    gr_err err = files_load(p, path, n_path, file, flat);
+    gr_err err = files_load(p, path, n_path, file, &weights);
     for (int i = 0; i < n_path; i++)
         gr_safetensors_close(file[i]);
     free(file);
     return err;
 }
 
-gr_err gr_params_load(const gr_params *p, const char *path, float *flat) {
-    return gr_params_load_files(p, &path, 1, flat);
+gr_err gr_params_load(const gr_params *p, const char *path, gr_weights weights) {
+    return gr_params_load_files(p, &path, 1, weights);
 }

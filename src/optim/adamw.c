@@ -3,16 +3,16 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "internal.h"
+#include "grouter/optim.h"
 
 #define SKIPS_MAX 3 /* in a row; the next one ends the run */
 
 /* Neighbours in the flat range that decay alike, as far as this rank updates them. Padding belongs to the run before
  * it: its weight, gradient and moments are 0, and AdamW with eps > 0 leaves 0 at 0. */
 typedef struct span {
-    int64_t first, n;
+    gr_share share; /* within one of the two ranges held */
     bool decay;
-    float *m, *v; /* [n] */
+    float *m, *v; /* [share.n] */
 } span;
 
 struct gr_optimizer {
@@ -33,10 +33,10 @@ static void span_add(gr_optimizer *o, const gr_moments *held, int64_t first, int
         return;
     span *last = o->n_span ? &o->spans[o->n_span - 1] : NULL;
     float *m = held->m + (first - held->first), *v = held->v + (first - held->first);
-    if (last && last->decay == decay && last->first + last->n == first && last->m + last->n == m)
-        last->n += end - first;
+    if (last && last->decay == decay && last->share.first + last->share.n == first && first > held->first)
+        last->share.n += end - first;
     else
-        o->spans[o->n_span++] = (span){.first = first, .n = end - first, .decay = decay, .m = m, .v = v};
+        o->spans[o->n_span++] = (span){.share = {.first = first, .n = end - first}, .decay = decay, .m = m, .v = v};
 }
 
 static gr_err spans_make(gr_optimizer *o) {
@@ -97,6 +97,8 @@ gr_err gr_optimizer_open(gr_optimizer **out, const gr_optimizer_options *options
     GR_TRY(gr_alloc(&memory, 1, sizeof(gr_optimizer), "optimizer"));
     gr_optimizer *o = memory;
     o->o = *options;
+    GR_ASSERT(options->zero == GR_ZERO_OFF || !options->weights_act == !options->vectors,
+        "with ZeRO-1 the fp32 weights beside a rounded copy are in shares");
     gr_err err = memory_open(o);
     if (err) {
         gr_optimizer_close(o);
@@ -139,12 +141,12 @@ void gr_optimizer_counts_set(gr_optimizer *o, gr_optimizer_counts counts) {
     o->counts = counts;
 }
 
-static gr_err update_spans(gr_optimizer *o, double lr, double scale, float *weights, const float *gradients) {
+static gr_err update_spans(gr_optimizer *o, double lr, double scale, const gr_weights *w, const float *gradients) {
     const gr_optimizer_options *c = &o->o;
     gr_backend *b = c->backend;
     for (int i = 0; i < o->n_span; i++) {
         const span *s = &o->spans[i];
-        gr_adamw a = {.n = s->n,
+        gr_adamw a = {.n = s->share.n,
             .step = o->counts.n_applied,
             .lr = (float)lr,
             .beta1 = (float)c->beta1,
@@ -152,32 +154,28 @@ static gr_err update_spans(gr_optimizer *o, double lr, double scale, float *weig
             .eps = (float)c->eps,
             .weight_decay = s->decay ? (float)c->weight_decay : 0,
             .grad_scale = (float)scale,
-            .p = weights + s->first,
+            .p = gr_weights_at(w, s->share),
             .m = s->m,
             .v = s->v,
-            .g = gradients + s->first,
-            .p_act = c->weights_act ? (uint8_t *)c->weights_act + (size_t)s->first * b->elem_size : NULL};
+            .g = gradients + s->share.first,
+            .p_act = c->weights_act ? (uint8_t *)c->weights_act + (size_t)s->share.first * b->elem_size : NULL};
         GR_TRY(b->adamw(b, GR_LANE_COMPUTE, &a));
     }
     return b->sync(b);
 }
 
-static gr_err update_apply(gr_optimizer *o, double lr, double scale, float *weights, const float *gradients) {
+static gr_err update_apply(gr_optimizer *o, double lr, double scale, const gr_weights *w, const float *gradients) {
     const gr_optimizer_options *c = &o->o;
     gr_comm *comm = c->comm;
-    gr_backend *b = c->backend;
     o->counts.n_applied++;
     o->counts.n_skipped = 0;
-    GR_TRY(update_spans(o, lr, scale, weights, gradients));
-    if (c->zero == GR_ZERO_OFF || comm->size[GR_WORLD] == 1)
+    GR_TRY(update_spans(o, lr, scale, w, gradients));
+    if (c->zero == GR_ZERO_OFF)
         return GR_OK;
-    GR_TRY(comm->all_gather(comm, GR_WORLD, GR_F32, weights, (size_t)o->held[0].n));
-    GR_TRY(comm->all_gather(comm, GR_EDP, GR_F32, weights + c->params->n_dense, (size_t)o->held[1].n));
-    if (!c->weights_act)
-        return GR_OK;
-    /* What other ranks updated is rounded here: their rounding, without another gather. */
-    GR_TRY(b->round_weights(b, GR_LANE_COMPUTE, weights, c->weights_act, c->params->n_element));
-    return b->sync(b);
+    if (c->weights_act)
+        return gr_weights_gather(c->params, comm, w, c->weights_act, c->backend->dtype, c->vectors);
+    GR_TRY(comm->all_gather(comm, GR_WORLD, GR_F32, w->at[0], (size_t)o->held[0].n));
+    return comm->all_gather(comm, GR_EDP, GR_F32, w->at[1], (size_t)o->held[1].n);
 }
 
 /* All ranks come here together with the same count, so they can agree that one of them reports. */
@@ -191,7 +189,8 @@ static gr_err update_skip(gr_optimizer *o, int64_t step, double loss, double nor
     return gr_comm_agree(o->o.comm, err);
 }
 
-gr_err gr_optimizer_step(gr_optimizer *o, int64_t step, double loss, float *weights, float *gradients, gr_update *out) {
+gr_err gr_optimizer_step(
+    gr_optimizer *o, int64_t step, double loss, gr_weights weights, float *gradients, gr_update *out) {
     const gr_optimizer_options *c = &o->o;
     *out = (gr_update){.lr = gr_lr_at(&c->lr, step)};
     GR_TRY(c->backend->sync(c->backend));
@@ -210,7 +209,7 @@ gr_err gr_optimizer_step(gr_optimizer *o, int64_t step, double loss, float *weig
     out->skipped = !proceed;
     if (!proceed)
         return update_skip(o, step, loss, out->grad_norm);
-    gr_err err = update_apply(o, out->lr, scale, weights, gradients);
+    gr_err err = update_apply(o, out->lr, scale, &weights, gradients);
     out->optimizer_ms = 1e3 * (gr_time_s() - reduced_s);
     return err;
 }

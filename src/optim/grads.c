@@ -2,19 +2,7 @@
  * of the whole expert-parallel group, so they are summed over the ranks that hold the same experts. */
 #include <math.h>
 
-#include "internal.h"
-
-static gr_share share_of(const gr_comm *comm, gr_group g, int64_t first, int64_t n) {
-    GR_ASSERT(n % comm->size[g] == 0, "%lld elements in %d equal shards; gr_params_open pads for the groups it is told",
-        (long long)n, comm->size[g]);
-    int64_t each = n / comm->size[g];
-    return (gr_share){.first = first + comm->rank[g] * each, .n = each};
-}
-
-void gr_share_owned(const gr_params *p, const gr_comm *comm, gr_share owned[2]) {
-    owned[0] = share_of(comm, GR_WORLD, 0, p->n_dense);
-    owned[1] = share_of(comm, GR_EDP, p->n_dense, p->n_element - p->n_dense);
-}
+#include "grouter/optim.h"
 
 gr_err gr_gradients_reduce(const gr_params *p, gr_comm *comm, float *gradients) {
     GR_TRY(comm->sum(comm, GR_WORLD, GR_F32, gradients, (size_t)p->n_dense));

@@ -361,7 +361,7 @@ static gr_err describe(gr_grouter *g, const char *path) {
     GR_TRY(read_spec(path, &spec, stored));
     GR_TRY(shape(g, &spec));
     GR_TRY(parse_hash(path, stored, &g->hash));
-    return gr_params_load(&g->params, path, NULL);
+    return gr_params_load(&g->params, path, gr_weights_whole(&g->params, NULL));
 }
 
 static gr_err load(gr_grouter *g, const char *path) {
@@ -369,7 +369,7 @@ static gr_err load(gr_grouter *g, const char *path) {
     gr_hash128 hash;
     GR_TRY(describe(g, path));
     GR_TRY(allocate(g));
-    GR_TRY(gr_params_load(&g->params, path, g->weights));
+    GR_TRY(gr_params_load(&g->params, path, gr_weights_whole(&g->params, g->weights)));
     GR_TRY(hash_of(&g->spec, &g->params, g->weights, &hash));
     if (memcmp(&hash, &g->hash, sizeof hash) == 0)
         return GR_OK;
@@ -405,7 +405,8 @@ gr_err gr_grouter_write(
     GR_TRY(settings_text(spec, hash, &text));
     gr_err e = gr_comm_open(&alone, "self");
     if (!e)
-        e = gr_params_save(params, alone, weights, path, &(gr_metadata){.key = METADATA_KEY, .value = text}, &tensors);
+        e = gr_params_save(params, alone, gr_weights_whole(params, (float *)(uintptr_t)weights), path,
+            &(gr_metadata){.key = METADATA_KEY, .value = text}, &tensors);
     gr_comm_close(alone, GR_OK);
     free(text);
     return e;

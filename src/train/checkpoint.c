@@ -88,6 +88,9 @@ typedef struct save {
     char temporary[GR_CHECKPOINT_PATH_MAX], final[GR_CHECKPOINT_PATH_MAX];
     bool renamed;
     gr_contents contents[N_KIND]; /* of model and optimizer */
+    gr_whole *list;               /* [n_whole] tensors of the model */
+    int n_whole;
+    gr_weights_reader reader;
     char *index;
     size_t n_index;
     gr_new_file file[N_KIND];
@@ -116,8 +119,10 @@ static gr_err contents_make(save *s) {
     gr_moments owned[2];
     gr_optimizer_owned(o->optimizer, owned);
     GR_TRY(gr_contents_optimizer(&s->contents[OPTIM], o->params, owned));
+    GR_TRY(gr_wholes_make(o->params, &s->list, &s->n_whole));
+    GR_TRY(gr_weights_reader_open(&s->reader, o->params, o->comm, &o->weights));
     if (s->place[MODEL] >= 0)
-        GR_TRY(gr_contents_model(&s->contents[MODEL], o->params, o->weights));
+        GR_TRY(gr_contents_model(&s->contents[MODEL], o->params, s->list, s->n_whole));
     if (s->place[INDEX] >= 0)
         GR_TRY(gr_contents_index(o->params, o->comm->size[GR_EP], &s->index, &s->n_index));
     size_t n_rank = (size_t)o->comm->size[GR_WORLD];
@@ -142,7 +147,32 @@ static gr_err files_create(save *s) {
     return GR_OK;
 }
 
-static gr_err contents_write(gr_new_file *f, const gr_contents *c) {
+/* Every rank's part of all model files: with weights in shares a tensor comes from several ranks. A failure of the own
+ * file is kept until every piece has been sent, so that nobody waits. */
+static gr_err model_write(save *s) {
+    const gr_params *p = s->c->o.params;
+    bool writes = s->place[MODEL] >= 0;
+    gr_new_file *f = &s->file[MODEL];
+    gr_err err = writes ? gr_new_file_write(f, s->contents[MODEL].header, s->contents[MODEL].n_header) : GR_OK;
+    for (int i = 0; i < s->n_whole; i++) {
+        int64_t size = gr_param_size(s->list[i].param);
+        bool has = writes && gr_contents_has(p, &s->list[i]);
+        for (int64_t first = 0; first < size; first += GR_WEIGHTS_PIECE) {
+            int64_t n = size - first < GR_WEIGHTS_PIECE ? size - first : GR_WEIGHTS_PIECE;
+            const float *data;
+            GR_TRY(gr_weights_read(&s->reader, &s->list[i], first, n, &data));
+            if (has && !err)
+                err = gr_new_file_write(f, data, (size_t)n * sizeof *data);
+        }
+    }
+    if (writes && !err)
+        err = gr_new_file_commit(f, &s->own[MODEL]);
+    return err;
+}
+
+static gr_err optim_write(save *s) {
+    const gr_contents *c = &s->contents[OPTIM];
+    gr_new_file *f = &s->file[OPTIM];
     GR_TRY(gr_new_file_write(f, c->header, c->n_header));
     for (int i = 0; i < c->n; i++) {
         size_t n = sizeof(float);
@@ -150,18 +180,16 @@ static gr_err contents_write(gr_new_file *f, const gr_contents *c) {
             n *= (size_t)c->tensor[i].dim[d];
         GR_TRY(gr_new_file_write(f, c->data[i], n));
     }
-    return GR_OK;
+    return gr_new_file_commit(f, &s->own[OPTIM]);
 }
 
 static gr_err files_write(save *s) {
-    for (int k = 0; k < N_KIND; k++) {
-        if (s->place[k] < 0)
-            continue;
-        GR_TRY(k == INDEX ? gr_new_file_write(&s->file[k], s->index, s->n_index)
-                          : contents_write(&s->file[k], &s->contents[k]));
-        GR_TRY(gr_new_file_commit(&s->file[k], &s->own[k]));
+    GR_TRY(model_write(s));
+    if (s->place[INDEX] >= 0) {
+        GR_TRY(gr_new_file_write(&s->file[INDEX], s->index, s->n_index));
+        GR_TRY(gr_new_file_commit(&s->file[INDEX], &s->own[INDEX]));
     }
-    return GR_OK;
+    return optim_write(s);
 }
 
 /* Sizes and hashes of all files to all ranks; rank 0 uses them. */
@@ -298,6 +326,8 @@ static void save_close(save *s) {
         gr_new_file_close(&s->file[k]);
         gr_contents_close(&s->contents[k]);
     }
+    gr_weights_reader_close(&s->reader);
+    free(s->list);
     free(s->index);
     free(s->record);
     free(s->saved);

@@ -38,20 +38,17 @@ static gr_err header_make(gr_contents *c) {
     return gr_safetensors_header(c->tensor, c->n, &metadata, 1, &c->header, &c->n_header, &c->n_data);
 }
 
-gr_err gr_contents_model(gr_contents *c, const gr_params *p, const float *weights) {
-    gr_whole *list;
-    int n;
+bool gr_contents_has(const gr_params *p, const gr_whole *w) {
+    return gr_whole_offset(p, w) >= 0 && (w->param->owner == GR_EDP || p->ep_rank == 0);
+}
+
+gr_err gr_contents_model(gr_contents *c, const gr_params *p, const gr_whole *list, int n) {
     *c = (gr_contents){0};
-    GR_TRY(gr_wholes_make(p, &list, &n));
-    gr_err err = contents_alloc(c, (size_t)n);
-    for (int i = 0; !err && i < n; i++) {
-        const gr_param *param = list[i].param;
-        int64_t offset = gr_whole_offset(p, &list[i]);
-        if (offset >= 0 && (param->owner == GR_EDP || p->ep_rank == 0))
-            strcpy(tensor_add(c, weights + offset, param->n_dim, param->dim), list[i].name);
-    }
-    free(list);
-    return err ? err : header_make(c);
+    GR_TRY(contents_alloc(c, (size_t)n));
+    for (int i = 0; i < n; i++)
+        if (gr_contents_has(p, &list[i]))
+            strcpy(tensor_add(c, NULL, list[i].param->n_dim, list[i].param->dim), list[i].name);
+    return header_make(c);
 }
 
 /* Adds what `owned` has of a tensor that lies at `offset`. */

@@ -188,7 +188,7 @@ static void file_path(const gr_checkpoint_found *f, int i, char path[CHECKPOINT_
     snprintf(path, CHECKPOINT_FILE_PATH_MAX, "%s/%s", f->path, name);
 }
 
-static gr_err weights_load(const gr_params *p, const gr_checkpoint_found *f, float *weights) {
+static gr_err weights_load(const gr_params *p, const gr_checkpoint_found *f, gr_weights weights) {
     void *text, *list;
     GR_TRY(gr_alloc(&text, (size_t)f->R_ep, CHECKPOINT_FILE_PATH_MAX, "paths of a checkpoint"));
     gr_err err = gr_alloc(&list, (size_t)f->R_ep, sizeof(char *), "paths of a checkpoint");

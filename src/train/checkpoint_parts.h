@@ -117,15 +117,18 @@ GR_MUST gr_err gr_checkpoint_verify(
 
 typedef struct gr_contents {
     gr_tensor *tensor;
-    const float **data; /* [n] into weights or moments */
+    const float **data; /* [n] moments; NULL of weights, which are read as they are written */
     char (*name)[GR_TENSOR_NAME_MAX];
     int n;
     uint8_t *header;
     size_t n_header, n_data;
 } gr_contents;
 
-/* Weights of this rank, a member of the first expert-parallel group: its experts, on rank 0 also what all share. */
-GR_MUST gr_err gr_contents_model(gr_contents *c, const gr_params *p, const float *weights);
+/* Does the file of this rank, a member of the first expert-parallel group, have the tensor: its experts, of rank 0 also
+ * what all share. */
+bool gr_contents_has(const gr_params *p, const gr_whole *w);
+/* Those of the list, in its order. */
+GR_MUST gr_err gr_contents_model(gr_contents *c, const gr_params *p, const gr_whole *list, int n);
 /* The pieces of the moments that this rank owns. */
 GR_MUST gr_err gr_contents_optimizer(gr_contents *c, const gr_params *p, const gr_moments owned[2]);
 void gr_contents_close(gr_contents *c);

@@ -185,9 +185,12 @@ static void print_messages(const gr_dry_report *r, FILE *out) {
         print_bytes(out, "dispatch and combine", bytes, r->R_ep > 1 ? note : "experts are whole on each rank");
     print_router_messages(r, n_transfer, out);
     print_route_messages(r, out);
-    double dense = 2.0 * (double)r->n_dense * (r->n_rank - 1) / r->n_rank;
-    double experts = 2.0 * (double)r->n_expert * (R_edp - 1) / R_edp;
-    print_bytes(out, "gradients and weights", 4 * (dense + experts), "each element once to its sum, once back");
+    double others = (double)(r->n_rank - 1) / r->n_rank; /* share of the elements that other ranks own */
+    double elements = (double)r->n_dense * others + (double)r->n_expert * (R_edp - 1) / R_edp;
+    double norms = 2.0 * sizeof(float) * (double)r->n_vector * others;
+    snprintf(
+        note, sizeof note, "each element once to its sum (%zu bytes), once back (%zu)", sizeof(float), r->weight_bytes);
+    print_bytes(out, "gradients and weights", elements * (double)(sizeof(float) + r->weight_bytes) + norms, note);
 }
 
 static void print_disk(const gr_dry_report *r, const gr_model_count *n, FILE *out) {

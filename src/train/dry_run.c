@@ -91,6 +91,8 @@ static gr_err take_shape(gr_dry_report *r, const gr_trainer *t) {
     GR_TRY(gr_model_measure(&model, &o));
     r->n_dense = gr_model_params(model)->n_dense;
     r->n_expert = gr_model_params(model)->n_element - r->n_dense;
+    r->n_vector = o.shared_weights ? gr_model_params(model)->n_vector : 0;
+    r->weight_bytes = o.shared_weights ? t->backend->elem_size : sizeof(float);
     gr_model_close(model);
     return GR_OK;
 }
@@ -157,7 +159,7 @@ static gr_err forecast_uniform(gr_dry_report *r, gr_trainer *t) {
 /* One rank as if it were this one. */
 static gr_err visit_rank(gr_dry_report *r, int n_rank, int rank) {
     gr_comm *comm;
-    gr_trainer t = {.config = r->config, .lock = -1};
+    gr_trainer t = {.config = r->config, .elsewhere = true, .lock = -1};
     GR_TRY(pretend(&comm, r->config, n_rank, rank));
     t.comm = comm;
     gr_err e = gr_trainer_shape(&t);
@@ -185,7 +187,9 @@ static gr_err visit_ranks(gr_dry_report *r, int n_rank) {
     for (int rank = 0; rank < n; rank++)
         GR_TRY(visit_rank(r, n_rank, rank));
     snprintf(r->time.why_not, sizeof r->time.why_not, "%s",
-        r->n_absent ? "there is no data" : "these ranks are not here; start under mpirun with as many");
+        r->n_absent        ? "there is no data"
+        : !r->has_products ? "this machine does not compute with this train.dtype"
+                           : "these ranks are not here; start under mpirun with as many");
     return GR_OK;
 }
 
@@ -243,7 +247,7 @@ static gr_err measure_time(gr_trainer *t, gr_calibration *out) {
     GR_TRY(run_micro_batch(t, 0, &loss, &first_prepare_s, &first_s));
     GR_TRY(run_micro_batch(t, 1 % n_micro, &loss, &out->prepare_s, &out->micro_s));
     double start_s = gr_time_s();
-    GR_TRY(gr_optimizer_step(t->optimizer, 0, 0, gr_model_weights(t->model), gr_model_gradients(t->model), &update));
+    GR_TRY(gr_optimizer_step(t->optimizer, 0, 0, gr_model_masters(t->model), gr_model_gradients(t->model), &update));
     out->update_s = gr_time_s() - start_s;
     out->measured = true;
     return GR_OK;
@@ -308,6 +312,14 @@ static gr_err run_here(gr_dry_report *r, gr_comm *comm, const gr_dry_run *o, FIL
     return gr_comm_agree(comm, comm->rank[GR_WORLD] == 0 ? gr_forecast_fit_disk(r->config) : GR_OK);
 }
 
+/* Can this machine compute with the config's storage type? */
+static bool has_products(const gr_config *c) {
+    gr_backend *b;
+    bool has = !gr_backend_open(&b, gr_config_backend_name(c), gr_config_dtype(c));
+    gr_backend_close(b);
+    return has;
+}
+
 gr_err gr_train_dry_run(const gr_config *config, gr_comm *comm, const gr_dry_run *o, FILE *out) {
     gr_dry_report r = {.config = config,
         .learned = config->routing.source == GR_SOURCE_LEARNED,
@@ -315,11 +327,17 @@ gr_err gr_train_dry_run(const gr_config *config, gr_comm *comm, const gr_dry_run
     GR_TRY(gr_comm_agree(comm, gr_train_flops_get(config, &r.flops)));
     int n_rank = o->n_rank ? o->n_rank : comm->size[GR_WORLD];
     bool asked = o->n_rank || o->memory_gib > 0;
-    int n_absent = comm->rank[GR_WORLD] == 0 && asked ? note_all_absent(config, NULL) : 0;
-    GR_TRY(comm->bcast(comm, GR_WORLD, &n_absent, sizeof n_absent, 0));
-    r.n_absent = n_absent;
+    r.has_products = true;
+    if (comm->rank[GR_WORLD] == 0 && asked) {
+        r.n_absent = note_all_absent(config, NULL);
+        r.has_products = has_products(config);
+    }
+    int found[2] = {r.n_absent, r.has_products};
+    GR_TRY(comm->bcast(comm, GR_WORLD, found, sizeof found, 0));
+    r.n_absent = found[0];
+    r.has_products = found[1];
     GR_TRY(gr_comm_agree(comm, gr_forecast_grouter(&r.router, config)));
-    if (n_rank == comm->size[GR_WORLD] && n_absent == 0)
+    if (n_rank == comm->size[GR_WORLD] && r.n_absent == 0 && r.has_products)
         return run_here(&r, comm, o, out);
     return gr_comm_agree(comm, run_elsewhere(&r, comm, n_rank, o, out));
 }

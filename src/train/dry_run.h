@@ -15,10 +15,11 @@ typedef struct gr_dry_report {
     const gr_config *config;
     int n_rank, R_ep;
     const char *backend, *dtype;
-    int n_absent; /* data files that are not here */
-    bool exact;   /* rows and pairs are the route tables' */
-    bool grouter; /* one is made: no routes and no experts */
-    bool learned; /* routes are made in the step: memory is that of the worst choice, rows are expected ones */
+    int n_absent;      /* data files that are not here */
+    bool has_products; /* this machine computes with the storage type */
+    bool exact;        /* rows and pairs are the route tables' */
+    bool grouter;      /* one is made: no routes and no experts */
+    bool learned;      /* routes are made in the step: memory is that of the worst choice, rows are expected ones */
     gr_train_flops flops;
     gr_router_cost router;             /* online routing; 0: none, or not here */
     gr_memory_table memory;            /* of the rank that needs most */
@@ -27,6 +28,8 @@ typedef struct gr_dry_report {
     double sent_worst, returned_worst; /* learned: rows if all tokens went to as many ranks as they can, or came here */
     size_t row_bytes;
     int64_t n_dense, n_expert; /* elements of the flat range of a rank */
+    int64_t n_vector;          /* of norms, which travel as fp32; 0 unless the rest travels rounded */
+    size_t weight_bytes;       /* of an element on its way back from its owner */
     uint64_t n_window;         /* training windows that are here; 0: unknown */
     gr_calibration time;
 } gr_dry_report;

@@ -86,10 +86,14 @@ static gr_err fill_table(const gr_trainer *t, const gr_model *model, size_t plan
         return gr_fail(GR_RESOURCE, "plans: expected a size that fits the address space; use a smaller micro-batch");
     unsigned recompute = t->config->train.recompute == GR_RECOMPUTE_BLOCK ? 0 : RECOMPUTE;
     unsigned shard = optimizer.zero == GR_ZERO_1 ? 0 : SHARD;
+    bool rounded = t->backend->dtype != GR_F32;
+    size_t saving = gr_weights_save_memory(gr_model_params(model), t->comm, rounded && !shard);
     *out = (gr_memory_table){
         .item = {
-            {"weights", m.weights, EXPERT_PARALLEL | SMALLER_MODEL},
-            {"weights as the ops read them", m.weights_act, EXPERT_PARALLEL | SMALLER_MODEL},
+            {rounded ? "fp32 master weights" : "weights", m.weights,
+                (rounded ? shard : 0) | EXPERT_PARALLEL | SMALLER_MODEL},
+            {"bf16 weights", m.weights_act, EXPERT_PARALLEL | SMALLER_MODEL},
+            {"norms in fp32", m.vectors, SMALLER_MODEL},
             {"gradients", m.gradients, EXPERT_PARALLEL | SMALLER_MODEL},
             {"AdamW moments", gr_optimizer_memory(&optimizer), shard | EXPERT_PARALLEL | SMALLER_MODEL},
             {"activations", m.activations, MICRO_BATCH | recompute},
@@ -100,6 +104,7 @@ static gr_err fill_table(const gr_trainer *t, const gr_model *model, size_t plan
             {"teacher and balance", objective, MICRO_BATCH},
             {"Grouter", grouter.n_byte, 0},
             {"sums over ranks", gr_comm_memory(t->comm->size[GR_WORLD]), 0},
+            {"weights being saved", saving, 0},
         }};
     for (int i = 0; i < GR_MEMORY_ITEMS; i++)
         if (__builtin_add_overflow(out->total, out->item[i].n_byte, &out->total))

@@ -39,7 +39,7 @@ typedef struct gr_memory_item {
     uint64_t n_byte;
     unsigned remedies; /* what makes it smaller: bits of forecast.c */
 } gr_memory_item;
-enum { GR_MEMORY_ITEMS = 12 };
+enum { GR_MEMORY_ITEMS = 14 };
 typedef struct gr_memory_table {
     gr_memory_item item[GR_MEMORY_ITEMS];
     uint64_t total;
@@ -68,7 +68,8 @@ typedef struct gr_trainer gr_trainer;
 typedef struct gr_objective {
     /* Bytes it allocates besides the model's. NULL: none. */
     gr_err (*measure)(const gr_trainer *t, size_t *n_byte);
-    /* Once the model is there, weights not yet loaded from a checkpoint: what it needs, and where a new run starts. */
+    /* Once the model is there, weights not yet loaded from a checkpoint: what it needs, and the fp32 weights that a new
+     * run starts with (the caller spreads them). Not collective. */
     gr_err (*open)(gr_trainer *t);
     /* Forward and backward of one micro-batch; gradients are scaled by 1/(tokens of the global batch), *loss_sum grows
      * by the losses of this rank's tokens. */
@@ -98,6 +99,7 @@ struct gr_trainer {
     const gr_train_options *o;
     const gr_config *config; /* of o */
     gr_comm *comm;           /* of o */
+    bool elsewhere;          /* a dry run for another machine: of the backend only sizes are asked */
     gr_backend *backend;
     gr_expert_map map;
     gr_feed *feed, *valid; /* valid NULL without data.valid */

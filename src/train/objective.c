@@ -8,8 +8,8 @@ static gr_err micro_batch(gr_trainer *t, const gr_micro *micro, double *loss_sum
 static gr_err open(gr_trainer *t) {
     if (t->found.found)
         return GR_OK;
-    gr_params_init(gr_model_params(t->model), t->config->run.seed, gr_model_weights(t->model));
-    return gr_model_weights_changed(t->model);
+    gr_params_init(gr_model_params(t->model), t->config->run.seed, gr_model_masters(t->model));
+    return GR_OK;
 }
 
 static gr_err evaluate(gr_trainer *t) {
@@ -19,7 +19,7 @@ static gr_err evaluate(gr_trainer *t) {
 /* Collective; failures to write are agreed by all ranks. */
 static gr_err save(gr_trainer *t, gr_train_result *result) {
     char path[GR_PATH_MAX + 32];
-    return gr_params_save(gr_model_params(t->model), t->comm, gr_model_weights(t->model),
+    return gr_params_save(gr_model_params(t->model), t->comm, gr_model_masters(t->model),
         gr_run_path(t->config, "model.safetensors", path),
         &(gr_metadata){.key = "grouter_config", .value = t->config_text}, &result->parameter_hash);
 }

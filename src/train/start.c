@@ -23,7 +23,8 @@ gr_model_options gr_trainer_model_options(const gr_trainer *t, const gr_plan_lim
         .T = t->config->data.seq_len,
         .train = true,
         .trained = gr_train_part(c),
-        .recompute = t->config->train.recompute};
+        .recompute = t->config->train.recompute,
+        .shared_weights = c->parallel.zero && t->backend->dtype != GR_F32};
 }
 
 static gr_err open_model(gr_trainer *t) {
@@ -48,6 +49,7 @@ gr_optimizer_options gr_trainer_optimizer_options(const gr_trainer *t, const gr_
         .comm = t->comm,
         .params = params,
         .weights_act = t->model ? gr_model_weights_act(t->model) : NULL,
+        .vectors = t->model ? gr_model_vectors(t->model) : NULL,
         .zero = c->parallel.zero ? GR_ZERO_1 : GR_ZERO_OFF,
         .lr = {.schedule = c->optimizer.schedule,
             .lr = c->optimizer.lr,
@@ -67,7 +69,7 @@ static gr_err open_checkpointer(gr_trainer *t) {
         .folder = gr_run_path(t->config, "checkpoints", t->checkpoints),
         .comm = t->comm,
         .params = gr_model_params(t->model),
-        .weights = gr_model_weights(t->model),
+        .weights = gr_model_masters(t->model),
         .optimizer = t->optimizer,
         .config_text = t->config_text,
         .facts = t->facts.list,
@@ -197,7 +199,8 @@ gr_err gr_trainer_shape(gr_trainer *t) {
     int R_ep = gr_config_expert_parallel(c);
     GR_TRY(gr_comm_agree(t->comm, gr_comm_group(t->comm, R_ep)));
     GR_TRY(gr_comm_agree(t->comm, gr_expert_map_open(&t->map, (uint32_t)c->model.num_experts, (uint32_t)R_ep)));
-    return gr_comm_agree(t->comm, gr_backend_open(&t->backend, gr_config_backend_name(c), gr_config_dtype(c)));
+    return gr_comm_agree(t->comm, (t->elsewhere ? gr_backend_describe : gr_backend_open)(
+                                      &t->backend, gr_config_backend_name(c), gr_config_dtype(c)));
 }
 
 gr_err gr_trainer_survey(gr_trainer *t) {
@@ -211,7 +214,8 @@ gr_err gr_trainer_allocate(gr_trainer *t) {
     GR_TRY(gr_feed_allocate(t->feed));
     if (t->valid)
         GR_TRY(gr_feed_allocate(t->valid));
-    return gr_comm_agree(t->comm, open_local(t));
+    GR_TRY(gr_comm_agree(t->comm, open_local(t)));
+    return gr_model_weights_changed(t->model);
 }
 
 /* All ranks must run one program on one config: what they compute is never compared later. */

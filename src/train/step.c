@@ -153,7 +153,7 @@ static gr_err train_step(gr_trainer *t, int64_t step) {
     GR_TRY(run_micro_batches(t, step));
     gr_update update;
     GR_TRY(gr_optimizer_step(
-        t->optimizer, step, t->record.loss, gr_model_weights(t->model), gr_model_gradients(t->model), &update));
+        t->optimizer, step, t->record.loss, gr_model_masters(t->model), gr_model_gradients(t->model), &update));
     t->record.lr = update.lr;
     t->record.grad_norm = update.grad_norm;
     t->record.skipped = update.skipped;

@@ -38,7 +38,6 @@ static gr_err open(gr_trainer *t) {
     for (int i = 0; i < to->n; i++)
         memcpy(gr_model_weights(t->model) + to->list[i].offset, t->untuned.weights + from->list[i].offset,
             (size_t)gr_param_size(&to->list[i]) * sizeof(float));
-    GR_TRY(gr_model_weights_changed(t->model));
     gr_teacher_options o = untuned_options(t);
     GR_TRY(gr_teacher_open(&t->teacher, &o));
     gr_balance *balance;

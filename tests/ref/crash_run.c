@@ -144,7 +144,7 @@ static gr_err checkpointer_open(crash_run *r, gr_io *io, const char *folder, gr_
                                          .folder = folder,
                                          .comm = r->comm,
                                          .params = &r->params,
-                                         .weights = r->weights,
+                                         .weights = gr_weights_whole(&r->params, r->weights),
                                          .optimizer = r->optimizer,
                                          .config_text = "{}\n",
                                          .facts = &fact,

@@ -129,9 +129,10 @@ static void runner_open(runner *r, gr_backend *backend, gr_comm *comm, const mod
                                       .limits = &r->limits,
                                       .T = o->T,
                                       .train = true,
-                                      .recompute = o->recompute}));
+                                      .recompute = o->recompute,
+                                      .shared_weights = o->zero == GR_ZERO_1 && backend->dtype != GR_F32}));
     const gr_params *p = gr_model_params(r->model);
-    gr_params_init(p, 3, gr_model_weights(r->model));
+    gr_params_init(p, 3, gr_model_masters(r->model));
     for (int i = 0; i < p->n; i++)
         for (int64_t k = 0; o->zero_routers && p->list[i].kind == GR_PARAM_ROUTER && k < gr_param_size(&p->list[i]);
              k++)
@@ -170,11 +171,33 @@ static float *copy_of(const float *from, int64_t n) {
     return to;
 }
 
-/* What the ops read is the rounding of this rank's weights, all of them, whoever updated them. */
-static void check_rounded_weights(runner *r) {
-    const float *w = gr_model_weights(r->model);
+/* Those of all owners. */
+static float *whole_weights(runner *r) {
+    const gr_params *p = gr_model_params(r->model);
+    gr_weights own = gr_model_masters(r->model);
+    float *whole = take((size_t)p->n_element, sizeof *whole);
+    for (int part = 0; part < 2; part++)
+        memcpy(whole + own.share[part].first, own.at[part], (size_t)own.share[part].n * sizeof *whole);
+    if (!gr_model_weights(r->model)) {
+        MUST(r->comm->all_gather(r->comm, GR_WORLD, GR_F32, whole, (size_t)own.share[0].n));
+        MUST(r->comm->all_gather(r->comm, GR_EDP, GR_F32, whole + p->n_dense, (size_t)own.share[1].n));
+    }
+    return whole;
+}
+
+/* What the ops read is the rounding of the weights, all of them, whoever updated them; of vectors their very bits. */
+static void check_rounded_weights(runner *r, const float *w) {
+    const gr_params *p = gr_model_params(r->model);
     const uint16_t *act = gr_model_weights_act(r->model);
-    for (int64_t i = 0; act && i < gr_model_params(r->model)->n_element; i++)
+    const float *vectors = gr_model_vectors(r->model);
+    for (int i = 0; vectors && i < p->n; i++) {
+        const gr_param *v = &p->list[i];
+        if (v->n_dim == 1 && memcmp(vectors + v->vector, w + v->offset, (size_t)v->dim[0] * sizeof *w)) {
+            fprintf(stderr, "%s: expected the bits of its owners\n", v->name);
+            exit(1);
+        }
+    }
+    for (int64_t i = 0; act && i < p->n_element; i++)
         if (act[i] != gr_bf16_from_f32(w[i])) {
             fprintf(stderr, "weight %lld: expected the rounding of %a, got %a\n", (long long)i, (double)w[i],
                 (double)gr_f32_from_bf16(act[i]));
@@ -184,9 +207,9 @@ static void check_rounded_weights(runner *r) {
 
 static void state_from(runner *r, model_case_state *out) {
     *out = (model_case_state){0};
-    check_rounded_weights(r);
     int64_t n = gr_model_params(r->model)->n_element;
-    out->weights = copy_of(gr_model_weights(r->model), n);
+    out->weights = whole_weights(r);
+    check_rounded_weights(r, out->weights);
     out->gradients = copy_of(gr_model_gradients(r->model), n);
     MUST(gr_expert_map_open(&out->map, r->map.E, r->map.n_rank));
     MUST(gr_params_open(&out->params, r->o->config, &out->map, (uint32_t)r->comm->rank[GR_EP], r->comm->size[GR_WORLD],
@@ -210,6 +233,7 @@ void model_case_train(
             .comm = comm,
             .params = gr_model_params(r.model),
             .weights_act = gr_model_weights_act(r.model),
+            .vectors = gr_model_vectors(r.model),
             .zero = o->zero,
             .beta1 = 0.9,
             .beta2 = 0.999,
@@ -227,7 +251,7 @@ void model_case_train(
         MUST(comm->sum(comm, GR_WORLD, GR_F64, &loss, 1));
         gr_update update;
         MUST(gr_optimizer_step(
-            optimizer, step, loss / (double)w.n, gr_model_weights(r.model), gr_model_gradients(r.model), &update));
+            optimizer, step, loss / (double)w.n, gr_model_masters(r.model), gr_model_gradients(r.model), &update));
         windows_free(&w);
     }
     state_from(&r, out);
