@@ -104,8 +104,8 @@ static void online_routes_need_a_grouter_and_take_no_tables(void **state) {
     REFUSED("", "routing.grouter = \"\", but routing.source = \"online\"", "routing.source=online");
     REFUSED(routes, "data.train[0].routes: expected none with routing.source = \"online\"", "routing.source=online",
         "routing.grouter=g");
-    REFUSED("", "routing.grouter = \"g\", but routing.source = \"learned\"", "routing.source=learned",
-        "routing.grouter=g");
+    REFUSED(
+        "", "routing.grouter = \"g\", but routing.source = \"learned\"", "routing.source=learned", "routing.grouter=g");
     REFUSED("", "routing.aux_loss_coef = 0.01 needs", "routing.source=online", "routing.grouter=g",
         "routing.aux_loss_coef=0.01", "routing.gates=learned");
 }
