@@ -207,7 +207,7 @@ const gr_command gr_cmd_eval = {
         "example:\n"
         "  grouter-train eval configs/quickstart/train.json --set eval.windows=0 --set "
         "parallel.expert_parallel_size=1\n"
-        "  grouter-train eval configs/quickstart/train.json --leak --router build/quickstart/hash.router --windows "
-        "32\n",
+        "  mpirun -n 2 grouter-train eval configs/quickstart/train.json --leak --router "
+        "build/quickstart/tune/grouter.safetensors\n",
     .run = run_eval,
 };
