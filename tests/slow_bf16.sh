@@ -10,7 +10,7 @@ cd "$work"
 export OMP_NUM_THREADS=1 ASAN_OPTIONS=detect_leaks=0
 config=$SOURCE_DIR/configs/quickstart/train.json
 
-for file in "$SOURCE_DIR"/{README.md,configs/*.md,src/*/*.[ch],include/grouter/*.h,tests/*.[ch],tests/*.sh,scripts/*}; do
+for file in "$SOURCE_DIR"/{README.md,configs/*.md,src/*/*.[ch],include/grouter/*.h,tests/*.[ch],tests/*.sh,scripts/*.*}; do
     cat "$file"
     echo '<|endoftext|>'
 done >text.txt
@@ -18,7 +18,8 @@ done >text.txt
 "$binary" route --method hash --fit text --vocab 257 --experts 16 --top-k 2 --out h.router >/dev/null 2>&1
 "$binary" route --router h.router --tokens text --seq-len 256 --out text.routes >/dev/null 2>&1
 set=(--set 'data.train=[{"tokens": "text", "routes": "text.routes"}]' --set 'data.valid=[]' --set eval.every_steps=0
-    --set train.steps=200 --set optimizer.decay_steps=300 --set parallel.expert_parallel_size=1)
+    --set train.steps=200 --set optimizer.decay_steps=300 --set parallel.expert_parallel_size=1
+    --set train.micro_batch_windows=8 --set train.global_batch_windows=32)
 
 train() { # PROGRAM DTYPE: prints the mean loss of the last 50 steps
     "$1" train "$config" "${set[@]}" --set run.dir="$2" --set train.dtype="$2" >"$2.out" 2>"$2.err" ||
