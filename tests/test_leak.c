@@ -405,7 +405,7 @@ static void what_does_not_fit_together_is_refused(void **state) {
     check_refused(&o, GR_DATA, "1 of 16 experts per token");
     *c = saved;
     c->model.vocab_size = 9;
-    check_refused(&o, GR_DATA, "vocabulary of the config's model, 9, got 8");
+    check_refused(&o, GR_DATA, "vocabulary of at least model.vocab_size = 9, got 8");
     *c = saved;
     o.weights = "leak_absent.tmp";
     check_refused(&o, GR_CHECKPOINT, "leak_absent.tmp");

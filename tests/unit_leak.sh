@@ -132,7 +132,7 @@ refused 65 'absent.router' --leak --router absent.router --json new.json
 refused 65 'at least 2 windows' --leak --router h.router --set 'data.valid=[{"tokens": "short", "routes": "none"}]'
 refused 65 '2 of 16 experts' --leak --router h.router --set model.num_experts=16
 refused 65 '1 of 8 experts' --leak --router h.router --set model.num_experts_per_tok=1
-refused 65 'vocabulary of the config' --leak --router h.router --set model.vocab_size=300
+refused 65 'vocabulary of at least model.vocab_size = 300' --leak --router h.router --set model.vocab_size=300
 refused 66 'absent.safetensors' --leak --router causal/grouter.safetensors --weights absent.safetensors --json new.json
 refused 74 'nowhere' --leak --router causal/grouter.safetensors --json nowhere/new.json
 echo "leak audit ok"

@@ -99,9 +99,10 @@ static gr_err check_router(const audit *a) {
     if (r->E != a->E || r->K != a->K)
         return gr_fail(GR_DATA, "%s: expected %u of %u experts per token as the config's model, got %u of %u",
             a->o->router, a->K, a->E, r->K, r->E);
-    if (r->V && r->V != (uint32_t)m->vocab_size)
-        return gr_fail(GR_DATA, "%s: expected the vocabulary of the config's model, %d, got %u", a->o->router,
-            m->vocab_size, r->V);
+    if (r->V && r->V < (uint32_t)m->vocab_size)
+        return gr_fail(GR_DATA,
+            "%s: expected a vocabulary of at least model.vocab_size = %d, got %u; it is of another vocabulary",
+            a->o->router, m->vocab_size, r->V);
     if (r->variable_k && a->o->config->routing.gates == GR_GATES_LEARNED)
         return gr_fail(GR_DATA,
             "%s: expected a router that fills all K slots, since routing.gates is \"learned\", got one with dynamic "
