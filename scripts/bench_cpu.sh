@@ -32,8 +32,8 @@ phases=(forward_ms backward_ms exchange_ms reduce_ms optimizer_ms prepare_ms)
 # Why the program cannot train with this storage type; nothing if it can.
 dtype_missing() { # dtype, model
     local code=0
-    "$program" train "configs/bench/$2.json" --set train.dtype="$1" --set train.micro_batch_windows=1 --dry-run \
-        --ranks 2 >/dev/null 2>&1 || code=$?
+    [[ $1 != fp32 ]] || return 0
+    "$program" train "configs/bench/$2.json" --set train.dtype="$1" --dry-run >/dev/null 2>&1 || code=$?
     [[ $code -ne 69 ]] || echo "refused: this CPU has no $1 products in oneDNN"
 }
 
