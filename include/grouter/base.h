@@ -136,6 +136,10 @@ uint64_t gr_host_id(void);
 
 const char *gr_version_text(void); /* "0.1.0 (git hash)" */
 int gr_thread_count(void);         /* OpenMP threads of this process; 1 without OpenMP */
+/* From now on each parallel region gets as many threads as it counts on, and that is how many there are; returned.
+ * OpenMP may give fewer than omp_get_max_threads says (OMP_THREAD_LIMIT, OMP_DYNAMIC), and oneDNN's products are then
+ * wrong without a word: it shares work out by the one number and is called with the other. */
+int gr_threads_settle(void);
 
 /* ---------------------------------------------------------------- types of stored numbers */
 

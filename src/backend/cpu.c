@@ -108,13 +108,6 @@ static void cpu_close(gr_backend *b) {
     free(b);
 }
 
-static int count_threads(void) {
-    int n = 0;
-#pragma omp parallel reduction(+ : n)
-    n++;
-    return n;
-}
-
 /* What all storage types share. */
 static const gr_backend shared_ops = {
     .name = "cpu",
@@ -141,7 +134,7 @@ static gr_err open_state(gr_backend *b, bool computes) {
     void *state;
     GR_TRY(gr_alloc(&state, 1, sizeof(gr_cpu), "cpu backend"));
     gr_cpu *s = b->state = state;
-    s->n_thread = count_threads();
+    s->n_thread = gr_threads_settle();
     return computes && b->dtype == GR_BF16 ? gr_cpu_products_open(&s->products) : GR_OK;
 }
 
