@@ -90,8 +90,7 @@ static gr_err fill_table(const gr_trainer *t, const gr_model *model, size_t plan
     size_t saving = gr_weights_save_memory(gr_model_params(model), t->comm, rounded && !shard);
     *out = (gr_memory_table){
         .item = {
-            {rounded ? "fp32 master weights" : "weights", m.weights,
-                (rounded ? shard : 0) | EXPERT_PARALLEL | SMALLER_MODEL},
+            {"weights", m.weights, (rounded ? shard : 0) | EXPERT_PARALLEL | SMALLER_MODEL},
             {"bf16 weights", m.weights_act, EXPERT_PARALLEL | SMALLER_MODEL},
             {"norms in fp32", m.vectors, SMALLER_MODEL},
             {"gradients", m.gradients, EXPERT_PARALLEL | SMALLER_MODEL},
@@ -106,6 +105,8 @@ static gr_err fill_table(const gr_trainer *t, const gr_model *model, size_t plan
             {"sums over ranks", gr_comm_memory(t->comm->size[GR_WORLD]), 0},
             {"weights being saved", saving, 0},
         }};
+    if (rounded)
+        snprintf(out->item[0].name, sizeof out->item[0].name, "fp32 master weights");
     for (int i = 0; i < GR_MEMORY_ITEMS; i++)
         if (__builtin_add_overflow(out->total, out->item[i].n_byte, &out->total))
             return gr_fail(GR_RESOURCE, "memory: expected a total below 2^64 bytes, got more; use a smaller model");

@@ -35,7 +35,7 @@ const char *gr_run_path(const gr_config *config, const char *name, char path[GR_
 
 /* Predicted bytes of one rank by use, largest first: every size comes from the layout that will place it. */
 typedef struct gr_memory_item {
-    const char *name;
+    char name[32]; /* not a pointer: ranks send each other their tables */
     uint64_t n_byte;
     unsigned remedies; /* what makes it smaller: bits of forecast.c */
 } gr_memory_item;
