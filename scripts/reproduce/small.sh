@@ -4,13 +4,14 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-usage: scripts/reproduce/small.sh [--only bytes|bpe] [--quick] [--text FOLDER] [--ranks 1|2]
+usage: scripts/reproduce/small.sh [--only bytes|bpe] [--seeds N] [--quick] [--text FOLDER] [--ranks 1|2]
 Trains one source, distils Grouters from it (causal and bidirectional; from its first and its last layer), tunes them, and
 trains the same small target on the routes of each, of a hash, of chance, and on learned ones: same windows in the same
 order, three seeds for those that decide. Once with bytes (257 ids) and once with a vocabulary of 4,096 entries, since
 with few ids a hash of the token is a strong router. Everything goes into build/reproduce/small/; report.md there
-has the tables, with the tokens each route has cost, and names the plots. About an hour on 2 cores.
+has the tables, with the tokens each route has cost, and names the plots. An hour or two on 2 cores.
   --only SET      only this vocabulary
+  --seeds N       seeds of those that decide (default: 3); run again with more, it adds them
   --quick         few steps, one seed, little text: every part runs once in about five minutes, into
                   build/reproduce/small-quick; its numbers mean nothing
   --text FOLDER   use FOLDER/*.txt (default: ../shared/data/text if it is there, else the quick start's text)
@@ -24,8 +25,13 @@ start_folder=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 sets=(bytes bpe) quick="" text=../shared/data/text ranks=2
+n_seed=3
 while [[ $# -gt 0 ]]; do
     case $1 in
+    --seeds)
+        [[ ${2-} =~ ^[1-9][0-9]?$ ]] || { usage >&2 && exit 2; }
+        n_seed=$2 && shift 2
+        ;;
     --only)
         [[ ${2-} == bytes || ${2-} == bpe ]] || { usage >&2 && exit 2; }
         sets=("$2") && shift 2
@@ -56,11 +62,11 @@ launch=(mpirun -n "$ranks" --oversubscribe --bind-to none --mca btl "self,vader"
 
 # Bytes of text of each file, and the steps of source and targets; a step has 4,096 tokens, of several bytes each with
 # the larger vocabulary, whose head costs as much again as the rest of the model.
-text_bytes=400000 seeds="1 2 3" leak_options=(--windows 64 --positions 16)
+text_bytes=400000 leak_options=(--windows 64 --positions 16)
 declare -A steps=([bytes]=300 [bpe]=160)
 distill=() tune=() evaluate=()
 if [[ -n $quick ]]; then
-    text_bytes=60000 seeds=1 leak_options=(--windows 4 --positions 4)
+    text_bytes=60000 n_seed=1 leak_options=(--windows 4 --positions 4)
     steps=([bytes]=8 [bpe]=8)
     distill=(--set train.steps=8 --set eval.every_steps=0 --set eval.windows=16 --set optimizer.warmup_steps=2)
     tune=(--set train.steps=8 --set eval.every_steps=4 --set eval.windows=16)
@@ -201,6 +207,7 @@ target() { # name, routes of, seed, tokens that the routes cost, options...
     fi
     local inputs=""
     [[ $routes == learned ]] || inputs="$dir/$routes-train.routes"
+    [[ $seed -eq 1 ]] || options+=(--set eval.every_steps=0) # curves are drawn of the first seed
     train_once "$run" "$seed" "$n" "$inputs" "${options[@]}"
     local leak=- error=- seen
     if [[ -f $dir/tune-$routes/grouter.safetensors && $seed -eq 1 && $# -eq 0 ]]; then
@@ -215,6 +222,13 @@ target() { # name, routes of, seed, tokens that the routes cost, options...
         "$(json_numbers maxvio <"$dir/$run/metrics.jsonl" | awk '{ sum += $1 } END { printf "%.3f", sum / NR }')" \
         "$seen" "$((seen + cost))" "$leak" "$error" >>"$dir/results.tsv"
     [[ $seed -ne 1 ]] || curves+=("$name=$dir/$run")
+}
+
+deciding() { # seed
+    target learned learned "$1" 0
+    target hash hash "$1" 0
+    target causal-last causal-last "$1" "$cost"
+    target bidirectional-last bidirectional-last "$1" "${price[bidirectional-last]}"
 }
 
 run_set() {
@@ -248,16 +262,14 @@ run_set() {
         done
     done
     cost=${price[causal-last]}
-    for seed in $seeds; do
-        target learned learned "$seed" 0
-        target hash hash "$seed" 0
-        target causal-last causal-last "$seed" "$cost"
-        target bidirectional-last bidirectional-last "$seed" "${price[bidirectional-last]}"
-    done
+    deciding 1
     target random random 1 0
     target causal-first causal-first 1 "${price[causal-first]}"
     target bidirectional-first bidirectional-first 1 "${price[bidirectional-first]}"
     target causal-last-gates causal-last 1 "$cost" --set routing.gates=learned --set routing.z_loss_coef=0.001
+    for ((seed = 2; seed <= n_seed; seed++)); do
+        deciding "$seed"
+    done
     target learned-all-in learned 1 "$cost"
     scripts/plot.sh "$dir/loss.svg" "${curves[@]}"
 }
