@@ -5,6 +5,7 @@
 #include "grouter/config.h"
 #include "grouter/comm.h"
 #include "grouter/data.h"
+#include "grouter/links.h"
 #include "grouter/model.h"
 #include "grouter/optim.h"
 #include "grouter/routes.h"
@@ -44,7 +45,7 @@ GR_MUST gr_err gr_feed_measure(
     const gr_config *config, const gr_expert_map *map, const gr_plan_limits *limits, size_t *n_byte);
 void gr_feed_close(gr_feed *f); /* accepts NULL */
 const gr_plan_limits *gr_feed_limits(const gr_feed *f);
-uint64_t gr_feed_rows(const gr_feed *f); /* rows this rank sends in one dispatch, summed over all micro-batches */
+gr_links gr_feed_links(const gr_feed *f); /* rows this rank sends in one dispatch, summed over all micro-batches */
 /* Header of the routes: of the first table, or the Grouter's, without sizes; NULL without either. */
 const gr_routes_info *gr_feed_routes(const gr_feed *f);
 /* What file i holds, for people and comparison, into text[GR_FEED_CONTENT_MAX]: hash and router of its route table;

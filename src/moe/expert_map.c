@@ -5,7 +5,7 @@
 
 gr_err gr_expert_map_open(gr_expert_map *m, uint32_t E, uint32_t n_rank) {
     GR_ASSERT(n_rank > 0 && E > 0 && E % n_rank == 0, "%u experts on %u ranks", E, n_rank);
-    *m = (gr_expert_map){.E = E, .n_rank = n_rank, .E_local = E / n_rank};
+    *m = (gr_expert_map){.E = E, .n_rank = n_rank, .E_local = E / n_rank, .node_ranks = n_rank};
     void *p;
     GR_TRY(gr_alloc(&p, (size_t)3 * E, sizeof(uint16_t), "expert map"));
     m->rank_of = p;

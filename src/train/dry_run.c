@@ -89,10 +89,10 @@ static gr_err take_shape(gr_dry_report *r, const gr_trainer *t) {
     r->dtype = gr_dtype_name(t->backend->dtype);
     r->row_bytes = (size_t)t->config->model.hidden_size * t->backend->elem_size;
     GR_TRY(gr_model_measure(&model, &o));
-    r->n_dense = gr_model_params(model)->n_dense;
-    r->n_expert = gr_model_params(model)->n_element - r->n_dense;
-    r->n_vector = o.shared_weights ? gr_model_params(model)->n_vector : 0;
     r->weight_bytes = o.shared_weights ? t->backend->elem_size : sizeof(float);
+    r->node_ranks = (int)t->map.node_ranks;
+    gr_optimizer_options optimizer = gr_trainer_optimizer_options(t, gr_model_params(model));
+    r->update = gr_optimizer_traffic_get(&optimizer, o.shared_weights);
     gr_model_close(model);
     return GR_OK;
 }
@@ -104,11 +104,18 @@ static void take_largest(gr_dry_report *r, const gr_trainer *t) {
     r->exact = !r->learned && r->config->routing.source != GR_SOURCE_ONLINE;
 }
 
-/* Rows of a step without tables. */
+/* Adds these rows divided by n. */
+static void add_rows(gr_dry_report *r, gr_links links, double n) {
+    r->rows += (double)(links.within + links.between) / n;
+    r->rows_between += (double)links.between / n;
+}
+
+/* Rows of a step without tables: as many to each other rank. */
 static void expect_rows(gr_dry_report *r, const gr_trainer *t) {
     const gr_config *c = t->config;
     double n_micro = (double)c->train.global_batch_windows / (r->n_rank * c->train.micro_batch_windows);
     r->rows = gr_forecast_rows(c, &t->map) * n_micro;
+    r->rows_between = r->R_ep > 1 ? r->rows * (r->R_ep - r->node_ranks) / (r->R_ep - 1) : 0;
     gr_plan_limits worst = gr_forecast_limits_worst(c, &t->map);
     r->sent_worst = (double)worst.send_max * n_micro;
     r->returned_worst = (double)worst.recv_max * n_micro;
@@ -173,7 +180,7 @@ static gr_err visit_rank(gr_dry_report *r, int n_rank, int rank) {
         if (!r->exact)
             expect_rows(r, &t);
         else
-            r->rows += (double)gr_feed_rows(t.feed) / (double)r->config->train.steps / r->R_ep;
+            add_rows(r, gr_feed_links(t.feed), (double)r->config->train.steps * r->R_ep);
     }
     gr_trainer_close(&t);
     gr_comm_close(comm, GR_OK);
@@ -197,7 +204,8 @@ static gr_err visit_ranks(gr_dry_report *r, int n_rank) {
 
 /* The largest table and the mean rows of all ranks, on every rank. */
 static gr_err agree_figures(gr_dry_report *r, gr_trainer *t) {
-    uint64_t n_row = gr_feed_rows(t->feed);
+    gr_links links = gr_feed_links(t->feed);
+    uint64_t n_row[2] = {links.within, links.between};
     int R = t->comm->size[GR_WORLD];
     void *block;
     GR_TRY(gr_comm_agree(t->comm, gr_alloc(&block, (size_t)R, sizeof(uint64_t), "memory of all ranks")));
@@ -211,8 +219,9 @@ static gr_err agree_figures(gr_dry_report *r, gr_trainer *t) {
     if (!e)
         e = t->comm->bcast(t->comm, GR_WORLD, &r->memory, sizeof r->memory, largest);
     if (!e)
-        e = t->comm->sum(t->comm, GR_WORLD, GR_U64, &n_row, 1);
-    r->rows = (double)n_row / R / (double)t->config->train.steps;
+        e = t->comm->sum(t->comm, GR_WORLD, GR_U64, n_row, 2);
+    links = (gr_links){.within = n_row[0], .between = n_row[1]};
+    add_rows(r, links, (double)t->config->train.steps * R);
     if (!r->exact)
         expect_rows(r, t);
     return e;

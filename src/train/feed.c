@@ -152,6 +152,8 @@ static void micro_limits(gr_feed *f, uint64_t cursor, uint64_t micro) {
         feed_place p = gr_feed_place(f, first + j);
         const uint32_t *touch = f->source[p.source].touch.count + p.window * R;
         pair += pairs_on_rank(f, &p, rank);
+        if (j / f->B == rank)
+            gr_links_add(&f->links, touch, R, f->map->node_ranks, rank);
         for (uint32_t r = 0; r < R; r++) {
             if (j / f->B == rank && r != rank)
                 send += touch[r];
@@ -159,7 +161,6 @@ static void micro_limits(gr_feed *f, uint64_t cursor, uint64_t micro) {
                 recv += touch[r];
         }
     }
-    f->n_send += send;
     f->limits.send_max = send > f->limits.send_max ? send : f->limits.send_max;
     f->limits.recv_max = recv > f->limits.recv_max ? recv : f->limits.recv_max;
     f->limits.pair_max = pair > f->limits.pair_max ? pair : f->limits.pair_max;
@@ -325,8 +326,8 @@ const gr_plan_limits *gr_feed_limits(const gr_feed *f) {
     return &f->limits;
 }
 
-uint64_t gr_feed_rows(const gr_feed *f) {
-    return f->n_send;
+gr_links gr_feed_links(const gr_feed *f) {
+    return f->links;
 }
 
 const gr_routes_info *gr_feed_routes(const gr_feed *f) {

@@ -76,7 +76,7 @@ struct gr_feed {
     uint64_t end;      /* cursor at which the run ends: routing ahead stops there */
     uint32_t B, T, K, E;
     gr_plan_limits limits; /* for the model's buffers */
-    uint64_t n_send;       /* rows that this rank sends in all micro-batches of the run, with tables */
+    gr_links links;        /* rows that this rank sends in all micro-batches of the run, with tables */
 
     void *memory;
     uint32_t *window_token; /* [T+1] */

@@ -129,7 +129,9 @@ static gr_err start_routing(gr_feed *f, feed_records *r, uint64_t cursor, uint64
 /* Records of the whole group: ids and gates, and how often each expert is used. */
 static gr_err collect(gr_feed *f, feed_slot *s, feed_records *r) {
     size_t n_own = (size_t)f->limits.N * f->K, n = n_own * f->map->n_rank;
+    f->comm->traffic = GR_TRAFFIC_ROUTES;
     GR_TRY(f->comm->all_gather(f->comm, GR_EP, GR_U16, r->ids, n_own));
+    f->comm->traffic = GR_TRAFFIC_ROUTES;
     GR_TRY(f->comm->all_gather(f->comm, GR_EP, GR_U16, r->gates, n_own));
     memset(s->load, 0, f->E * sizeof *s->load);
     for (size_t i = 0; i < n; i++)
