@@ -93,6 +93,7 @@ typedef struct gr_step_record {
     /* Validation of a Grouter against what it imitates (gr_fidelity), means over tokens; NaN when not measured. */
     double exact_match, overlap, gate_cosine;
     double max_vio_valid; /* of its choices over the validation windows */
+    double bytes_sent;    /* by dispatches and combines of this step, all ranks together; NaN without experts */
     bool skipped;
 } gr_step_record;
 

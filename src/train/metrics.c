@@ -124,6 +124,12 @@ static void number_add(text *t, const char *key, double value) {
         text_add(t, ",\"%s\":%.9g", key, value);
 }
 
+/* A whole number, to its last digit. */
+static void count_add(text *t, const char *key, double value) {
+    if (isfinite(value))
+        text_add(t, ",\"%s\":%.0f", key, value);
+}
+
 static void time_add(text *t, const char *key, double value) {
     if (isfinite(value))
         text_add(t, ",\"%s\":%.6g", key, value);
@@ -183,6 +189,7 @@ static void record_text(const gr_metrics *m, const gr_step_record *r, text *t) {
     number_add(t, "maxvio", r->max_vio);
     number_add(t, "maxvio_max", r->max_vio_layer);
     number_add(t, "maxvio_valid", r->max_vio_valid);
+    count_add(t, "bytes_sent", r->bytes_sent);
     number_add(t, "exact_match", r->exact_match);
     number_add(t, "overlap", r->overlap);
     number_add(t, "gate_cosine", r->gate_cosine);
