@@ -16,6 +16,7 @@ static const gr_command *const commands[] = {
     &gr_cmd_tune,
     &gr_cmd_fold,
     &gr_cmd_eval,
+    &gr_cmd_bench,
     &gr_cmd_inspect,
 };
 enum { N_COMMAND = sizeof commands / sizeof *commands };

@@ -12,7 +12,7 @@ typedef struct gr_command {
 } gr_command;
 
 extern const gr_command gr_cmd_tokens, gr_cmd_route, gr_cmd_train, gr_cmd_distill, gr_cmd_tune, gr_cmd_fold,
-    gr_cmd_eval, gr_cmd_inspect;
+    gr_cmd_eval, gr_cmd_bench, gr_cmd_inspect;
 
 /* What --version prints: version, compiler, build, backends, comms, libraries. */
 void gr_version_print(FILE *out);
