@@ -36,4 +36,13 @@ rm -rf run && cp -a good.run run
 ranks 2 64 'run.seed: expected 7 as in the checkpoint, got 8' -- train good.json --set run.seed=8
 ranks 2 66 'run/model.safetensors: expected the weights of this config' -- eval good.json --set model.moe_intermediate_size=4
 
+ranks 2 65 'absent.routes: cannot be opened' -- bench exchange --routes absent.routes
+ranks 2 65 't.routes: expected at least 1000 windows, 500 for each of 2 ranks, got 124' 'lower --windows' -- \
+    bench exchange --routes t.routes --windows 500
+ranks 3 64 'expected a number of ranks that divides the 4 experts, got 3' -- bench exchange --routes t.routes
+ranks 2 64 'expected a width of at least the 64 experts, got 32' 'raise --width' -- \
+    bench exchange --experts 64 --top-k 2 --width 32
+ranks 2 74 't.bin/x.json' -- bench exchange --json t.bin/x.json
+bad 64 'bench exchange: expected at least 2 ranks, got 1' 'mpirun -n 2' -- bench exchange
+
 bad_end

@@ -32,6 +32,12 @@ bad 2 '--method: expected hash or random, got .best' -- route --method best --ou
 bad 2 'expected --seq-len, got none' -- route --router h.router --tokens t --out x.routes
 bad 2 '--out: expected another file than the input t.bin' 'choose another name' -- \
     route --router h.router --tokens t --seq-len 32 --out t.bin
+bad 2 'bench: expected what to measure, exchange, got nothing' 'bench --help' -- bench
+bad 2 'bench: expected exchange as what to measure, got "exchnage"' -- bench exchnage
+bad 2 '--top-k: expected an integer in \[1, 4\], got "9"' -- bench exchange --experts 4 --top-k 9
+bad 2 '--dtype: expected fp32 or bf16, got "fp16"' -- bench exchange --dtype fp16
+bad 2 '--experts: expected only without --routes' 'leave one' -- bench exchange --routes t.routes --experts 4
+bad 2 '--json: expected another file than the input t.routes' -- bench exchange --routes t.routes --json t.routes
 
 # ---- the text of a config: 64
 bad 64 'absent.json: cannot be opened: No such file' -- train absent.json

@@ -108,9 +108,9 @@ const gr_command gr_cmd_bench = {
     .name = "bench",
     .summary = "measure parts of a step: the exchange of rows between ranks",
     .help =
-        "usage: mpirun -n R grouter-train bench exchange [--routes TABLE] [--experts E --top-k K --seq-len T]\n"
-        "                                               [--width D] [--windows B] [--dtype fp32|bf16] [--repeat N]\n"
-        "                                               [--seed S] [--json FILE]\n"
+        "usage: grouter-train bench exchange [--routes TABLE | --experts E --top-k K --seq-len T] [--width D]\n"
+        "                                    [--windows B] [--dtype fp32|bf16] [--repeat N] [--seed S] [--json FILE]\n"
+        "       mpirun -n R grouter-train bench exchange ...   (2 ranks at least)\n"
         "\n"
         "Times dispatch and combine of one layer with experts, forward and the mirrored backward, without the experts'\n"
         "own work, on R ranks among which the experts are split. The same rows go the same way with the same code; what\n"
