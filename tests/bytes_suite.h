@@ -1,5 +1,5 @@
-/* bytes_suite.h: what ranks hand to each other in a training step is what the plan and the dry run say, to the byte; run
- * by mpi_2_bytes and mpi_4_bytes. */
+/* bytes_suite.h: what ranks hand to each other in a training step is what the plan and the dry run say, to the byte;
+ * run by mpi_2_bytes and mpi_4_bytes. */
 #ifndef GROUTER_TESTS_BYTES_SUITE_H
 #define GROUTER_TESTS_BYTES_SUITE_H
 
@@ -60,10 +60,9 @@ static void check_rows(gr_gates gates, int R_ep, gr_recompute recompute) {
     expect("forward", GR_TRAFFIC_GATES, b.forward[GR_TRAFFIC_GATES], b.n_send * gate_row * MOE_LAYERS);
     expect("a micro-batch", GR_TRAFFIC_DISPATCH, b.micro[GR_TRAFFIC_DISPATCH],
         b.n_send * row * (uint64_t)transfers.dispatch);
-    expect("a micro-batch", GR_TRAFFIC_COMBINE, b.micro[GR_TRAFFIC_COMBINE],
-        b.n_recv * row * (uint64_t)transfers.combine);
-    expect("a micro-batch", GR_TRAFFIC_GATES, b.micro[GR_TRAFFIC_GATES],
-        (b.n_send + b.n_recv) * gate_row * MOE_LAYERS);
+    expect(
+        "a micro-batch", GR_TRAFFIC_COMBINE, b.micro[GR_TRAFFIC_COMBINE], b.n_recv * row * (uint64_t)transfers.combine);
+    expect("a micro-batch", GR_TRAFFIC_GATES, b.micro[GR_TRAFFIC_GATES], (b.n_send + b.n_recv) * gate_row * MOE_LAYERS);
     for (gr_traffic t = GR_TRAFFIC_ROUTES; t < GR_N_TRAFFIC; t++) {
         expect("forward", t, b.forward[t], 0);
         expect("a micro-batch", t, b.micro[t], 0);

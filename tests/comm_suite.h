@@ -168,13 +168,8 @@ static void bytes_to_others_are_counted_by_what_they_are_for(void **state) {
             rows[r] = 1 + (me + r) % 3; /* the same either way */
             n_row += r == me ? 0 : rows[r];
         }
-        gr_exchange x = {.group = g,
-            .dtype = GR_F32,
-            .width = 5,
-            .send = send,
-            .send_rows = rows,
-            .recv = recv,
-            .recv_rows = rows};
+        gr_exchange x = {
+            .group = g, .dtype = GR_F32, .width = 5, .send = send, .send_rows = rows, .recv = recv, .recv_rows = rows};
         c->traffic = GR_TRAFFIC_DISPATCH;
         assert_int_equal(c->exchange_start(c, &x), 0);
         assert_int_equal(c->exchange_wait(c), 0);

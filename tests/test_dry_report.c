@@ -67,9 +67,11 @@ static void rows_are_shown_by_link(void **state) {
         "\n    within a node                  600.00 KiB  2 ranks of a group on a node\n",
         "\n    between nodes                  200.00 KiB  2 nodes\n",
         "\n  gradients and weights              3.00 KiB  each element once to its sum (4 bytes), once back (4)\n"};
-    static const char *const on_one[] = {"\n    within a node                  800.00 KiB  4 ranks of a group on a node\n",
+    static const char *const on_one[] = {
+        "\n    within a node                  800.00 KiB  4 ranks of a group on a node\n",
         "\n    between nodes                    0.00 KiB  1 node: no placement says otherwise\n"};
-    static const char *const on_none[] = {"\n    within a node                    0.00 KiB  1 rank of a group on a node\n",
+    static const char *const on_none[] = {
+        "\n    within a node                    0.00 KiB  1 rank of a group on a node\n",
         "\n    between nodes                  800.00 KiB  4 nodes\n"};
     expect_lines(&two, on_two, 4);
     expect_lines(&one, on_one, 2);

@@ -43,8 +43,8 @@ struct gr_comm {
     int rank[GR_N_GROUP], size[GR_N_GROUP]; /* of this process in each group; size 0: not formed yet */
     /* What the next call moves data for: set before it; every call sets it back to GR_TRAFFIC_OTHER. */
     gr_traffic traffic;
-    /* Bytes of data that this rank has handed to other ranks since the comm was opened; what it keeps for itself does not
-     * count. Of a bcast the root counts one copy for each other rank, however they travel. */
+    /* Bytes of data that this rank has handed to other ranks since the comm was opened; what it keeps for itself does
+     * not count. Of a bcast the root counts one copy for each other rank, however they travel. */
     uint64_t sent[GR_N_TRAFFIC];
     /* One exchange may be in flight; its buffers belong to the comm between start and wait. Meanwhile no other call. */
     gr_err (*exchange_start)(gr_comm *c, const gr_exchange *x);

@@ -53,12 +53,12 @@ typedef struct bench_dynamic {
     gr_comm *comm;
     const gr_expert_map *map;
     uint32_t rank;
-    bench_plan plan;           /* made anew in every run, with room for exactly what `like` needs */
-    uint32_t *counts, *coming; /* [R][E_local] pairs by rank and slot (row per pair): mine to them, theirs to me */
-    uint32_t *cursor;          /* [max(E, R) + 1] */
-    uint32_t *order;           /* [N*K] own pairs by rank and slot */
-    uint32_t *place;           /* [max(N*K, R)] where a pair went; or the last token that went to a rank */
-    uint32_t *one_row;         /* [R] ones */
+    bench_plan plan;            /* made anew in every run, with room for exactly what `like` needs */
+    uint32_t *counts, *coming;  /* [R][E_local] pairs by rank and slot (row per pair): mine to them, theirs to me */
+    uint32_t *cursor;           /* [max(E, R) + 1] */
+    uint32_t *order;            /* [N*K] own pairs by rank and slot */
+    uint32_t *place;            /* [max(N*K, R)] where a pair went; or the last token that went to a rank */
+    uint32_t *one_row;          /* [R] ones */
     uint16_t *ids_out, *ids_in; /* [n_send, K], [n_recv, K] (row per rank) */
     void *memory;
 } bench_dynamic;

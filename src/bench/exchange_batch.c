@@ -77,18 +77,21 @@ static gr_err check_shape(const source *s, const gr_exchange_options *o) {
             "%" PRIu32 "; lower --windows or --width",
             pairs, o->D);
     if (s->n_window < (uint64_t)R * o->B)
-        return gr_fail(GR_DATA, "%s: expected at least %" PRIu64 " windows, %" PRIu32 " for each of %" PRIu32
-                                " ranks, got %" PRIu64 "; lower --windows or take a longer table",
+        return gr_fail(GR_DATA,
+            "%s: expected at least %" PRIu64 " windows, %" PRIu32 " for each of %" PRIu32 " ranks, got %" PRIu64
+            "; lower --windows or take a longer table",
             o->routes, (uint64_t)R * o->B, o->B, R, s->n_window);
     return GR_OK;
 }
 
 static gr_err find_section(const source *s, const gr_exchange_options *o, const gr_placed_table **out) {
     const gr_placement *p = o->placement;
+    GR_ASSERT(s->table, "a placement without the table it is of");
     const gr_routes_info *i = gr_routes_get(s->table);
     if (p->R != (uint32_t)o->comm->size[GR_WORLD])
-        return gr_fail(GR_CONFIG, "bench exchange: expected a placement for %d ranks as there are, got one for %" PRIu32
-                                  "; start as many or place again",
+        return gr_fail(GR_CONFIG,
+            "bench exchange: expected a placement for %d ranks as there are, got one for %" PRIu32
+            "; start as many or place again",
             o->comm->size[GR_WORLD], p->R);
     for (int t = 0; t < p->n_table; t++)
         if (p->table[t].table_hash == i->table_hash && p->table[t].n_window == i->n_window && p->E == i->E &&
@@ -150,7 +153,8 @@ static gr_err assign_windows(const bench_batch *b, const gr_placed_table *t, con
     const uint32_t R = b->R;
     const size_t B = b->N / b->T, n = R * B;
     void *memory;
-    GR_TRY(gr_alloc(&memory, R * sizeof(uint64_t) + n * (R * sizeof(int32_t) + sizeof(uint16_t)), 1, "windows being placed"));
+    GR_TRY(gr_alloc(
+        &memory, R * sizeof(uint64_t) + n * (R * sizeof(int32_t) + sizeof(uint16_t)), 1, "windows being placed"));
     uint64_t *room = memory;
     int32_t *cost = (int32_t *)(room + R);
     uint16_t *rank = (uint16_t *)(cost + n * R);

@@ -168,7 +168,8 @@ static void stand_in(checker *c, const void *x) {
     }
 }
 
-/* What the router adds to dx in column `ids[k]`: g_k (dg_k - sum of g dg / scale), rounded as the logits' gradients are.
+/* What the router adds to dx in column `ids[k]`: g_k (dg_k - sum of g dg / scale), rounded as the logits' gradients
+ * are.
  */
 static double router_term(const checker *c, const uint16_t *ids, uint32_t k) {
     double g = (double)c->b->scale / c->b->K, mean = 0;

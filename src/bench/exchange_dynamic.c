@@ -1,5 +1,5 @@
-/* exchange_dynamic.c: what a layer does when routes are known only in it. Each rank knows the experts of its own tokens:
- * it sorts, tells the others how many rows come, waits for theirs, and both sides make their lists. */
+/* exchange_dynamic.c: what a layer does when routes are known only in it. Each rank knows the experts of its own
+ * tokens: it sorts, tells the others how many rows come, waits for theirs, and both sides make their lists. */
 #include "exchange.h"
 
 #include <stdlib.h>

@@ -3,10 +3,11 @@
 
 #include "bench_report.h"
 #include "cmd.h"
+#include "grouter/routes.h"
 
 enum { ROUTES, EXPERTS, TOP_K, SEQ_LEN, WIDTH, WINDOWS, DTYPE, REPEAT, SEED, JSON, N_OPTION };
-static const char *const option_name[N_OPTION] = {"--routes", "--experts", "--top-k", "--seq-len", "--width",
-    "--windows", "--dtype", "--repeat", "--seed", "--json"};
+static const char *const option_name[N_OPTION] = {
+    "--routes", "--experts", "--top-k", "--seq-len", "--width", "--windows", "--dtype", "--repeat", "--seed", "--json"};
 
 typedef struct bench_args {
     const char *what, *text[N_OPTION];
@@ -51,14 +52,16 @@ static gr_err parse(int argc, char **argv, bench_args *a) {
         options[i] = (gr_option){.name = option_name[i], .value = &a->text[i], .max = 1};
     GR_TRY(gr_options_parse(argc, argv, options, N_OPTION, &a->what, 1, &n_what));
     if (n_what == 0)
-        return gr_fail(GR_USAGE, "bench: expected what to measure, exchange, got nothing; see grouter-train bench --help");
+        return gr_fail(
+            GR_USAGE, "bench: expected what to measure, exchange, got nothing; see grouter-train bench --help");
     if (strcmp(a->what, "exchange") != 0)
         return gr_fail(GR_USAGE, "bench: expected exchange as what to measure, got \"%s\"", a->what);
     a->o.routes = a->text[ROUTES];
     for (size_t i = 0; a->o.routes && i < sizeof of_uniform / sizeof *of_uniform; i++)
         if (a->text[of_uniform[i]])
-            return gr_fail(GR_USAGE, "bench exchange: %s: expected only without --routes, whose table has its own; leave "
-                                     "one of them out",
+            return gr_fail(GR_USAGE,
+                "bench exchange: %s: expected only without --routes, whose table has its own; leave "
+                "one of them out",
                 option_name[of_uniform[i]]);
     if (a->text[JSON] && a->o.routes && gr_path_same(a->text[JSON], a->o.routes))
         return gr_fail(GR_USAGE, "--json: expected another file than the input %s, got %s; choose another name",
@@ -112,12 +115,15 @@ const gr_command gr_cmd_bench = {
         "                                    [--windows B] [--dtype fp32|bf16] [--repeat N] [--seed S] [--json FILE]\n"
         "       mpirun -n R grouter-train bench exchange ...   (2 ranks at least)\n"
         "\n"
-        "Times dispatch and combine of one layer with experts, forward and the mirrored backward, without the experts'\n"
-        "own work, on R ranks among which the experts are split. The same rows go the same way with the same code; what\n"
+        "Times dispatch and combine of one layer with experts, forward and the mirrored backward, without the "
+        "experts'\n"
+        "own work, on R ranks among which the experts are split. The same rows go the same way with the same code; "
+        "what\n"
         "differs is what is known of their routes, and what a row stands for:\n"
         "\n"
         "  router   the layer's router chooses (product, top-k, softmax; in backward their gradients), then as counts\n"
-        "  counts   routes are given in the layer: it sorts pairs by expert, exchanges how many come from whom, waits,\n"
+        "  counts   routes are given in the layer: it sorts pairs by expert, exchanges how many come from whom, "
+        "waits,\n"
         "           sends ids or gates with the rows\n"
         "  plan     routes were known before the step: only rows travel\n"
         "  pair     a row for each expert of a token on another rank\n"
@@ -125,7 +131,8 @@ const gr_command gr_cmd_bench = {
         "\n"
         "Prints rows, bytes (MB: 10^6) and times (the slowest rank's, medians with quartiles), and what is saved from "
         "one to\n"
-        "the next, as differences of runs that followed each other. Before, in every way, each row is recognised where\n"
+        "the next, as differences of runs that followed each other. Before, in every way, each row is recognised "
+        "where\n"
         "it arrives, each sum is compared with plain loops, and bytes sent with those of the plan; a mismatch is 70.\n"
         "Times mean something while no more ranks than cores run, and nothing else.\n"
         "\n"

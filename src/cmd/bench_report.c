@@ -63,7 +63,8 @@ void gr_exchange_print(const gr_exchange_options *o, const gr_exchange_report *r
         (double)r->K * (r->R - 1) / r->R);
     printf("plan: %.3f [%.3f, %.3f] ms, once for all layers of a micro-batch and ahead of it; in no row above\n",
         r->plan.median_ms, r->plan.low_ms, r->plan.high_ms);
-    printf("\nsaved in a layer, forward and backward: median of %" PRIu32 " differences [quartiles], ms\n", o->n_repeat);
+    printf(
+        "\nsaved in a layer, forward and backward: median of %" PRIu32 " differences [quartiles], ms\n", o->n_repeat);
     for (int i = 0; i < GR_EXCHANGE_GAINS; i++)
         if (r->gain[i].measured)
             print_gain(r, &r->gain[i]);
@@ -72,8 +73,8 @@ void gr_exchange_print(const gr_exchange_options *o, const gr_exchange_report *r
 /* ---------------------------------------------------------------- for programs */
 
 static gr_err write_time(gr_out *out, const char *name, const gr_bench_time *t) {
-    return gr_out_printf(out, ", \"%s\": {\"median\": %.6g, \"low\": %.6g, \"high\": %.6g}", name, t->median_ms,
-        t->low_ms, t->high_ms);
+    return gr_out_printf(
+        out, ", \"%s\": {\"median\": %.6g, \"low\": %.6g, \"high\": %.6g}", name, t->median_ms, t->low_ms, t->high_ms);
 }
 
 static gr_err write_path(gr_out *out, const char *name, const char *path) {

@@ -29,9 +29,9 @@ typedef struct gr_dry_report {
     int node_ranks;                    /* of an expert-parallel group on one node; R_ep: all */
     double sent_worst, returned_worst; /* learned: rows if all tokens went to as many ranks as they can, or came here */
     size_t row_bytes;
-    size_t weight_bytes;       /* of an element on its way back from its owner */
+    size_t weight_bytes; /* of an element on its way back from its owner */
     gr_optimizer_traffic update;
-    uint64_t n_window;         /* training windows that are here; 0: unknown */
+    uint64_t n_window; /* training windows that are here; 0: unknown */
     gr_calibration time;
 } gr_dry_report;
 
