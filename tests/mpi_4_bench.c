@@ -181,19 +181,22 @@ static void placed_rows_are_those_of_the_touch_counts(void **state) {
             corpus += q == x.rank[w] ? 0 : x.touch[w][q];
         n[x.rank[w]] += n[x.rank[w]] < B;
     }
-    uint64_t fewest = 0; /* if every window of the batch could be where most of its tokens have experts */
+    uint64_t fewest = 0, in_order = 0; /* if every window of the batch could be where most of its tokens have experts */
     for (uint64_t i = 0; i < R * B; i++) {
         const uint32_t *touch = x.touch[gr_bijection(5, N_WINDOW, i)];
         uint32_t most = 0, all = 0;
+        in_order -= touch[i / B];
         for (uint32_t q = 0; q < R; q++) {
             all += touch[q];
             most = touch[q] > most ? touch[q] : most;
         }
+        in_order += all;
         fewest += all - most;
     }
     assert_true(r.way[GR_EXCHANGE_PLACED_CORPUS].rows == corpus);
     assert_true(r.way[GR_EXCHANGE_PLACED_BATCH].rows < r.way[GR_EXCHANGE_PLAN_RANKS].rows);
     assert_true(r.way[GR_EXCHANGE_PLACED_BATCH].rows >= fewest);
+    assert_true(r.way[GR_EXCHANGE_PLACED_BATCH].rows < in_order);
     expect_bytes(&r, GR_EXCHANGE_PLACED_CORPUS, 2 * corpus * row, 2 * corpus * row);
 }
 
