@@ -28,9 +28,11 @@ static void print_head(const gr_exchange_options *o, const gr_exchange_report *r
         "of a rank", "ms [quartiles]", "ms [quartiles]", "ms [quartiles]", "GB/s");
 }
 
+/* In a column of its own, whatever the machine. */
 static void print_time(const gr_bench_time *t) {
-    char text[64];
-    snprintf(text, sizeof text, "%.3f [%.3f, %.3f]", t->median_ms, t->low_ms, t->high_ms);
+    char text[96];
+    int digits = t->high_ms < 10 ? 3 : t->high_ms < 100 ? 2 : 1;
+    snprintf(text, sizeof text, "%.*f [%.*f, %.*f]", digits, t->median_ms, digits, t->low_ms, digits, t->high_ms);
     printf("%-26s", text);
 }
 
