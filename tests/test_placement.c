@@ -27,6 +27,7 @@ static void make(gr_placement *p) {
         .grain = GR_PLACE_BY_NODE,
         .seed = UINT64_MAX,
         .n_sampled = 90,
+        .load_max = 1.05,
         .load_bound = 1.0 / 3.0,
         .n_score = 2,
         .score = {{.name = "round-robin", .rows = 0.1, .pairs = 0.2, .node_rows = 0, .load = 1.5, .windows = 1},
@@ -64,7 +65,7 @@ static void assert_equal(const gr_placement *a, const gr_placement *b) {
     assert_true(a->E == b->E && a->K == b->K && a->T == b->T && a->seed == b->seed);
     assert_true(a->router.lo == b->router.lo && a->router.hi == b->router.hi);
     assert_true(a->method == b->method && a->grain == b->grain && a->n_sampled == b->n_sampled);
-    assert_true(a->load_bound == b->load_bound && a->n_score == b->n_score && a->n_table == b->n_table);
+    assert_true(a->load_max == b->load_max && a->load_bound == b->load_bound && a->n_score == b->n_score && a->n_table == b->n_table);
     for (int i = 0; i < a->n_score; i++) {
         const gr_place_score *s = &a->score[i], *t = &b->score[i];
         assert_string_equal(s->name, t->name);

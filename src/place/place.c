@@ -236,6 +236,7 @@ gr_err gr_place(const gr_place_options *o, gr_placement *out) {
         .router = info->router,
         .method = o->method,
         .grain = o->grain,
+        .load_max = o->method == GR_PLACE_BALANCED ? o->load_max : 0,
         .seed = o->seed};
     work w;
     gr_err e = work_open(&w, o);

@@ -171,6 +171,7 @@ static gr_err read_shape(const reader *r, gr_placement *p) {
     p->grain = (gr_place_grain)grain;
     GR_TRY(take_u64(r, r->root, "seed", 0, UINT64_MAX, &p->seed));
     GR_TRY(take_u64(r, r->root, "sampled_tokens", 0, UINT32_MAX, &p->n_sampled));
+    GR_TRY(take_figure(r, r->root, "load_max", &p->load_max));
     return take_figure(r, r->root, "load_bound", &p->load_bound);
 }
 
