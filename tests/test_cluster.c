@@ -38,7 +38,9 @@ static void test_clusters_are_those_of_scipy(void **state) {
     static const struct {
         uint32_t n_cluster;
         const char *letters;
-    } example[] = {SCIPY_CLUSTERS};
+    } example[] = {{2, "aaababbbbbbaabbaaaabaabaaababbbbabababab"}, {3, "aaababcbccbaabcaaaabaacaaababcbcabababac"},
+        {5, "aabcacdeddeaacdaabaeaadaaaeacdedaeaebebd"}, {9, "abcdbdefggfhbdeabchfhaeabhfhdeigbfbicicg"},
+        {17, "abcdbefghijkbefabclgmnfabljkefohbjbpqpqh"}};
     float x[POINTS * DIM];
     formula_points(x);
     for (size_t k = 0; k < sizeof example / sizeof *example; k++) {

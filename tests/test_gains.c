@@ -19,8 +19,9 @@ static void make_ids(uint16_t *ids, uint32_t n_expert, uint32_t top_k, uint64_t 
         for (uint32_t t = 0; t < T; t++) {
             bool used[E] = {false};
             for (uint32_t k = 0; k < top_k;) {
-                const uint32_t e = (topic * n_expert / 4 + gr_random_below(seed, 2, draw++, n_expert) *
-                                       gr_random_below(seed, 2, draw++, n_expert) / n_expert) % n_expert;
+                const uint32_t near = gr_random_below(seed, 2, draw, 1 + gr_random_below(seed, 6, draw, n_expert));
+                draw++;
+                const uint32_t e = (topic * n_expert / 4 + near) % n_expert;
                 if (!used[e])
                     k++;
                 used[e] = true;
