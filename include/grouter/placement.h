@@ -62,6 +62,7 @@ typedef struct gr_placement {
     double *rank_load;   /* [R] expert pairs of each rank over the mean */
     uint32_t *together;  /* [E][E] sampled tokens with both experts; the diagonal: with this one */
     uint64_t n_sampled;  /* tokens behind `together` */
+    double load_max;     /* balanced: the cap that was asked for; paper: 0 */
     double load_bound;   /* no placement of E/R experts each can have less `load` */
     int n_score;
     gr_place_score score[GR_PLACE_SCORES_MAX]; /* the last is of this placement */
