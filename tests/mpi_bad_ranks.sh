@@ -43,6 +43,14 @@ ranks 3 64 'expected a number of ranks that divides the 4 experts, got 3' -- ben
 ranks 2 64 'expected a width of at least the 64 experts, got 32' 'raise --width' -- \
     bench exchange --experts 64 --top-k 2 --width 32
 ranks 2 74 't.bin/x.json' -- bench exchange --json t.bin/x.json
+make place --routes t.routes --ranks-per-node 2 --out p
+ranks 4 64 'expected a placement for 4 ranks as there are, got one for 2' -- bench exchange --routes t.routes --placement p
+make route --method random --experts 4 --top-k 2 --seed 5 --out r.router
+make route --router r.router --tokens t --seq-len 32 --out other.routes
+ranks 2 65 'expected a placement of the table other.routes' 'place this table' -- \
+    bench exchange --routes other.routes --placement p
+patch p 0 X
+ranks 2 65 'p: ' -- bench exchange --routes t.routes --placement p
 bad 64 'bench exchange: expected at least 2 ranks, got 1' 'mpirun -n 2' -- bench exchange
 
 bad_end

@@ -60,12 +60,6 @@ bench 8 eight --experts 64 --top-k 8 --seq-len 32 --windows 2 --width 64
 sends eight 256
 near eight 8 512 64 8
 
-# ---- the sample depends on the seed alone
-bench 2 again --experts 16 --top-k 2 --seq-len 64 --windows 16 --width 32
-bench 2 other --experts 16 --top-k 2 --seq-len 64 --windows 16 --width 32 --seed 1
-[ "$(figure again plan rank rows)" = "$(figure two plan rank rows)" ] || die "the same seed, other rows"
-[ "$(figure other plan rank rows)" != "$(figure two plan rank rows)" ] || die "another seed, the same rows"
-
 # ---- what is printed
 [ "$(grep -cE '^(router|counts|plan) +(pair|rank) ' two.out)" -eq 6 ] || die "expected six ways in: $(cat two.out)"
 grep -q '^checked: every row and sum of every way' two.out || die "nothing was checked: $(cat two.out)"
@@ -85,4 +79,16 @@ grep -q '"routes": "t.routes"' table.json && grep -q '"top_k": 2' table.json || 
 program=$BF16_BINARY bench 4 rounded --routes t.routes --width 16 --windows 5 --dtype bf16
 sends rounded 32
 [ "$(figure rounded plan rank rows)" = "$(figure table plan rank rows)" ] || die "bf16 moves other rows"
+
+# ---- a placement of it: as many rows as the placement's own figures say
+"$binary" place --routes t.routes --nodes 2 --ranks-per-node 2 --out p &>log || die "$(<log)"
+bench 4 placed --routes t.routes --placement p --width 16 --windows 5
+grep -q '"placement": "p"' placed.json || die "expected the placement in: $(cat placed.json)"
+for row in 'rank, placed batch' 'rank, placed corpus'; do
+    rows=$(figure placed plan "$row" rows)
+    [ "$(figure placed plan "$row" bytes_forward)" -eq $((2 * rows * 64)) ] || die "$row: bytes of $rows rows: $(cat placed.json)"
+done
+[ "$(figure placed plan 'rank, placed batch' rows)" -lt "$(figure placed plan rank rows)" ] ||
+    die "placed, the same batch moves no fewer rows: $(cat placed.out)"
+grep -q '^  placement, same batch ' placed.out || die "expected the gain of the placement in: $(cat placed.out)"
 echo "bench exchange: rows and bytes as predicted on 2, 4 and 8 ranks"

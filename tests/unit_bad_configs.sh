@@ -38,6 +38,7 @@ bad 2 '--top-k: expected an integer in \[1, 4\], got "9"' -- bench exchange --ex
 bad 2 '--dtype: expected fp32 or bf16, got "fp16"' -- bench exchange --dtype fp16
 bad 2 '--experts: expected only without --routes' 'leave one' -- bench exchange --routes t.routes --experts 4
 bad 2 '--json: expected another file than the input t.routes' -- bench exchange --routes t.routes --json t.routes
+bad 2 'bench exchange: --placement: expected --routes too' -- bench exchange --placement p
 
 # ---- the text of a config: 64
 bad 64 'absent.json: cannot be opened: No such file' -- train absent.json

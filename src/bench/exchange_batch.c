@@ -93,12 +93,9 @@ static gr_err find_section(const source *s, const gr_exchange_options *o, const 
             "bench exchange: expected a placement for %d ranks as there are, got one for %" PRIu32
             "; start as many or place again",
             o->comm->size[GR_WORLD], p->R);
-    for (int t = 0; t < p->n_table; t++)
-        if (p->table[t].table_hash == i->table_hash && p->table[t].n_window == i->n_window && p->E == i->E &&
-            p->T == i->T) {
-            *out = &p->table[t];
-            return GR_OK;
-        }
+    *out = gr_placement_find(p, i->table_hash);
+    if (*out && (*out)->n_window == i->n_window && p->E == i->E && p->K == i->K && p->T == i->T)
+        return GR_OK;
     return gr_fail(GR_DATA,
         "bench exchange: expected a placement of the table %s (hash %016" PRIx64
         "), got one of other routes; place this table",

@@ -5,12 +5,13 @@
 #include "cmd.h"
 #include "grouter/routes.h"
 
-enum { ROUTES, EXPERTS, TOP_K, SEQ_LEN, WIDTH, WINDOWS, DTYPE, REPEAT, SEED, JSON, N_OPTION };
-static const char *const option_name[N_OPTION] = {
-    "--routes", "--experts", "--top-k", "--seq-len", "--width", "--windows", "--dtype", "--repeat", "--seed", "--json"};
+enum { ROUTES, PLACEMENT, EXPERTS, TOP_K, SEQ_LEN, WIDTH, WINDOWS, DTYPE, REPEAT, SEED, JSON, N_OPTION };
+static const char *const option_name[N_OPTION] = {"--routes", "--placement", "--experts", "--top-k", "--seq-len",
+    "--width", "--windows", "--dtype", "--repeat", "--seed", "--json"};
 
 typedef struct bench_args {
     const char *what, *text[N_OPTION];
+    gr_placement placement;
     gr_exchange_options o;
 } bench_args;
 
@@ -63,19 +64,23 @@ static gr_err parse(int argc, char **argv, bench_args *a) {
                 "bench exchange: %s: expected only without --routes, whose table has its own; leave "
                 "one of them out",
                 option_name[of_uniform[i]]);
-    if (a->text[JSON] && a->o.routes && gr_path_same(a->text[JSON], a->o.routes))
-        return gr_fail(GR_USAGE, "--json: expected another file than the input %s, got %s; choose another name",
-            a->o.routes, a->text[JSON]);
+    if (a->text[PLACEMENT] && !a->o.routes)
+        return gr_fail(
+            GR_USAGE, "bench exchange: --placement: expected --routes too, the table that was placed, got none");
+    for (int i = ROUTES; i <= PLACEMENT && a->text[JSON]; i++)
+        if (a->text[i] && gr_path_same(a->text[JSON], a->text[i]))
+            return gr_fail(GR_USAGE, "--json: expected another file than the input %s, got %s; choose another name",
+                a->text[i], a->text[JSON]);
     return parse_numbers(a);
 }
 
 /* ---------------------------------------------------------------- the command */
 
 static gr_err report(const bench_args *a, gr_out *json, const gr_exchange_report *r) {
-    gr_exchange_print(&a->o, r);
+    gr_exchange_print(&a->o, a->text[PLACEMENT], r);
     if (!json)
         return GR_OK;
-    GR_TRY(gr_exchange_write(json, &a->o, r));
+    GR_TRY(gr_exchange_write(json, &a->o, a->text[PLACEMENT], r));
     return gr_out_commit(json);
 }
 
@@ -85,13 +90,17 @@ static gr_err run_on(gr_comm *comm, bench_args *a) {
     gr_out *json = NULL;
     gr_err e = GR_OK;
     a->o.comm = comm;
-    if (a->text[JSON] && first) /* a place that cannot be written to shows before the work, not after it */
+    if (a->text[PLACEMENT])
+        e = gr_placement_read(&a->placement, a->text[PLACEMENT]);
+    a->o.placement = a->text[PLACEMENT] ? &a->placement : NULL;
+    if (!e && a->text[JSON] && first) /* a place that cannot be written to shows before the work, not after it */
         e = gr_out_open(&json, a->text[JSON]);
     e = gr_comm_agree(comm, e);
     if (!e)
         e = gr_bench_exchange(&a->o, &r);
     if (!e)
         e = gr_comm_agree(comm, first ? report(a, json, &r) : GR_OK);
+    gr_placement_close(&a->placement);
     gr_out_close(json);
     return e;
 }
@@ -111,8 +120,9 @@ const gr_command gr_cmd_bench = {
     .name = "bench",
     .summary = "measure parts of a step: the exchange of rows between ranks",
     .help =
-        "usage: grouter-train bench exchange [--routes TABLE | --experts E --top-k K --seq-len T] [--width D]\n"
-        "                                    [--windows B] [--dtype fp32|bf16] [--repeat N] [--seed S] [--json FILE]\n"
+        "usage: grouter-train bench exchange [--routes TABLE [--placement FILE] | --experts E --top-k K --seq-len T]\n"
+        "                                    [--width D] [--windows B] [--dtype fp32|bf16] [--repeat N] [--seed S]\n"
+        "                                    [--json FILE]\n"
         "       mpirun -n R grouter-train bench exchange ...   (2 ranks at least)\n"
         "\n"
         "Times dispatch and combine of one layer with experts, forward and the mirrored backward, without the "
@@ -136,7 +146,11 @@ const gr_command gr_cmd_bench = {
         "it arrives, each sum is compared with plain loops, and bytes sent with those of the plan; a mismatch is 70.\n"
         "Times mean something while no more ranks than cores run, and nothing else.\n"
         "\n"
-        "  --routes TABLE      windows of this route table; without it routes are uniform:\n"
+        "  --routes TABLE      windows of this route table; without it routes are uniform\n"
+        "  --placement FILE    of that table, for R ranks: besides, experts where it puts them, and the same windows "
+        "on\n"
+        "                      the ranks that leave the fewest rows (batch), or for each rank windows of its own "
+        "(corpus)\n"
         "  --experts E         experts (default 16)\n"
         "  --top-k K           experts per token (default 2)\n"
         "  --seq-len T         tokens per window (default 256)\n"

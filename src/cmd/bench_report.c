@@ -13,7 +13,7 @@ static const char *dtype_text(gr_dtype dtype) {
     return dtype == GR_F32 ? "fp32" : "bf16";
 }
 
-static void print_head(const gr_exchange_options *o, const gr_exchange_report *r) {
+static void print_head(const gr_exchange_options *o, const char *placement, const gr_exchange_report *r) {
     printf("exchange of one layer: %" PRIu32 " ranks x %d threads, %" PRIu32 " of %" PRIu32 " experts, %" PRIu32
            " tokens a rank in windows of %" PRIu32 ", rows of %" PRIu32 " x %s\nroutes: ",
         r->R, gr_thread_count(), r->K, r->E, r->N, r->T, o->D, dtype_text(o->dtype));
@@ -21,6 +21,10 @@ static void print_head(const gr_exchange_options *o, const gr_exchange_report *r
         gr_print_plain(stdout, o->routes, strlen(o->routes));
     else
         printf("uniform, seed %" PRIu64, o->seed);
+    if (placement) {
+        printf(", placed by ");
+        gr_print_plain(stdout, placement, strlen(placement));
+    }
     printf("\nchecked: every row and sum of every way, bytes sent = bytes of the plan\n\n");
     printf("%-8s%-22s%10s%10s%10s%10s  %-26s%-26s%-26s%6s\n", "", "", "rows per", "rows of", "MB fwd", "MB bwd",
         "forward", "backward", "both", "");
@@ -56,8 +60,8 @@ static void print_gain(const gr_exchange_report *r, const gr_exchange_gain *g) {
         gr_exchange_way_row(g->from));
 }
 
-void gr_exchange_print(const gr_exchange_options *o, const gr_exchange_report *r) {
-    print_head(o, r);
+void gr_exchange_print(const gr_exchange_options *o, const char *placement, const gr_exchange_report *r) {
+    print_head(o, placement, r);
     for (int w = 0; w < GR_N_EXCHANGE_WAY; w++)
         if (r->way[w].measured)
             print_way(r, (gr_exchange_way)w);
@@ -111,10 +115,12 @@ static gr_err write_gain(gr_out *out, const gr_exchange_gain *g, const char *bef
     return gr_out_printf(out, "}");
 }
 
-gr_err gr_exchange_write(gr_out *out, const gr_exchange_options *o, const gr_exchange_report *r) {
+gr_err gr_exchange_write(
+    gr_out *out, const gr_exchange_options *o, const char *placement, const gr_exchange_report *r) {
     int n = 0;
     GR_TRY(gr_out_printf(out, "{\n"));
     GR_TRY(write_path(out, "routes", o->routes));
+    GR_TRY(write_path(out, "placement", placement));
     GR_TRY(gr_out_printf(out,
         "  \"ranks\": %" PRIu32 ",\n  \"threads\": %d,\n  \"experts\": %" PRIu32 ",\n  \"top_k\": %" PRIu32
         ",\n  \"seq_len\": %" PRIu32 ",\n  \"tokens_per_rank\": %" PRIu32 ",\n  \"width\": %" PRIu32

@@ -4,7 +4,9 @@
 
 #include "grouter/bench.h"
 
-void gr_exchange_print(const gr_exchange_options *o, const gr_exchange_report *r);
-GR_MUST gr_err gr_exchange_write(gr_out *out, const gr_exchange_options *o, const gr_exchange_report *r);
+/* placement: the file it is from, or NULL. */
+void gr_exchange_print(const gr_exchange_options *o, const char *placement, const gr_exchange_report *r);
+GR_MUST gr_err gr_exchange_write(
+    gr_out *out, const gr_exchange_options *o, const char *placement, const gr_exchange_report *r);
 
 #endif
