@@ -80,7 +80,7 @@ program=$BF16_BINARY bench 4 rounded --routes t.routes --width 16 --windows 5 --
 sends rounded 32
 [ "$(figure rounded plan rank rows)" = "$(figure table plan rank rows)" ] || die "bf16 moves other rows"
 
-# ---- a placement of it: as many rows as the placement's own figures say
+# ---- a placement of it: rows as it counted them, which the program compares, and fewer
 "$binary" place --routes t.routes --nodes 2 --ranks-per-node 2 --out p &>log || die "$(<log)"
 bench 4 placed --routes t.routes --placement p --width 16 --windows 5
 grep -q '"placement": "p"' placed.json || die "expected the placement in: $(cat placed.json)"
