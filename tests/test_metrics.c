@@ -82,7 +82,11 @@ static gr_step_record record(int64_t step) {
         .exact_match = NAN,
         .overlap = NAN,
         .gate_cosine = NAN,
-        .max_vio_valid = NAN};
+        .max_vio_valid = NAN,
+        .rows_per_token = NAN,
+        .rows_per_token_best = NAN,
+        .imbalance = NAN,
+        .imbalance_best = NAN};
 }
 
 static gr_metrics *metrics_open(const gr_metrics_options *o) {

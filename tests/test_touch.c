@@ -85,7 +85,7 @@ static void test_touch_counts_are_exact_for_every_rank_count(void **state) {
     gr_log_set(GR_LOG_QUIET);
     for (uint32_t n_rank = 1; n_rank <= E; n_rank *= 2) {
         gr_touch touch;
-        assert_int_equal(gr_touch_open(&touch, r, t, N_VOCAB, n_rank, false), 0);
+        assert_int_equal(gr_touch_open(&touch, r, t, N_VOCAB, n_rank, NULL, false), 0);
         assert_touch_is_exact(&touch, n_rank);
         gr_touch_close(&touch);
     }
@@ -108,7 +108,7 @@ static void test_the_sidecar_is_used_when_whole_and_remade_when_not(void **state
     assert_int_equal(gr_routes_open(&r, path), 0);
     assert_int_equal(gr_tokens_open(&t, prefix), 0);
     gr_log_set(GR_LOG_QUIET);
-    assert_int_equal(gr_touch_open(&touch, r, t, N_VOCAB, 2, true), 0);
+    assert_int_equal(gr_touch_open(&touch, r, t, N_VOCAB, 2, NULL, true), 0);
     gr_touch_close(&touch);
     size_t n;
     uint8_t *good = load(sidecar, &n), *bytes = malloc(n);
@@ -116,10 +116,10 @@ static void test_the_sidecar_is_used_when_whole_and_remade_when_not(void **state
 
     /* A sidecar with its own valid checksum is believed: this is how we see that no scan happens. */
     memcpy(bytes, good, n);
-    gr_store_u32(bytes + 32, 0);
+    gr_store_u32(bytes + 40, 0);
     gr_store_u64(bytes + n - 8, gr_hash64(bytes, n - 8));
     store(sidecar, bytes, n);
-    assert_int_equal(gr_touch_open(&touch, r, t, N_VOCAB, 2, true), 0);
+    assert_int_equal(gr_touch_open(&touch, r, t, N_VOCAB, 2, NULL, true), 0);
     assert_int_equal(touch.count[0], 0);
     gr_touch_close(&touch);
 
@@ -139,7 +139,7 @@ static void test_the_sidecar_is_used_when_whole_and_remade_when_not(void **state
         memcpy(bytes, good, n);
         bytes[byte] ^= 1;
         store(sidecar, bytes, n);
-        assert_int_equal(gr_touch_open(&touch, r, t, N_VOCAB, 2, true), 0);
+        assert_int_equal(gr_touch_open(&touch, r, t, N_VOCAB, 2, NULL, true), 0);
         assert_touch_is_exact(&touch, 2);
         gr_touch_close(&touch);
         size_t n_now;

@@ -30,6 +30,9 @@ typedef struct gr_dry_report {
     int64_t n_dense, n_expert; /* elements of the flat range of a rank */
     int64_t n_vector;          /* of norms, which travel as fp32; 0 unless the rest travels rounded */
     size_t weight_bytes;       /* of an element on its way back from its owner */
+    gr_plan_limits limits;     /* of training, of that rank */
+    char placement[128];       /* "balanced by rank, 2 nodes x 4 ranks"; "" without one */
+    bool packed;               /* limits hold for any choice of ranks for windows, rows are those of the first steps */
     uint64_t n_window;         /* training windows that are here; 0: unknown */
     gr_calibration time;
 } gr_dry_report;
