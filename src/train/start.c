@@ -230,11 +230,11 @@ static gr_err open_placement(gr_trainer *t) {
             "%u (%u nodes x %u); set parallel.expert_parallel_size to %u, or place again",
             path, R_ep, c->parallel.expert_parallel_size ? "" : " (what 0 stands for)", p->R, p->n_node, p->node_ranks,
             p->R);
-    if (p->E != (uint32_t)c->model.num_experts)
+    if (p->E != (uint32_t)c->model.num_experts || p->T != (uint32_t)c->data.seq_len)
         return gr_fail(GR_DATA,
-            "parallel.placement: %s: expected a placement of model.num_experts = %d experts, got one of %u; place the "
-            "route tables of this model",
-            path, c->model.num_experts, p->E);
+            "parallel.placement: %s: expected a placement of model.num_experts = %d experts and windows of "
+            "data.seq_len = %d tokens, got %u and %u; place the route tables of this model",
+            path, c->model.num_experts, c->data.seq_len, p->E, p->T);
     t->placed = true;
     return GR_OK;
 }
