@@ -188,7 +188,7 @@ static gr_err visit_rank(gr_dry_report *r, int n_rank, int rank) {
         e = at_worst(r, &t);
         if (!r->exact)
             expect_rows(r, &t);
-        else
+        else if (!e)
             e = add_rows(r, t.feed);
     }
     gr_trainer_close(&t);
