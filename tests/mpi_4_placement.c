@@ -1,5 +1,5 @@
-/* mpi_4_placement.c: four ranks train the same with a placement and without: experts on other ranks, windows of a global
- * batch on others too, losses, weights and gradients equal to rounding. */
+/* mpi_4_placement.c: four ranks train the same with a placement and without: experts on other ranks, windows of a
+ * global batch on others too, losses, weights and gradients equal to rounding. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>

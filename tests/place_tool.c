@@ -32,6 +32,7 @@ int main(int argc, char **argv) {
     placement_fixture_make(&p, &f);
     gr_err e = gr_placement_write(&p, argv[1]);
     gr_placement_close(&p);
-    gr_error_print(stderr, e);
+    if (e)
+        gr_error_print(stderr, e);
     return (int)e;
 }

@@ -127,8 +127,8 @@ static void ways_to_use_a_grouter_need_one(void **state) {
 
 static void a_placement_needs_routes_that_are_known_and_groups_of_their_windows(void **state) {
     (void)state;
-    const char *const placed[] = {"parallel.placement=p"}, *const corpus[] = {"parallel.placement=p",
-                                                               "data.windows=corpus"};
+    const char *const placed[] = {"parallel.placement=p"}, *const corpus[] = {
+                                                               "parallel.placement=p", "data.windows=corpus"};
     assert_int_equal(load(routes, NULL, 0), GR_OK);
     assert_true(!*config.parallel.placement && config.data.windows == GR_WINDOWS_BATCH);
     assert_int_equal(load(routes, placed, 1), GR_OK);

@@ -23,10 +23,10 @@ typedef enum gr_feed_kind {
 /* Opens token files and route tables, binds them to each other and to the config (65), and computes the exact plan
  * limits of every micro-batch of the run from the touch counts. Collective: all ranks fail or none. `like`, or NULL: a
  * feed whose router this one's tables must share, or whose Grouter routes for it too; then it must be closed before
- * that. config, comm, map and placement are borrowed. With routing.source learned there are no tables: a micro-batch is tokens and
- * targets of the own windows, without a plan, and the limits are those of any choice. With online a Grouter routes the
- * own windows one micro-batch before they are planned, two before they are computed, and the group exchanges the
- * routes; the limits are 1.25 times those of uniform routing, and a plan may exceed them: gr_model_make_room. */
+ * that. config, comm, map and placement are borrowed. With routing.source learned there are no tables: a micro-batch is
+ * tokens and targets of the own windows, without a plan, and the limits are those of any choice. With online a Grouter
+ * routes the own windows one micro-batch before they are planned, two before they are computed, and the group exchanges
+ * the routes; the limits are 1.25 times those of uniform routing, and a plan may exceed them: gr_model_make_room. */
 GR_MUST gr_err gr_feed_open(gr_feed **out, gr_feed_kind kind, const gr_config *config, gr_comm *comm,
     const gr_expert_map *map, const gr_feed *like);
 /* Where training begins: limits are those of the steps from here on. */
@@ -50,10 +50,10 @@ typedef struct gr_feed_options {
  * With a placement every table of data.train has a section there (65), whose touch counts are looked up. data.windows
  * batch: a global batch keeps its windows, gr_packing_run says which rank and micro-batch takes which, and the limits
  * are a bound for every such choice: of rank r in a global batch
- *   received rows <= the (R_ep-1)*B largest touch[w][r] together, sent rows <= the B largest sums of touch[w] over other
- *   ranks, pairs <= the R_ep*B largest sums of w's histogram over r's experts.
- * data.windows corpus: the ranks at place r of their groups read the windows that the placement has on r, each once per
- * epoch of that group and file; limits are exact. Validation windows, and with online routes all, stay where they are. */
+ *   received rows <= the (R_ep-1)*B largest touch[w][r] together, sent rows <= the B largest sums of touch[w] over
+ * other ranks, pairs <= the R_ep*B largest sums of w's histogram over r's experts. data.windows corpus: the ranks at
+ * place r of their groups read the windows that the placement has on r, each once per epoch of that group and file;
+ * limits are exact. Validation windows, and with online routes all, stay where they are. */
 GR_MUST gr_err gr_feed_survey(gr_feed **out, const gr_feed_options *o);
 GR_MUST gr_err gr_feed_allocate(gr_feed *f);
 /* Bytes that gr_feed_allocate takes with these limits; `layout` is the one it places by. */
@@ -61,8 +61,8 @@ GR_MUST gr_err gr_feed_measure(
     const gr_config *config, const gr_expert_map *map, const gr_plan_limits *limits, size_t *n_byte);
 void gr_feed_close(gr_feed *f); /* accepts NULL */
 const gr_plan_limits *gr_feed_limits(const gr_feed *f);
-/* Rows this rank sends in one dispatch of all micro-batches of a step, mean over the steps; where windows are packed, over
- * the first 32, which are packed for it (69). 0 without tables. */
+/* Rows this rank sends in one dispatch of all micro-batches of a step, mean over the steps; where windows are packed,
+ * the mean of all ranks over the first 32, which are packed for it (69). 0 without tables. */
 GR_MUST gr_err gr_feed_rows(gr_feed *f, double *per_step);
 /* Header of the routes: of the first table, or the Grouter's, without sizes; NULL without either. */
 const gr_routes_info *gr_feed_routes(const gr_feed *f);
@@ -116,8 +116,9 @@ typedef struct gr_step_record {
     /* Validation of a Grouter against what it imitates (gr_fidelity), means over tokens; NaN when not measured. */
     double exact_match, overlap, gate_cosine;
     double max_vio_valid; /* of its choices over the validation windows */
-    /* With tables and several expert-parallel ranks: rows sent in one dispatch per token; pairs of the fullest rank of a
-     * micro-batch over the mean; and the best that any choice of ranks for these windows can have, with a placement. */
+    /* With tables and several expert-parallel ranks: rows sent in one dispatch per token; pairs of the fullest rank of
+     * a micro-batch over the mean; and the best that any choice of ranks for these windows can have, with a placement.
+     */
     double rows_per_token, rows_per_token_best, imbalance, imbalance_best;
     bool skipped;
 } gr_step_record;

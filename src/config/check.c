@@ -120,7 +120,8 @@ static void check_routing(checker *c, const gr_routing *r) {
 static void check_placement(checker *c, const gr_config *g) {
     bool given = *g->parallel.placement != '\0', corpus = g->data.windows == GR_WINDOWS_CORPUS;
     rule(c, !given || g->routing.source != GR_SOURCE_LEARNED, "parallel.placement routing.source",
-        "parallel.placement = \"%.200s\", but routing.source = \"learned\": no placement can fit routes that are learned "
+        "parallel.placement = \"%.200s\", but routing.source = \"learned\": no placement can fit routes that are "
+        "learned "
         "on the way; leave it out",
         g->parallel.placement);
     rule(c, !corpus || given, "data.windows parallel.placement",

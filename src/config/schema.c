@@ -156,8 +156,10 @@ const gr_key gr_keys[GR_N_KEY] = {
     {"data.seq_len", "tokens", INT(1, 1048576), AT(data.seq_len),
         .meaning = "T: tokens of a window; the route tables must have the same"},
     {"data.windows", NO_UNIT, FOR(TRAIN), NAME(windows), AT(data.windows), .fallback = "batch",
-        .meaning = "with a placement, who gets which window: `batch` = each global batch keeps its windows, a rank takes those "
-                   "that suit its experts; `corpus` = a rank takes those of its own group of the placement, as in the paper"},
+        .meaning =
+            "with a placement, who gets which window: `batch` = each global batch keeps its windows, a rank takes "
+            "those "
+            "that suit its experts; `corpus` = a rank takes those of its own group of the placement, as in the paper"},
 
     {"optimizer.lr", NO_UNIT, WARNED, NUMBER(GR_OPEN_LOW, 0, 10), AT(optimizer.lr), .meaning = "peak learning rate"},
     {"optimizer.lr_min", NO_UNIT, WARNED, NUMBER(GR_CLOSED, 0, 10), AT(optimizer.lr_min), .fallback = "0",

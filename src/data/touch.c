@@ -1,8 +1,8 @@
 /* touch.c: how many tokens of each window touch each rank: capacities without scanning the table at every start.
  *
  * Sidecar, little-endian: char[8] "GRTOUCH" and NUL | u32 version 2 | u32 R_ep | u64 n_window | u64 table hash |
- * u64 hash of where the experts are | u32 count[n_window][R_ep] | u64 XXH3-64 of everything before. It is a cache: one that cannot be used
- * is made again, never an error. */
+ * u64 hash of where the experts are | u32 count[n_window][R_ep] | u64 XXH3-64 of everything before. It is a cache: one
+ * that cannot be used is made again, never an error. */
 #include "grouter/routes.h"
 
 #include <inttypes.h>
@@ -19,8 +19,8 @@ typedef struct touch_file {
     uint32_t n_rank;
     const uint16_t *rank_of; /* [E]; NULL: consecutive blocks */
     uint64_t map;            /* hash of rank_of, 0 for consecutive blocks */
-    size_t n_count;    /* n_window * n_rank */
-    size_t file_bytes; /* header, counts, checksum */
+    size_t n_count;          /* n_window * n_rank */
+    size_t file_bytes;       /* header, counts, checksum */
 } touch_file;
 
 static bool is_blocks(const uint16_t *rank_of, uint32_t E, uint32_t n_rank) {

@@ -1,8 +1,8 @@
 /* packing.c: windows of a global batch to ranks, exactly, then to bins by swaps.
  *
- * A rank's pairs over all bins together are the same whoever takes which window: only which windows share a bin is open.
- * So the fullest rank of the fullest bin gives one of its bin's windows for another bin's of the same rank, as long as
- * that lowers the fuller of the two bins below what was the fullest. */
+ * A rank's pairs over all bins together are the same whoever takes which window: only which windows share a bin is
+ * open. So the fullest rank of the fullest bin gives one of its bin's windows for another bin's of the same rank, as
+ * long as that lowers the fuller of the two bins below what was the fullest. */
 #include "grouter/packing.h"
 
 #include <stdlib.h>
@@ -11,10 +11,10 @@
 
 typedef struct work {
     const gr_packing *p;
-    size_t n; /* windows */
-    int32_t *cost;  /* [n][R] */
-    uint64_t *room; /* [R] */
-    uint16_t *rank; /* [n] of a window */
+    size_t n;        /* windows */
+    int32_t *cost;   /* [n][R] */
+    uint64_t *room;  /* [R] */
+    uint16_t *rank;  /* [n] of a window */
     uint32_t *taken; /* [R] windows that have a place */
     uint64_t *load;  /* [n_bin][R] pairs */
     uint64_t total;  /* pairs of all */
@@ -118,8 +118,8 @@ static void fill_bins(work *w, uint32_t *order) {
 
 /* Pairs of the fullest rank of two bins if `mine`, a window of the first, and `theirs`, of the second, changed places;
  * UINT64_MAX unless it is below `limit`. */
-static uint64_t after_swap(
-    const work *w, const uint64_t *mine_load, const uint64_t *their_load, const uint32_t *mine, const uint32_t *theirs, uint64_t limit) {
+static uint64_t after_swap(const work *w, const uint64_t *mine_load, const uint64_t *their_load, const uint32_t *mine,
+    const uint32_t *theirs, uint64_t limit) {
     uint64_t most = 0;
     for (uint32_t r = 0; r < w->p->R; r++) {
         uint64_t a = mine_load[r] - mine[r] + theirs[r], b = their_load[r] - theirs[r] + mine[r];

@@ -367,7 +367,7 @@ static gr_err check_frame(gr_map map, const char *path, size_t *n_json) {
 }
 
 static gr_err read_mapped(gr_placement *out, gr_map map, const char *path) {
-    size_t n_json;
+    size_t n_json = 0;
     gr_json *doc = NULL;
     GR_TRY(check_frame(map, path, &n_json));
     const char *text = (const char *)map.p + GR_PLACEMENT_HEAD;

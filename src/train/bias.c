@@ -1,9 +1,9 @@
 /* bias.c: what reading windows by group does to what is trained on.
  *
  * Of a file with n windows, m[r] of them in the group of rank r, the plain order reads each with the chance 1/n; by
- * group it reads those of r with 1/(R m[r]), since every rank takes as many windows of a batch. With the file's weight w,
- *   total variation = sum over files of w * 1/2 sum over r of |1/R - m[r]/n|,   importance weight = n / (R m[r]).
- * Both are 0 and 1 where groups are equal. How far single batches lie from the corpus is measured on the first ones, in
+ * group it reads those of r with 1/(R m[r]), since every rank takes as many windows of a batch. With the file's weight
+ * w, total variation = sum over files of w * 1/2 sum over r of |1/R - m[r]/n|,   importance weight = n / (R m[r]). Both
+ * are 0 and 1 where groups are equal. How far single batches lie from the corpus is measured on the first ones, in
  * either order: a batch of either is a sample, so neither is 0. */
 #include <math.h>
 #include <stdlib.h>
@@ -16,8 +16,8 @@ enum { BIAS_STEPS = 32, SAMPLE_WINDOWS = 4096 }; /* batches looked at; windows o
 typedef struct bias {
     gr_feed *f;
     uint32_t V;
-    double *unigram; /* [V] share of each token in the corpus, none of them 0 */
-    double *expert;  /* [E] share of each expert in its pairs */
+    double *unigram;       /* [V] share of each token in the corpus, none of them 0 */
+    double *expert;        /* [E] share of each expert in its pairs */
     uint64_t *token_count; /* [V] of one batch or file */
     uint64_t *load;        /* [E] */
     uint32_t *token;       /* [T+1] */

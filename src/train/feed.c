@@ -115,8 +115,7 @@ static gr_err open_touch(gr_feed *f, bool save) {
     for (int i = 0; i < f->n_source; i++) {
         feed_source *s = &f->source[i];
         if (!s->placed)
-            GR_TRY(gr_touch_open(
-                &s->touch, s->routes, s->tokens, n_vocab, f->map->n_rank, f->map->rank_of, save));
+            GR_TRY(gr_touch_open(&s->touch, s->routes, s->tokens, n_vocab, f->map->n_rank, f->map->rank_of, save));
         s->touches = s->placed ? s->placed->touch.count : s->touch.count;
     }
     return GR_OK;

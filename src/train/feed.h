@@ -31,9 +31,9 @@ GR_MUST gr_err gr_online_check_tables(const gr_feed *f);
 
 typedef struct feed_source {
     gr_tokens *tokens;
-    gr_routes *routes;  /* of tables */
-    gr_touch touch;     /* of tables; empty when the group is one rank, or with `placed` */
-    uint64_t ends_hash; /* without tables: of the first and the last window */
+    gr_routes *routes;             /* of tables */
+    gr_touch touch;                /* of tables; empty when the group is one rank, or with `placed` */
+    uint64_t ends_hash;            /* without tables: of the first and the last window */
     const gr_placed_table *placed; /* the placement's section of this table; NULL without one */
     const uint32_t *touches;       /* [n_window][R_ep] of `touch` or `placed`; NULL when the group is one rank */
     /* With windows read by group: those of rank r are member[first_member[r]..first_member[r+1]), ascending. */
@@ -125,8 +125,8 @@ feed_place gr_feed_place(gr_feed *f, uint64_t cursor, uint64_t at);
 feed_place gr_feed_stream_place(gr_feed *f, uint64_t index);
 /* Position of the first window of this rank's group in a micro-batch; the group's R_ep*B windows follow it. */
 uint64_t gr_feed_group_first(const gr_feed *f, uint64_t micro);
-/* place[R_ep*B]: this group's windows in a micro-batch, by rank; valid until the next call. Packs the global batch if it
- * is to be packed and another than the last: 69. */
+/* place[R_ep*B]: this group's windows in a micro-batch, by rank; valid until the next call. Packs the global batch if
+ * it is to be packed and another than the last: 69. */
 GR_MUST gr_err gr_feed_group(gr_feed *f, uint64_t cursor, uint64_t micro, const feed_place **place);
 /* With a placement: batch.place, touch and pairs of this global batch... */
 void gr_feed_batch_list(gr_feed *f, uint64_t cursor);

@@ -184,8 +184,7 @@ gr_err gr_feed_prepare(gr_feed *f, uint64_t cursor, uint64_t micro, gr_micro *ou
     feed_slot *s = &f->slot[f->next_slot];
     f->next_slot ^= 1;
     const feed_place *group = NULL;
-    *out = (gr_micro){
-        .batch = {.token = s->token, .target = s->target}, .rows_best = NAN, .imbalance_best = NAN};
+    *out = (gr_micro){.batch = {.token = s->token, .target = s->target}, .rows_best = NAN, .imbalance_best = NAN};
     if (f->routing != GR_SOURCE_ONLINE)
         GR_TRY(gr_feed_group(f, cursor, micro, &group));
     if (f->routing != GR_SOURCE_TABLE && f->routing != GR_SOURCE_ONLINE)

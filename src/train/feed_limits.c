@@ -123,20 +123,6 @@ void gr_feed_find_limits(gr_feed *f) {
     }
 }
 
-/* Rows that this rank sends in all micro-batches of the batch that is packed. */
-static uint64_t rows_sent(const gr_feed *f) {
-    const feed_batch *b = &f->batch;
-    const size_t R = f->map->n_rank, rank = (size_t)f->comm->rank[GR_EP];
-    uint64_t rows = 0, n_micro = gr_feed_micro_batches(f);
-    for (uint64_t micro = 0; micro < n_micro; micro++) {
-        uint64_t first = gr_feed_group_first(f, micro) + rank * f->B;
-        for (uint64_t at = first; at < first + f->B; at++)
-            for (size_t r = 0; r < R; r++)
-                rows += r == rank ? 0 : b->touch[b->order[at] * R + r];
-    }
-    return rows;
-}
-
 gr_err gr_feed_rows(gr_feed *f, double *per_step) {
     int64_t n_step = f->config->train.steps - f->start.step, n = n_step < PACKED_STEPS ? n_step : PACKED_STEPS;
     *per_step = n_step > 0 ? (double)f->n_send / (double)n_step : 0;
@@ -145,8 +131,8 @@ gr_err gr_feed_rows(gr_feed *f, double *per_step) {
     uint64_t rows = 0, G = (uint64_t)f->config->train.global_batch_windows;
     for (int64_t step = 0; step < n; step++) {
         GR_TRY(gr_feed_batch_pack(f, f->start.cursor + (uint64_t)step * G));
-        rows += rows_sent(f);
+        rows += f->batch.report.rows;
     }
-    *per_step = n > 0 ? (double)rows / (double)n : 0;
+    *per_step = n > 0 ? (double)rows / (double)n / f->comm->size[GR_WORLD] : 0;
     return GR_OK;
 }

@@ -97,7 +97,7 @@ const gr_objective *gr_objective_of(const gr_config *config);
 /* bias.c: what reading windows by group does to the batches of the run, against the plain order (paper: 11(c) of its
  * critique). Of the first steps, at most 32. */
 typedef struct gr_feed_bias {
-    double total_variation;              /* 1/2 sum over windows |chance to be read - share of the data| */
+    double total_variation;                /* 1/2 sum over windows |chance to be read - share of the data| */
     double importance_min, importance_max; /* share of the data over chance to be read, of any window */
     int64_t n_batch;
     double unigram[2]; /* KL of a global batch's tokens from the corpus's, nats: mean over batches; by group, plain */
@@ -141,8 +141,8 @@ struct gr_trainer {
 
     gr_micro ready; /* prepared ahead: the next micro-batch */
     double tokens_per_step;
-    int n_load;     /* 1: routes are the same in all layers; with learned routes the MoE layers */
-    uint64_t *load; /* [n_load, E] pairs per expert in this step's global batch */
+    int n_load;          /* 1: routes are the same in all layers; with learned routes the MoE layers */
+    uint64_t *load;      /* [n_load, E] pairs per expert in this step's global batch */
     gr_traffic *traffic; /* [R] of this step; NULL without tables or where nothing moves */
     gr_step_record record;
     gr_eval_loss first, last;

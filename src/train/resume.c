@@ -71,8 +71,7 @@ static gr_err compare(verdict *v, const gr_checkpoint_found *found, const gr_fac
         e = gr_fail(GR_CHECKPOINT, "%s: its config cannot be read: %s", found->path, gr_error_text());
     if (!e)
         e = gr_config_compare(before, v->o->config, judge_key, v);
-    bool groups =
-        before->data.windows == GR_WINDOWS_CORPUS && v->o->config->data.windows == GR_WINDOWS_CORPUS;
+    bool groups = before->data.windows == GR_WINDOWS_CORPUS && v->o->config->data.windows == GR_WINDOWS_CORPUS;
     free(before);
     if (!e)
         judge_facts(v, found, facts, groups);
