@@ -211,6 +211,17 @@ static gr_err visit_ranks(gr_dry_report *r, int n_rank) {
 
 /* ---------------------------------------------------------------- ranks that are here */
 
+/* The table of another rank, whose names are pointers there. */
+static gr_err share_memory(gr_memory_table *memory, gr_comm *comm, int rank) {
+    const char *name[GR_MEMORY_ITEMS];
+    for (int i = 0; i < GR_MEMORY_ITEMS; i++)
+        name[memory->item[i].use] = memory->item[i].name;
+    GR_TRY(comm->bcast(comm, GR_WORLD, memory, sizeof *memory, rank));
+    for (int i = 0; i < GR_MEMORY_ITEMS; i++)
+        memory->item[i].name = name[memory->item[i].use];
+    return GR_OK;
+}
+
 /* The largest table and the mean rows of all ranks, on every rank. */
 static gr_err agree_figures(gr_dry_report *r, gr_trainer *t) {
     double rows;
@@ -226,7 +237,7 @@ static gr_err agree_figures(gr_dry_report *r, gr_trainer *t) {
         largest = total[i] > total[largest] ? i : largest;
     free(total);
     if (!e)
-        e = t->comm->bcast(t->comm, GR_WORLD, &r->memory, sizeof r->memory, largest);
+        e = share_memory(&r->memory, t->comm, largest);
     if (!e)
         e = t->comm->bcast(t->comm, GR_WORLD, &r->limits, sizeof r->limits, largest);
     if (!e)

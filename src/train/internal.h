@@ -38,6 +38,7 @@ typedef struct gr_memory_item {
     const char *name;
     uint64_t n_byte;
     unsigned remedies; /* what makes it smaller: bits of forecast.c */
+    int use;           /* which of the uses: the same on every rank, where `name` is a pointer of its own */
 } gr_memory_item;
 enum { GR_MEMORY_ITEMS = 14 };
 typedef struct gr_memory_table {
