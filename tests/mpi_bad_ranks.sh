@@ -28,6 +28,28 @@ ranks 3 64 'parallel.expert_parallel_size = 2 must divide the number of ranks = 
 ranks 2 64 'unknown key "optimizer.lrr"' -- train good.json --set optimizer.lrr=1
 ranks 2 65 'absent.routes: cannot be opened' -- train good.json --set 'data.train[0].routes=absent.routes'
 ranks 2 74 'run.dir: expected a place where t.bin/run can be made' -- train good.json --set run.dir=t.bin/run
+place() { # OUT RANKS ROUTES: a placement of them
+    "$BINARY_DIR/tests/place_tool" "$1" 1 "$2" 1 equal 257 t "$3" || failed "place_tool"
+}
+make route --method random --experts 8 --top-k 2 --seed 5 --out wide.router
+make route --router wide.router --tokens t --seq-len 32 --out wide.routes
+make route --method random --experts 4 --top-k 2 --seed 5 --out other.router
+make route --router other.router --tokens t --seq-len 32 --out other.routes
+place four.place 4 t.routes
+place two.place 2 t.routes
+place wide.place 2 wide.routes
+place other.place 2 other.routes
+two=(--set parallel.expert_parallel_size=2 --set parallel.placement)
+ranks 2 64 'four.place: expected a placement for parallel.expert_parallel_size = 2 ranks, got one for 4' 'set parallel.expert' -- \
+    train good.json "${two[@]}=four.place"
+ranks 2 64 'two.place: expected a placement for parallel.expert_parallel_size = 1 ranks .what 0 stands for., got one for 2' -- \
+    train good.json --set parallel.placement=two.place
+ranks 2 65 'wide.place: expected a placement of model.num_experts = 4 experts' 'got 8 and 32' -- \
+    train good.json "${two[@]}=wide.place"
+ranks 2 65 'other.place: expected a placement of route table t.routes' 'got one for other routes' 'first is other.routes' \
+    'grouter-train place' -- train good.json "${two[@]}=other.place"
+ranks 2 65 'absent.place: cannot be opened' -- train good.json "${two[@]}=absent.place"
+ranks 2 65 't.routes: expected a placement' -- train good.json "${two[@]}=t.routes"
 make train good.json
 cp -a run good.run
 printf '?' | dd of=run/checkpoints/step-00000002/manifest.json bs=1 seek=100 conv=notrunc status=none

@@ -96,5 +96,10 @@ bad 64 'run.dir: expected a path of 1 to 1023 bytes' 'got ""' -- train good.json
 bad 64 'unknown key "optimizer.lrr"' 'did you mean "optimizer.lr"' -- train good.json --set optimizer.lrr=1
 bad 64 '--set: expected KEY=VALUE' 'for example' 'got "nonsense"' -- train good.json --set nonsense
 bad 64 '--set: train.steps: set twice' 'keep one' -- train good.json --set train.steps=3 --set train.steps=4
+bad 64 'data.windows = "corpus" needs parallel.placement' 'which windows each rank reads' -- \
+    train good.json --set data.windows=corpus
+bad 64 'parallel.placement = "p", but routing.source = "learned": no placement can fit' 'leave it out' -- \
+    train good.json --set parallel.placement=p --set routing.source=learned --set 'data.train=[{"tokens": "t"}]' \
+    --set 'data.valid=[]'
 
 bad_end

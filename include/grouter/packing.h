@@ -4,7 +4,9 @@
  * A global batch has n = n_bin * R * B windows: n_bin = micro-batches x expert-parallel groups, in each of them B
  * windows for each of R ranks. First windows go to ranks so that as few rows as possible travel (exact, gr_transport:
  * rank r takes n_bin * B of them). Then each rank's windows go to bins so that the fullest rank of any bin has few
- * expert pairs: swaps of two windows of one rank between bins, which change no row. */
+ * expert pairs: swaps of two windows of one rank between bins, which change no row. Rows come first: with few windows
+ * in a bin the fullest rank may have more than in the order given, because its windows are those that like its experts.
+ */
 #ifndef GROUTER_PACKING_H
 #define GROUTER_PACKING_H
 

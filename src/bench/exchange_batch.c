@@ -104,7 +104,8 @@ static gr_err find_section(const source *s, const gr_exchange_options *o, const 
 
 /* ---------------------------------------------------------------- one batch */
 
-static gr_err batch_open(bench_batch *b, const source *s, const gr_exchange_options *o) {
+/* placement: where experts are, or NULL. */
+static gr_err batch_open(bench_batch *b, const source *s, const gr_exchange_options *o, const gr_placement *placement) {
     *b = (bench_batch){.R = (uint32_t)o->comm->size[GR_WORLD],
         .rank = (uint32_t)o->comm->rank[GR_WORLD],
         .N = o->B * s->T,
@@ -113,7 +114,9 @@ static gr_err batch_open(bench_batch *b, const source *s, const gr_exchange_opti
         .T = s->T,
         .scale = s->scale};
     size_t n = (size_t)b->R * b->N * b->K;
-    GR_TRY(gr_expert_map_open(&b->map, b->E, b->R));
+    GR_TRY(placement ? gr_expert_map_open_placed(&b->map, b->E, b->R, placement->expert_at)
+                     : gr_expert_map_open(&b->map, b->E, b->R));
+    b->map.node_ranks = placement ? placement->node_ranks : b->R;
     GR_TRY(gr_alloc((void **)&b->ids, n, sizeof *b->ids, "routes of the micro-batch"));
     return gr_alloc((void **)&b->gates, n, sizeof *b->gates, "gates of the micro-batch");
 }
@@ -134,16 +137,6 @@ static gr_err batch_read(bench_batch *b, const source *s, const uint64_t *window
 }
 
 /* ---------------------------------------------------------------- placed ones */
-
-static void place_experts(bench_batch *b, const gr_placement *p) {
-    b->map.node_ranks = p->node_ranks;
-    for (uint32_t i = 0; i < b->E; i++) {
-        uint16_t e = p->expert_at[i];
-        b->map.expert_at[i] = e;
-        b->map.rank_of[e] = (uint16_t)(i / b->map.E_local);
-        b->map.slot_of[e] = (uint16_t)(i % b->map.E_local);
-    }
-}
 
 /* The batch's windows, as many on each rank as before, where they leave the fewest rows. */
 static gr_err assign_windows(const bench_batch *b, const gr_placed_table *t, const uint64_t *window, uint64_t *placed) {
@@ -207,8 +200,7 @@ static gr_err open_placed(
     GR_TRY(find_section(s, o, &t));
     for (int i = BATCH_PLACED; i <= BATCH_CORPUS; i++) {
         bench_batch *b = &batch[i];
-        GR_TRY(batch_open(b, s, o));
-        place_experts(b, o->placement);
+        GR_TRY(batch_open(b, s, o, o->placement));
         GR_TRY(i == BATCH_PLACED ? assign_windows(b, t, window[0], window[1]) : choose_windows(b, s, t, window[1]));
         GR_TRY(batch_read(b, s, window[1]));
         expect_rows(b, t, window[1]);
@@ -218,7 +210,7 @@ static gr_err open_placed(
 
 static gr_err open_all(bench_batch batch[N_BATCH], const source *s, const gr_exchange_options *o) {
     GR_TRY(check_shape(s, o));
-    GR_TRY(batch_open(&batch[BATCH_PLAIN], s, o));
+    GR_TRY(batch_open(&batch[BATCH_PLAIN], s, o, NULL));
     const size_t n = (size_t)batch->R * o->B;
     void *memory;
     GR_TRY(gr_alloc(&memory, 2 * n, sizeof(uint64_t), "windows of the micro-batch"));

@@ -43,14 +43,17 @@ static void print_touch(const char *path, const gr_touch *touch, uint64_t table_
         sum += touch->count[i];
         most = touch->count[i] > most ? touch->count[i] : most;
     }
-    char hash[17];
+    char hash[17], experts[32] = "consecutive";
     snprintf(hash, sizeof hash, "%016" PRIx64, table_hash);
+    if (touch->map)
+        snprintf(experts, sizeof experts, "placed, %016" PRIx64, touch->map);
     gr_report r;
     gr_report_begin(&r, json);
     gr_report_text(&r, "kind", NULL, "touch counts");
     gr_report_text(&r, "file", "touch counts", path);
     gr_report_text(&r, "table_hash", "of the route table with hash", hash);
     gr_report_count(&r, "ranks", "expert-parallel ranks", touch->n_rank);
+    gr_report_text(&r, "experts", "experts of a rank", experts);
     gr_report_count(&r, "windows", "windows", touch->n_window);
     gr_report_number(&r, "tokens_per_window_and_rank_mean", "tokens of a window that touch a rank, mean",
         touch->n_window ? (double)sum / (double)touch->n_window / touch->n_rank : 0);

@@ -31,7 +31,10 @@ typedef struct gr_dry_report {
     size_t row_bytes;
     size_t weight_bytes; /* of an element on its way back from its owner */
     gr_optimizer_traffic update;
-    uint64_t n_window; /* training windows that are here; 0: unknown */
+    gr_plan_limits limits; /* of training, of that rank */
+    char placement[128];   /* "balanced by rank, 2 nodes x 4 ranks"; "" without one */
+    bool packed;           /* limits hold for any choice of ranks for windows, rows are those of the first steps */
+    uint64_t n_window;     /* training windows that are here; 0: unknown */
     gr_calibration time;
 } gr_dry_report;
 

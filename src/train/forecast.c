@@ -106,9 +106,11 @@ static gr_err fill_table(const gr_trainer *t, const gr_model *model, size_t plan
             {"sums over ranks", gr_comm_memory(t->comm->size[GR_WORLD]), 0},
             {"weights being saved", saving, 0},
         }};
-    for (int i = 0; i < GR_MEMORY_ITEMS; i++)
+    for (int i = 0; i < GR_MEMORY_ITEMS; i++) {
+        out->item[i].use = i;
         if (__builtin_add_overflow(out->total, out->item[i].n_byte, &out->total))
             return gr_fail(GR_RESOURCE, "memory: expected a total below 2^64 bytes, got more; use a smaller model");
+    }
     qsort(out->item, GR_MEMORY_ITEMS, sizeof *out->item, by_size);
     return GR_OK;
 }

@@ -53,21 +53,56 @@ static gr_err gather_losses(gr_trainer *t, double loss_sum, uint64_t bytes_sent)
     return GR_OK;
 }
 
+/* Rows and pairs of a micro-batch, of this rank. */
+static void count_rows(gr_trainer *t, const gr_micro *micro) {
+    gr_step_rows *mine = t->traffic ? &t->traffic[t->comm->rank[GR_WORLD]] : NULL;
+    if (!mine)
+        return;
+    uint64_t n_pair = micro->batch.plan->n_pair;
+    mine->n_row += micro->batch.plan->n_send;
+    mine->n_pair += n_pair;
+    mine->pair_most = n_pair > mine->pair_most ? n_pair : mine->pair_most;
+    t->record.rows_per_token_best = micro->rows_best / t->tokens_per_step;
+    t->record.imbalance_best = micro->imbalance_best;
+}
+
+/* Of all ranks. */
+static gr_err gather_rows(gr_trainer *t) {
+    const int R = t->comm->size[GR_WORLD];
+    gr_step_rows all = {0};
+    if (!t->traffic)
+        return GR_OK;
+    GR_TRY(t->comm->all_gather(t->comm, GR_WORLD, GR_U64, t->traffic, sizeof *t->traffic / sizeof(uint64_t)));
+    for (int r = 0; r < R; r++) {
+        all.n_row += t->traffic[r].n_row;
+        all.n_pair += t->traffic[r].n_pair;
+        all.pair_most = t->traffic[r].pair_most > all.pair_most ? t->traffic[r].pair_most : all.pair_most;
+    }
+    double mean = (double)all.n_pair / ((double)R * (double)gr_feed_micro_batches(t->feed));
+    t->record.rows_per_token = (double)all.n_row / t->tokens_per_step;
+    t->record.imbalance = (double)all.pair_most / mean;
+    return GR_OK;
+}
+
 static gr_err run_micro_batches(gr_trainer *t, int64_t step) {
     gr_phases phases = {0};
     double loss_sum = 0;
     uint64_t sent_before = rows_sent(t);
     memset(t->load, 0, (size_t)t->n_load * (size_t)t->config->model.num_experts * sizeof *t->load);
+    if (t->traffic)
+        t->traffic[t->comm->rank[GR_WORLD]] = (gr_step_rows){0};
     GR_TRY(gr_model_zero_gradients(t->model));
     for (uint64_t micro = 0; micro < gr_feed_micro_batches(t->feed); micro++) {
         gr_micro now = t->ready;
         GR_TRY(prepare_next(t, step, micro));
         GR_TRY(gr_model_make_room(t->model, now.batch.plan));
         GR_TRY(gr_objective_of(t->config)->micro_batch(t, &now, &loss_sum, &phases));
+        count_rows(t, &now);
         for (int e = 0; now.load && e < t->config->model.num_experts; e++)
             t->load[e] += now.load[e];
     }
     GR_TRY(gather_losses(t, loss_sum, rows_sent(t) - sent_before));
+    GR_TRY(gather_rows(t));
     t->record.forward_ms = phases.forward_ms;
     t->record.backward_ms = phases.backward_ms;
     t->record.exchange_ms = phases.exchange_ms;
@@ -149,7 +184,11 @@ static gr_step_record empty_record(void) {
         .overlap = none,
         .gate_cosine = none,
         .max_vio_valid = none,
-        .bytes_sent = none};
+        .bytes_sent = none,
+        .rows_per_token = none,
+        .rows_per_token_best = none,
+        .imbalance = none,
+        .imbalance_best = none};
 }
 
 static gr_err train_step(gr_trainer *t, int64_t step) {
