@@ -11,11 +11,13 @@
 static const gr_command *const commands[] = {
     &gr_cmd_tokens,
     &gr_cmd_route,
+    &gr_cmd_place,
     &gr_cmd_train,
     &gr_cmd_distill,
     &gr_cmd_tune,
     &gr_cmd_fold,
     &gr_cmd_eval,
+    &gr_cmd_bench,
     &gr_cmd_inspect,
 };
 enum { N_COMMAND = sizeof commands / sizeof *commands };
@@ -24,8 +26,8 @@ static const char exit_codes[] =
     "exit codes:\n"
     "  0   done\n"
     "  2   command line wrong\n"
-    "  64  config wrong, or run.dir is no run folder, in use, or of another run\n"
-    "  65  token file, route table, router or mapping malformed, absent, changed, or not a pair\n"
+    "  64  config wrong, ranks that do not fit the experts, or run.dir is no run folder, in use, or of another run\n"
+    "  65  token file, route table, router, mapping or placement malformed, absent, changed, or not a pair\n"
     "  66  weights or checkpoints unusable or not of this config\n"
     "  69  memory, disk or a device is not there\n"
     "  70  a bug in grouter-train\n"

@@ -148,6 +148,54 @@ static void bcast_copies_from_any_root(void **state) {
     assert_int_equal(c->barrier(c, GR_WORLD), 0);
 }
 
+/* What the rank has sent since `before` (which is set to now), and that nothing else was counted. */
+static uint64_t sent_for(gr_comm *c, gr_traffic traffic, uint64_t before[GR_N_TRAFFIC]) {
+    uint64_t n = c->sent[traffic] - before[traffic];
+    before[traffic] = c->sent[traffic];
+    assert_memory_equal(c->sent, before, sizeof c->sent);
+    assert_int_equal(c->traffic, GR_TRAFFIC_OTHER);
+    return n;
+}
+
+static void bytes_to_others_are_counted_by_what_they_are_for(void **state) {
+    gr_comm *c = comm_of(state);
+    for (gr_group g = GR_WORLD; g < GR_N_GROUP; g++) {
+        uint32_t me = (uint32_t)c->rank[g], n = (uint32_t)c->size[g], rows[16], n_row = 0;
+        float send[256] = {0}, recv[256];
+        uint64_t before[GR_N_TRAFFIC];
+        memcpy(before, c->sent, sizeof before);
+        for (uint32_t r = 0; r < n; r++) {
+            rows[r] = 1 + (me + r) % 3; /* the same either way */
+            n_row += r == me ? 0 : rows[r];
+        }
+        gr_exchange x = {
+            .group = g, .dtype = GR_F32, .width = 5, .send = send, .send_rows = rows, .recv = recv, .recv_rows = rows};
+        c->traffic = GR_TRAFFIC_DISPATCH;
+        assert_int_equal(c->exchange_start(c, &x), 0);
+        assert_int_equal(c->exchange_wait(c), 0);
+        assert_true(sent_for(c, GR_TRAFFIC_DISPATCH, before) == n_row * 5 * sizeof(float));
+        assert_int_equal(c->exchange_start(c, &x), 0); /* nobody said what for */
+        assert_int_equal(c->exchange_wait(c), 0);
+        assert_true(sent_for(c, GR_TRAFFIC_OTHER, before) == n_row * 5 * sizeof(float));
+        c->traffic = GR_TRAFFIC_WEIGHTS;
+        assert_int_equal(c->all_gather(c, g, GR_U16, send, 7), 0);
+        assert_true(sent_for(c, GR_TRAFFIC_WEIGHTS, before) == (n - 1) * 7 * sizeof(uint16_t));
+        c->traffic = GR_TRAFFIC_GRADIENTS;
+        assert_int_equal(c->reduce_scatter(c, g, GR_F32, send, 9), 0);
+        assert_true(sent_for(c, GR_TRAFFIC_GRADIENTS, before) == (n - 1) * 9 * sizeof(float));
+        c->traffic = GR_TRAFFIC_ROUTES;
+        assert_int_equal(c->bcast(c, g, send, 33, (int)n - 1), 0);
+        assert_true(sent_for(c, GR_TRAFFIC_ROUTES, before) == (me == n - 1 ? 33 * (n - 1) : 0));
+        assert_int_equal(c->barrier(c, g), 0);
+        assert_true(sent_for(c, GR_TRAFFIC_OTHER, before) == 0);
+        c->traffic = GR_TRAFFIC_GATES;
+        assert_int_equal(c->sum(c, g, GR_F64, send, 11), 0);
+        uint64_t all = sent_for(c, GR_TRAFFIC_GATES, before);
+        assert_int_equal(c->sum(c, g, GR_U64, &all, 1), 0);
+        assert_true(all == 2 * (n - 1) * 11 * sizeof(double)); /* by shards, of which the last may be short */
+    }
+}
+
 static void groups_are_consecutive_and_modular(void **state) {
     gr_comm *c = comm_of(state);
     int n = c->size[GR_WORLD], me = c->rank[GR_WORLD];
@@ -235,6 +283,7 @@ static int run_comm_suite(int n_rank, bool close_agreed) {
         AT_BOTH_SIZES(reduce_scatter_sums_the_own_shard),
         AT_BOTH_SIZES(all_gather_completes_every_shard),
         AT_BOTH_SIZES(bcast_copies_from_any_root),
+        AT_BOTH_SIZES(bytes_to_others_are_counted_by_what_they_are_for),
         AT_BOTH_SIZES(groups_are_consecutive_and_modular),
         AT_BOTH_SIZES(agree_returns_the_first_failing_ranks_code),
         AT_BOTH_SIZES(mpi_errors_are_peer_errors_with_their_text),

@@ -39,6 +39,37 @@ grep -q '^time: not measured: these ranks are not here' elsewhere || die "expect
 diff <(sed '/^time/,$d' elsewhere) <(sed '/^time/,$d' here) || die "the same ranks, here and elsewhere, differ"
 grep -q 'dispatch and combine .* from the route tables' here || die "expected rows of the tables in: $(<here)"
 
+# compare_sent RUN DRY-RUN: bytes of all ten steps and ranks, 128 of a row in 8 transfers.
+compare_sent() {
+    local sent said
+    sent=$(sed -n 's/.*"bytes_sent":\([0-9]*\).*/\1/p' "$1/metrics.jsonl" | awk '{ sum += $1; n++ } END { print n == 10 ? sum : "none" }')
+    said=$(sed -n 's/.*from the route tables: \([0-9]*\) rows x 128 bytes x 8 transfers.*/\1/p' "$2")
+    awk -v sent="$sent" -v said="$said" 'BEGIN { rows = sent / (10 * 4 * 128 * 8)
+        exit !(said > 0 && sent % (128 * 8) == 0 && rows - said <= 0.5 && said - rows <= 0.5) }' ||
+        die "$1: sent $sent bytes in 10 steps, said were $said rows of a rank and step"
+}
+
+# What a run sends is what was said, to the byte: rows of all steps and ranks, each 128 bytes in 8 transfers.
+grep -q '^    between nodes  *0.00 KiB  1 node' here || die "expected all ranks on one node in: $(<here)"
+[ "$(sed -n 's/^  dispatch and combine *\([0-9.]* [KM]iB\) .*/\1/p' here)" = "$(sed -n 's/^    within a node *\([0-9.]* [KM]iB\) .*/\1/p' here)" ] ||
+    die "expected all rows within the node in: $(<here)"
+mpi 4 train c.json >log 2>&1 || die "$(<log)"
+compare_sent run here
+mpi 4 train c.json --set parallel.expert_parallel_size=1 --set run.dir=alone >log 2>&1 || die "$(<log)"
+[ "$(grep -c '"bytes_sent":0,' alone/metrics.jsonl)" -eq 10 ] || die "rows moved though every rank has all experts"
+rm -rf run alone
+
+# With a placement over nodes, rows are shown by the link they travel on, and a run sends as many.
+"$binary" place --routes t.routes --nodes 2 --ranks-per-node 2 --out p &>log || die "$(<log)"
+mpi 4 train c.json --dry-run --set parallel.placement=p >placed 2>log || die "$(<log)"
+kib() { sed -n "s/^ *$1 *\([0-9.]*\) KiB .*/\1/p" placed; }
+grep -q '^    between nodes .* 2 nodes$' placed || die "expected two nodes in: $(<placed)"
+awk -v all="$(kib 'dispatch and combine')" -v w="$(kib 'within a node')" -v b="$(kib 'between nodes')" \
+    'BEGIN { d = all - w - b; exit !(w > 0 && b > 0 && d <= 0.02 && d >= -0.02) }' || die "links do not add up: $(<placed)"
+mpi 4 train c.json --set parallel.placement=p --set run.dir=placed_run >log 2>&1 || die "$(<log)"
+compare_sent placed_run placed
+rm -rf placed_run
+
 # Other ranks than those that were started.
 mpi 2 train c.json --dry-run --ranks 4 >elsewhere 2>log || die "$(<log)"
 diff <(sed '/^time/,$d' elsewhere) <(sed '/^time/,$d' here) || die "asked on two ranks, the answer for four differs"

@@ -251,7 +251,7 @@ static gr_err touch_open(const data *d, bool save, gr_touch *touch) {
     gr_routes *r;
     assert_int_equal(gr_tokens_open(&t, d->prefix), GR_OK);
     assert_int_equal(gr_routes_open(&r, d->routes), GR_OK);
-    gr_err err = gr_touch_open(touch, r, t, d->n_vocab, 2, save);
+    gr_err err = gr_touch_open(touch, r, t, d->n_vocab, 2, NULL, save);
     gr_routes_close(r);
     gr_tokens_close(t);
     return err;

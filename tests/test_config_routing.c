@@ -125,6 +125,26 @@ static void ways_to_use_a_grouter_need_one(void **state) {
     free(text);
 }
 
+static void a_placement_needs_routes_that_are_known_and_groups_of_their_windows(void **state) {
+    (void)state;
+    const char *const placed[] = {"parallel.placement=p"}, *const corpus[] = {
+                                                               "parallel.placement=p", "data.windows=corpus"};
+    assert_int_equal(load(routes, NULL, 0), GR_OK);
+    assert_true(!*config.parallel.placement && config.data.windows == GR_WINDOWS_BATCH);
+    assert_int_equal(load(routes, placed, 1), GR_OK);
+    assert_string_equal(config.parallel.placement, "p");
+    assert_int_equal(load(routes, corpus, 2), GR_OK);
+    assert_int_equal(config.data.windows, GR_WINDOWS_CORPUS);
+    const char *const online[] = {"parallel.placement=p", "routing.source=online", "routing.grouter=g"};
+    assert_int_equal(load("", online, 3), GR_OK); /* its experts alone */
+    REFUSED(routes, "data.windows = \"corpus\" needs parallel.placement", "data.windows=corpus");
+    REFUSED(routes, "data.windows: expected \"batch\" or \"corpus\", got \"all\"", "data.windows=all");
+    REFUSED("", "data.windows = \"corpus\" needs routing.source = \"table\"", "routing.source=online",
+        "routing.grouter=g", "parallel.placement=p", "data.windows=corpus");
+    REFUSED("", "parallel.placement = \"p\", but routing.source = \"learned\"", "routing.source=learned",
+        "parallel.placement=p");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(learned_routes_take_no_tables_and_have_learned_gates),
@@ -133,6 +153,7 @@ int main(void) {
         cmocka_unit_test(keys_of_learned_gates_are_refused_with_fixed_ones),
         cmocka_unit_test(online_routes_need_a_grouter_and_take_no_tables),
         cmocka_unit_test(ways_to_use_a_grouter_need_one),
+        cmocka_unit_test(a_placement_needs_routes_that_are_known_and_groups_of_their_windows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

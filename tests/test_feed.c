@@ -272,7 +272,7 @@ static void touch_counts_that_are_too_low_are_refused_by_window(void **state) {
     fixture_open(&f, GR_FEED_TRAIN, 2, 0); /* makes the file of counts */
     fixture_close(&f);
     const uint8_t none[7 * 2 * 4] = {0};
-    damage(touch_path, 32, none, sizeof none, true);
+    damage(touch_path, 40, none, sizeof none, true);
     assert_refused_in_mid_run(".touch2");
     unlink(touch_path);
 }

@@ -82,7 +82,12 @@ static gr_step_record record(int64_t step) {
         .exact_match = NAN,
         .overlap = NAN,
         .gate_cosine = NAN,
-        .max_vio_valid = NAN};
+        .max_vio_valid = NAN,
+        .bytes_sent = NAN,
+        .rows_per_token = NAN,
+        .rows_per_token_best = NAN,
+        .imbalance = NAN,
+        .imbalance_best = NAN};
 }
 
 static gr_metrics *metrics_open(const gr_metrics_options *o) {
@@ -162,6 +167,19 @@ static void learned_routers_add_their_losses_and_the_fullest_layer(void **state)
     gr_json_close(doc);
 }
 
+static void bytes_sent_are_exact_and_zero_is_a_figure(void **state) {
+    (void)state;
+    gr_step_record r = record(3);
+    r.bytes_sent = 1234567890123;
+    gr_json *doc = log_of(&r);
+    assert_true(number(doc, "bytes_sent") == 1234567890123);
+    gr_json_close(doc);
+    r.bytes_sent = 0; /* one rank sends nothing */
+    doc = log_of(&r);
+    assert_true(has(doc, "bytes_sent") && number(doc, "bytes_sent") == 0);
+    gr_json_close(doc);
+}
+
 static void grouters_add_how_near_they_are_to_what_they_imitate(void **state) {
     (void)state;
     gr_step_record r = record(3);
@@ -177,12 +195,30 @@ static void grouters_add_how_near_they_are_to_what_they_imitate(void **state) {
     gr_json_close(doc);
 }
 
+static void expert_parallel_ranks_add_their_traffic_and_what_would_be_best(void **state) {
+    (void)state;
+    gr_step_record r = record(2);
+    r.rows_per_token = 0.75;
+    r.imbalance = 1.125;
+    gr_json *doc = log_of(&r);
+    assert_true(number(doc, "rows_per_token") == 0.75 && number(doc, "imbalance") == 1.125);
+    assert_false(has(doc, "rows_per_token_best") || has(doc, "imbalance_best"));
+    gr_json_close(doc);
+    r.rows_per_token_best = 0.5;
+    r.imbalance_best = 1.0625;
+    doc = log_of(&r);
+    assert_true(number(doc, "rows_per_token_best") == 0.5 && number(doc, "imbalance_best") == 1.0625);
+    gr_json_close(doc);
+}
+
 static void what_was_not_measured_is_absent(void **state) {
     (void)state;
     gr_step_record r = record(1);
     gr_json *doc = log_of(&r);
     assert_false(has(doc, "aux_loss") || has(doc, "z_loss") || has(doc, "maxvio_max"));
+    assert_false(has(doc, "rows_per_token") || has(doc, "imbalance"));
     assert_false(has(doc, "exact_match") || has(doc, "overlap") || has(doc, "gate_cosine") || has(doc, "maxvio_valid"));
+    assert_false(has(doc, "bytes_sent"));
     assert_false(has(doc, "loss_valid"));
     assert_false(has(doc, "nats_per_byte_valid"));
     assert_false(has(doc, "eval_ms"));
@@ -422,7 +458,9 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_step_is_one_flat_object_with_what_was_measured),
         cmocka_unit_test(learned_routers_add_their_losses_and_the_fullest_layer),
+        cmocka_unit_test(bytes_sent_are_exact_and_zero_is_a_figure),
         cmocka_unit_test(grouters_add_how_near_they_are_to_what_they_imitate),
+        cmocka_unit_test(expert_parallel_ranks_add_their_traffic_and_what_would_be_best),
         cmocka_unit_test(what_was_not_measured_is_absent),
         cmocka_unit_test(a_loss_that_is_not_finite_leaves_a_valid_object),
         cmocka_unit_test(the_first_step_and_evaluations_do_not_slow_the_estimate),

@@ -32,6 +32,13 @@ bad 2 '--method: expected hash or random, got .best' -- route --method best --ou
 bad 2 'expected --seq-len, got none' -- route --router h.router --tokens t --out x.routes
 bad 2 '--out: expected another file than the input t.bin' 'choose another name' -- \
     route --router h.router --tokens t --seq-len 32 --out t.bin
+bad 2 'bench: expected what to measure, exchange, got nothing' 'bench --help' -- bench
+bad 2 'bench: expected exchange as what to measure, got "exchnage"' -- bench exchnage
+bad 2 '--top-k: expected an integer in \[1, 4\], got "9"' -- bench exchange --experts 4 --top-k 9
+bad 2 '--dtype: expected fp32 or bf16, got "fp16"' -- bench exchange --dtype fp16
+bad 2 '--experts: expected only without --routes' 'leave one' -- bench exchange --routes t.routes --experts 4
+bad 2 '--json: expected another file than the input t.routes' -- bench exchange --routes t.routes --json t.routes
+bad 2 'bench exchange: --placement: expected --routes too' -- bench exchange --placement p
 
 # ---- the text of a config: 64
 bad 64 'absent.json: cannot be opened: No such file' -- train absent.json
@@ -89,5 +96,10 @@ bad 64 'run.dir: expected a path of 1 to 1023 bytes' 'got ""' -- train good.json
 bad 64 'unknown key "optimizer.lrr"' 'did you mean "optimizer.lr"' -- train good.json --set optimizer.lrr=1
 bad 64 '--set: expected KEY=VALUE' 'for example' 'got "nonsense"' -- train good.json --set nonsense
 bad 64 '--set: train.steps: set twice' 'keep one' -- train good.json --set train.steps=3 --set train.steps=4
+bad 64 'data.windows = "corpus" needs parallel.placement' 'which windows each rank reads' -- \
+    train good.json --set data.windows=corpus
+bad 64 'parallel.placement = "p", but routing.source = "learned": no placement can fit' 'leave it out' -- \
+    train good.json --set parallel.placement=p --set routing.source=learned --set 'data.train=[{"tokens": "t"}]' \
+    --set 'data.valid=[]'
 
 bad_end

@@ -14,6 +14,19 @@ typedef enum gr_group {
     GR_N_GROUP
 } gr_group;
 
+/* What data moves for: bytes are counted apart. */
+typedef enum gr_traffic {
+    GR_TRAFFIC_OTHER,     /* what no caller names: agreement, losses, loads, norms, checkpoints, start-up */
+    GR_TRAFFIC_DISPATCH,  /* rows to their experts; in backward, gradients of the layer's output */
+    GR_TRAFFIC_COMBINE,   /* sums of rows back; in backward, gradients of its input */
+    GR_TRAFFIC_GATES,     /* learned gates with their rows, and their gradients back */
+    GR_TRAFFIC_ROUTES,    /* choices of learned routers, routes made online */
+    GR_TRAFFIC_GRADIENTS, /* of weights, to their sums, and the sums back where they are not sharded */
+    GR_TRAFFIC_WEIGHTS,   /* from their owners to all that use them */
+    GR_N_TRAFFIC
+} gr_traffic;
+const char *gr_traffic_name(gr_traffic t); /* "dispatch" */
+
 typedef struct gr_exchange {
     gr_group group;
     gr_dtype dtype;
@@ -28,6 +41,11 @@ typedef struct gr_comm gr_comm;
 struct gr_comm {
     const char *name;
     int rank[GR_N_GROUP], size[GR_N_GROUP]; /* of this process in each group; size 0: not formed yet */
+    /* What the next call moves data for: set before it; every call sets it back to GR_TRAFFIC_OTHER. */
+    gr_traffic traffic;
+    /* Bytes of data that this rank has handed to other ranks since the comm was opened; what it keeps for itself does
+     * not count. Of a bcast the root counts one copy for each other rank, however they travel. */
+    uint64_t sent[GR_N_TRAFFIC];
     /* One exchange may be in flight; its buffers belong to the comm between start and wait. Meanwhile no other call. */
     gr_err (*exchange_start)(gr_comm *c, const gr_exchange *x);
     gr_err (*exchange_wait)(gr_comm *c);

@@ -24,6 +24,9 @@ typedef enum gr_source {
     GR_SOURCE_NONE, /* no experts: a Grouter is trained */
 } gr_source;
 typedef enum gr_gates { GR_GATES_FIXED, GR_GATES_LEARNED } gr_gates;
+/* Which windows a rank gets with a placement: those of its global batch that suit its experts, or those of its group.
+ */
+typedef enum gr_windows { GR_WINDOWS_BATCH, GR_WINDOWS_CORPUS } gr_windows;
 
 /* routing{} */
 typedef struct gr_routing {
@@ -119,6 +122,7 @@ typedef struct gr_config {
         gr_data_file train[GR_DATA_FILES_MAX], valid[GR_DATA_FILES_MAX];
         int n_train, n_valid;
         int seq_len; /* T */
+        gr_windows windows;
     } data;
     struct {
         double lr, lr_min;
@@ -135,8 +139,9 @@ typedef struct gr_config {
     struct {
         gr_backend_kind backend;
         gr_comm_kind comm;
-        int expert_parallel_size; /* 0 = smallest that fits: 1 */
-        int zero;                 /* ZeRO stage, 0 or 1 */
+        int expert_parallel_size;    /* 0 = smallest that fits: 1 */
+        int zero;                    /* ZeRO stage, 0 or 1 */
+        char placement[GR_PATH_MAX]; /* "": none */
     } parallel;
     struct {
         int64_t every_steps; /* 0 = only at the end */
@@ -182,7 +187,8 @@ typedef void (*gr_config_visit)(const char *key, gr_on_resume rule, const char *
 GR_MUST gr_err gr_config_compare(const gr_config *before, const gr_config *now, gr_config_visit visit, void *context);
 
 /* A key that may be overridden on resume: one of the config, or what a file holds: "data.train[N].content",
- * "distill.teacher.content", "tune.grouter.content". Anything else is 2 with the nearest key. */
+ * "parallel.placement.content", "distill.teacher.content", "tune.grouter.content". Anything else is 2 with the nearest
+ * key. */
 GR_MUST gr_err gr_config_check_override(const char *key);
 
 /* The resolved config as JSON text, every key present, loadable again; the caller frees *text. */

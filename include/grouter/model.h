@@ -115,6 +115,15 @@ typedef struct gr_model_count {
 } gr_model_count;
 void gr_model_count_config(const gr_model_config *c, int64_t T, gr_model_count *out);
 
+/* How often one rank's rows travel in forward and backward of a micro-batch, over all layers. A dispatch sends each row
+ * of the plan's send_rows, a combine returns each of its recv_rows; both are rows of hidden_size activations. */
+typedef struct gr_model_transfers {
+    int dispatch, combine;
+    int gates;   /* out with the dispatched rows, and as often back: rows of num_experts_per_tok floats */
+    int choices; /* num_experts_per_tok u16 of each own token to each other rank of the group */
+} gr_model_transfers;
+gr_model_transfers gr_model_transfers_count(const gr_model_config *c, gr_recompute recompute);
+
 /* ---------------------------------------------------------------- the model */
 
 typedef struct gr_model gr_model;

@@ -43,6 +43,15 @@ void gr_optimizer_close(gr_optimizer *o);
 /* Bytes of the moments that gr_optimizer_open allocates; of the options' comm only ranks and sizes are read. */
 size_t gr_optimizer_memory(const gr_optimizer_options *o);
 
+/* Bytes that a rank sends in one update: mean over the ranks, of which each sends as much but for norms and biases that
+ * travel apart. Of the options' comm only sizes are read. */
+typedef struct gr_optimizer_traffic {
+    double gradients; /* each element once to its sum, and, without ZeRO, the sum once back */
+    double weights;   /* each element once back from its owner */
+} gr_optimizer_traffic;
+/* shared: gr_model_options.shared_weights: rounded weights come back, and norms and biases in fp32 by a sum. */
+gr_optimizer_traffic gr_optimizer_traffic_get(const gr_optimizer_options *o, bool shared);
+
 /* A part [first, first+n) of the flat range and its moments (host-readable backend memory). */
 typedef struct gr_moments {
     int64_t first, n;

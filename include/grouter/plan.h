@@ -17,12 +17,15 @@
 /* Where experts live: expert e is local slot slot_of[e] of rank rank_of[e]. */
 typedef struct gr_expert_map {
     uint32_t E, n_rank, E_local; /* E_local = E / n_rank */
+    uint32_t node_ranks;         /* rank r is on node r / node_ranks; n_rank: all on one */
     uint16_t *rank_of;           /* [E] */
     uint16_t *slot_of;           /* [E] */
     uint16_t *expert_at;         /* [n_rank][E_local] logical id of a slot */
 } gr_expert_map;
-/* Consecutive blocks of E/n_rank experts. E % n_rank == 0 is an invariant (checked by the config). */
+/* Consecutive blocks of E/n_rank experts. One node. E % n_rank == 0 is an invariant (checked by the config). */
 GR_MUST gr_err gr_expert_map_open(gr_expert_map *m, uint32_t E, uint32_t n_rank);
+/* As a placement says: expert_at[n_rank][E/n_rank], each expert once (an invariant). */
+GR_MUST gr_err gr_expert_map_open_placed(gr_expert_map *m, uint32_t E, uint32_t n_rank, const uint16_t *expert_at);
 void gr_expert_map_close(gr_expert_map *m);
 
 /* Largest sizes any plan of the run may have; buffers are made from these. */

@@ -71,18 +71,22 @@ GR_MUST gr_err gr_routes_check_rows(
     const gr_routes_info *info, const char *where, const uint16_t *ids, const float *gates, uint32_t *counts);
 
 /* ---------------------------------------------------------------- touch counts: capacities without scanning the table
- * touch[w][r]: tokens of window w with at least one expert on rank r of R_ep (default placement: rank = e / (E/R_ep)).
- * Kept in a checksummed sidecar `<table>.touch<R_ep>` keyed by table_hash; made once, remade when it does not fit.
- * R_ep = 1 needs neither scan nor file: every token of a checked row touches the only rank. */
+ * touch[w][r]: tokens of window w with at least one expert on rank r of R_ep. Kept in a checksummed sidecar beside the
+ * table, keyed by table_hash, R_ep and where the experts are; made once, remade when it does not fit:
+ * `<table>.touch<R_ep>` for consecutive blocks of E/R_ep experts, `<table>.touch<R_ep>.<hash of rank_of>` for others,
+ * so that placements do not take each other's. R_ep = 1 needs neither scan nor file: every token of a checked row
+ * touches the only rank. */
 typedef struct gr_touch {
     uint32_t n_rank;
     uint64_t n_window;
     uint32_t *count; /* [n_window][n_rank] */
+    uint64_t map;    /* XXH3-64 of rank_of[E] as little-endian u16; 0 for consecutive blocks */
 } gr_touch;
 /* Loads the sidecar or makes it with one scan (progress shown) and tries to save it (a read-only folder only warns).
- * May run on one rank alone; with `save` false nothing is written. */
-GR_MUST gr_err gr_touch_open(
-    gr_touch *out, gr_routes *r, const gr_tokens *t, uint32_t n_vocab, uint32_t n_rank, bool save);
+ * rank_of[E] is below n_rank, E/n_rank experts each; NULL: consecutive blocks. May run on one rank alone; with `save`
+ * false nothing is written. */
+GR_MUST gr_err gr_touch_open(gr_touch *out, gr_routes *r, const gr_tokens *t, uint32_t n_vocab, uint32_t n_rank,
+    const uint16_t *rank_of, bool save);
 /* A sidecar by itself, whatever table it belongs to (*table_hash): magic, version, size and checksum are checked: 65.
  */
 GR_MUST gr_err gr_touch_read(gr_touch *out, const char *path, uint64_t *table_hash);

@@ -5,8 +5,10 @@
 #include "grouter/config.h"
 #include "grouter/comm.h"
 #include "grouter/data.h"
+#include "grouter/links.h"
 #include "grouter/model.h"
 #include "grouter/optim.h"
+#include "grouter/placement.h"
 #include "grouter/routes.h"
 #include "grouter/teacher.h"
 
@@ -22,29 +24,51 @@ typedef enum gr_feed_kind {
 /* Opens token files and route tables, binds them to each other and to the config (65), and computes the exact plan
  * limits of every micro-batch of the run from the touch counts. Collective: all ranks fail or none. `like`, or NULL: a
  * feed whose router this one's tables must share, or whose Grouter routes for it too; then it must be closed before
- * that. config, comm and map are borrowed. With routing.source learned there are no tables: a micro-batch is tokens and
- * targets of the own windows, without a plan, and the limits are those of any choice. With online a Grouter routes the
- * own windows one micro-batch before they are planned, two before they are computed, and the group exchanges the
- * routes; the limits are 1.25 times those of uniform routing, and a plan may exceed them: gr_model_make_room. */
+ * that. config, comm, map and placement are borrowed. With routing.source learned there are no tables: a micro-batch is
+ * tokens and targets of the own windows, without a plan, and the limits are those of any choice. With online a Grouter
+ * routes the own windows one micro-batch before they are planned, two before they are computed, and the group exchanges
+ * the routes; the limits are 1.25 times those of uniform routing, and a plan may exceed them: gr_model_make_room. */
 GR_MUST gr_err gr_feed_open(gr_feed **out, gr_feed_kind kind, const gr_config *config, gr_comm *comm,
     const gr_expert_map *map, const gr_feed *like);
-/* Where training begins: the limits are those of the steps from here on. */
+/* Where training begins: limits are those of the steps from here on. */
 typedef struct gr_feed_start {
     int64_t step;
     uint64_t cursor;
 } gr_feed_start;
 
+typedef struct gr_feed_options {
+    gr_feed_kind kind;
+    const gr_config *config;
+    gr_comm *comm;
+    const gr_expert_map *map; /* with a placement, its experts */
+    const gr_feed *like;
+    const gr_placement *placement; /* of the training tables, or NULL */
+    gr_feed_start start;
+} gr_feed_options;
+
 /* The same in two halves: survey finds everything that can be wrong and the limits, allocate takes the memory for
- * plans, which gr_feed_prepare needs. Collective, both. */
-GR_MUST gr_err gr_feed_survey(gr_feed **out, gr_feed_kind kind, const gr_config *config, gr_comm *comm,
-    const gr_expert_map *map, const gr_feed *like, gr_feed_start start);
+ * plans, which gr_feed_prepare needs. Collective, both.
+ * With a placement every table of data.train has a section there (65), whose touch counts are looked up. data.windows
+ * batch: a global batch keeps its windows, gr_packing_run says which rank and micro-batch takes which, and the limits
+ * are a bound for every such choice: of rank r in a global batch
+ *   received rows <= the (R_ep-1)*B largest touch[w][r] together, sent rows <= the B largest sums of touch[w] over
+ * other ranks, pairs <= the R_ep*B largest sums of w's histogram over r's experts. data.windows corpus: the ranks at
+ * place r of their groups read the windows that the placement has on r, each once per epoch of that group and file;
+ * limits are exact. Validation windows, and with online routes all, stay where they are. */
+GR_MUST gr_err gr_feed_survey(gr_feed **out, const gr_feed_options *o);
 GR_MUST gr_err gr_feed_allocate(gr_feed *f);
 /* Bytes that gr_feed_allocate takes with these limits; `layout` is the one it places by. */
 GR_MUST gr_err gr_feed_measure(
     const gr_config *config, const gr_expert_map *map, const gr_plan_limits *limits, size_t *n_byte);
 void gr_feed_close(gr_feed *f); /* accepts NULL */
 const gr_plan_limits *gr_feed_limits(const gr_feed *f);
-uint64_t gr_feed_rows(const gr_feed *f); /* rows this rank sends in one dispatch, summed over all micro-batches */
+/* Rows that one dispatch sends, of a rank and step, by the link they travel on. */
+typedef struct gr_step_links {
+    double within, between; /* to other ranks of its node; to other nodes */
+} gr_step_links;
+/* Rows this rank sends in one dispatch of all micro-batches of a step, mean over the steps; where windows are packed,
+ * the mean of all ranks over the first 32, which are packed for it (69). 0 without tables. */
+GR_MUST gr_err gr_feed_rows(gr_feed *f, gr_step_links *per_step);
 /* Header of the routes: of the first table, or the Grouter's, without sizes; NULL without either. */
 const gr_routes_info *gr_feed_routes(const gr_feed *f);
 /* What file i holds, for people and comparison, into text[GR_FEED_CONTENT_MAX]: hash and router of its route table;
@@ -52,6 +76,8 @@ const gr_routes_info *gr_feed_routes(const gr_feed *f);
  * Returns text. */
 enum { GR_FEED_CONTENT_MAX = 128 };
 const char *gr_feed_content(const gr_feed *f, int i, char text[GR_FEED_CONTENT_MAX]);
+/* What the placement decides: its experts, and with data.windows corpus its groups of windows; "none" without one. */
+const char *gr_feed_placement(const gr_feed *f, char text[GR_FEED_CONTENT_MAX]);
 /* What part of a window the router of its routes sees; NONE without given routes. */
 gr_mask gr_feed_mask(const gr_feed *f);
 uint64_t gr_feed_windows(const gr_feed *f);       /* windows of all files (train), of one evaluation (valid) */
@@ -65,6 +91,9 @@ typedef struct gr_micro {
     uint64_t n_target;    /* of this rank, not ignored */
     uint64_t n_byte;      /* of those, bytes of the byte-level vocabulary; 0 for other vocabularies */
     const uint32_t *load; /* [E] pairs per expert over the expert-parallel group's windows; NULL without given routes */
+    /* With a placement, of the global batch: the fewest rows that its windows need at equal counts per rank, and the
+     * least pairs of the fullest rank of a micro-batch over the mean; NaN without. */
+    double rows_best, imbalance_best;
 } gr_micro;
 
 /* Micro-batch `micro` of the step that starts at stream index `cursor` (valid: cursor 0). Reads and checks the routes
@@ -92,6 +121,11 @@ typedef struct gr_step_record {
     /* Validation of a Grouter against what it imitates (gr_fidelity), means over tokens; NaN when not measured. */
     double exact_match, overlap, gate_cosine;
     double max_vio_valid; /* of its choices over the validation windows */
+    double bytes_sent;    /* by dispatches and combines of this step, all ranks together; NaN without experts */
+    /* With tables and several expert-parallel ranks: rows sent in one dispatch per token; pairs of the fullest rank of
+     * a micro-batch over the mean; and the best that any choice of ranks for these windows can have, with a placement.
+     */
+    double rows_per_token, rows_per_token_best, imbalance, imbalance_best;
     bool skipped;
 } gr_step_record;
 

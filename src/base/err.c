@@ -5,7 +5,7 @@
 
 #include "grouter/base.h"
 
-static struct {
+static _Thread_local struct { /* threads that read files fail each for itself; main prints what its own thread met */
     char text[16384]; /* room for 20 lines of config errors with long paths */
     bool silent;
 } last_error;

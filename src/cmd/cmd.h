@@ -11,8 +11,8 @@ typedef struct gr_command {
     gr_err (*run)(int argc, char **argv); /* argv[0] is the command's name */
 } gr_command;
 
-extern const gr_command gr_cmd_tokens, gr_cmd_route, gr_cmd_train, gr_cmd_distill, gr_cmd_tune, gr_cmd_fold,
-    gr_cmd_eval, gr_cmd_inspect;
+extern const gr_command gr_cmd_tokens, gr_cmd_route, gr_cmd_place, gr_cmd_train, gr_cmd_distill, gr_cmd_tune,
+    gr_cmd_fold, gr_cmd_eval, gr_cmd_bench, gr_cmd_inspect;
 
 /* What --version prints: version, compiler, build, backends, comms, libraries. */
 void gr_version_print(FILE *out);

@@ -43,14 +43,17 @@ static void print_touch(const char *path, const gr_touch *touch, uint64_t table_
         sum += touch->count[i];
         most = touch->count[i] > most ? touch->count[i] : most;
     }
-    char hash[17];
+    char hash[17], experts[32] = "consecutive";
     snprintf(hash, sizeof hash, "%016" PRIx64, table_hash);
+    if (touch->map)
+        snprintf(experts, sizeof experts, "placed, %016" PRIx64, touch->map);
     gr_report r;
     gr_report_begin(&r, json);
     gr_report_text(&r, "kind", NULL, "touch counts");
     gr_report_text(&r, "file", "touch counts", path);
     gr_report_text(&r, "table_hash", "of the route table with hash", hash);
     gr_report_count(&r, "ranks", "expert-parallel ranks", touch->n_rank);
+    gr_report_text(&r, "experts", "experts of a rank", experts);
     gr_report_count(&r, "windows", "windows", touch->n_window);
     gr_report_number(&r, "tokens_per_window_and_rank_mean", "tokens of a window that touch a rank, mean",
         touch->n_window ? (double)sum / (double)touch->n_window / touch->n_rank : 0);
@@ -160,6 +163,7 @@ typedef enum kind {
     KIND_TOKENS,
     KIND_SAFETENSORS, /* a Grouter too */
     KIND_MAPPING,
+    KIND_PLACEMENT,
     KIND_CHECKPOINT
 } kind;
 
@@ -180,6 +184,8 @@ static kind recognise_bytes(const char *path, gr_map map) {
         return KIND_ROUTER;
     if (starts_with(map, "GRTOUCH"))
         return KIND_TOUCH;
+    if (starts_with(map, "GRPLACE"))
+        return KIND_PLACEMENT;
     if (starts_with(map, "MMIDIDX") || ends_with(path, ".bin")) /* a .bin has no mark of its own */
         return KIND_TOKENS;
     if (map.n > 8 && gr_load_u64(map.p) <= map.n - 8 && map.p[8] == '{')
@@ -216,25 +222,29 @@ static gr_err recognise(const char *path, kind *out) {
     gr_map_close(&map);
     if (*out == KIND_UNKNOWN)
         return gr_fail(GR_DATA,
-            "%s: expected a route table, its .touch counts, a router, a mapping, a token file (.idx, .bin or their "
-            "prefix), safetensors or the folder of a checkpoint, got none of them; an early part of the file may be "
-            "damaged",
+            "%s: expected a route table, its .touch counts, a router, a mapping, a placement, a token file (.idx, .bin or "
+            "their prefix), safetensors or the folder of a checkpoint, got none of them; an early part of the file may "
+            "be damaged",
             path);
     return GR_OK;
 }
 
 static gr_err run(int argc, char **argv) {
-    const char *tokens = NULL, *path = NULL;
+    const char *tokens = NULL, *svg = NULL, *path = NULL;
     int n_json = 0, n_path = 0;
-    const gr_option options[] = {
-        {.name = "--tokens", .value = &tokens, .max = 1}, {.name = "--json", .max = 0, .n_seen = &n_json}};
-    GR_TRY(gr_options_parse(argc, argv, options, 2, &path, 1, &n_path));
+    const gr_option options[] = {{.name = "--tokens", .value = &tokens, .max = 1},
+        {.name = "--svg", .value = &svg, .max = 1}, {.name = "--json", .max = 0, .n_seen = &n_json}};
+    GR_TRY(gr_options_parse(argc, argv, options, 3, &path, 1, &n_path));
     if (n_path == 0)
         return gr_fail(GR_USAGE, "inspect: expected a file, got none; see --help");
     kind found;
     GR_TRY(recognise(path, &found));
     if (tokens && found != KIND_ROUTES)
         return gr_fail(GR_USAGE, "--tokens: expected only with a route table, got %s", path);
+    if (svg && found != KIND_PLACEMENT)
+        return gr_fail(GR_USAGE, "--svg: expected only with a placement, got %s", path);
+    if (svg && gr_path_same(svg, path))
+        return gr_fail(GR_USAGE, "--svg: expected another file than the placement, got %s for both", path);
     switch (found) {
     case KIND_ROUTES:
         return gr_inspect_routes(path, tokens, n_json > 0);
@@ -246,6 +256,8 @@ static gr_err run(int argc, char **argv) {
         return gr_inspect_tokens(path, n_json > 0);
     case KIND_MAPPING:
         return gr_inspect_mapping(path, n_json > 0);
+    case KIND_PLACEMENT:
+        return gr_inspect_placement(path, svg, n_json > 0);
     case KIND_CHECKPOINT:
         return gr_inspect_hf(path, n_json > 0);
     default:
@@ -257,14 +269,16 @@ const gr_command gr_cmd_inspect = {
     .name = "inspect",
     .summary = "what is in a file, verified",
     .help =
-        "usage: grouter-train inspect FILE [--tokens TOKENS] [--json]\n"
+        "usage: grouter-train inspect FILE [--tokens TOKENS] [--svg PICTURE] [--json]\n"
         "\n"
-        "FILE is a route table, its .touch counts, a router, a Grouter, the mapping of a fold, a token file (.idx,\n"
-        ".bin or their prefix), safetensors, or the folder of a Hugging Face checkpoint (config.json, Qwen3-MoE) or\n"
-        "of a run with its weights; it is recognised by content, read and checked as far as its format allows. Any\n"
-        "damage is an error.\n"
+        "FILE is a route table, its .touch counts, a router, a Grouter, the mapping of a fold, a placement, a token\n"
+        "file (.idx, .bin or their prefix), safetensors, or the folder of a Hugging Face checkpoint (config.json,\n"
+        "Qwen3-MoE) or of a run with its weights; it is recognised by content, read and checked as far as its format\n"
+        "allows. Any damage is an error.\n"
         "\n"
         "  --tokens TOKENS  the token file of a route table: also proves that they are a pair\n"
+        "  --svg PICTURE    of a placement: which experts are chosen together, in the order of ranks, the load of ranks,\n"
+        "                   and the rows of each way to place\n"
         "  --json           one JSON object on standard output\n"
         "\n"
         "example:\n"

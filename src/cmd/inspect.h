@@ -31,6 +31,8 @@ GR_MUST gr_err gr_inspect_tokens(const char *prefix, bool json);
 GR_MUST gr_err gr_inspect_safetensors(const char *path, bool json);
 GR_MUST gr_err gr_inspect_grouter(const char *path, bool json);
 GR_MUST gr_err gr_inspect_mapping(const char *path, bool json);
+/* svg may be NULL: no picture. */
+GR_MUST gr_err gr_inspect_placement(const char *path, const char *svg, bool json);
 GR_MUST gr_err gr_inspect_hf(const char *path, bool json);
 
 #endif

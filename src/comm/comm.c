@@ -80,6 +80,12 @@ void gr_comm_close(gr_comm *c, gr_err status) {
     c->close(c, status == GR_OK || status == c->agreed);
 }
 
+const char *gr_traffic_name(gr_traffic t) {
+    static const char *const names[GR_N_TRAFFIC] = {
+        "other", "dispatch", "combine", "gates", "routes", "gradients", "weights"};
+    return names[t];
+}
+
 size_t gr_comm_memory(int n_rank) {
     return n_rank > 1 ? gr_comm_mpi_scratch(&GR_COMM_MPI_LIMITS, n_rank) : 0;
 }

@@ -23,7 +23,8 @@ typedef struct mpi_state {
     MPI_Request *request; /* [2 * world size] */
     MPI_Status *status;   /* [2 * world size] */
     int n_request;
-    gr_group moving; /* group of the exchange in flight */
+    gr_group moving;    /* group of the exchange in flight */
+    gr_traffic traffic; /* what the call in progress is for */
     bool in_flight;
     bool owner; /* this comm called MPI_Init and calls MPI_Finalize */
     gr_comm_mpi_limits limits;
@@ -72,6 +73,7 @@ static gr_err post_messages(gr_comm *c, gr_group g) {
         s->n_request++;
         p->send += n_byte;
         p->send_left -= n_byte;
+        c->sent[s->traffic] += n_byte;
     }
     return GR_OK;
 }
@@ -101,16 +103,19 @@ static gr_err move_parts(gr_comm *c, gr_group g) {
     return finish_parts(c, g);
 }
 
-static void assert_ready(const gr_comm *c, gr_group g) {
-    const mpi_state *s = c->state;
+/* A call begins: takes what it is for. */
+static void begin(gr_comm *c, gr_group g) {
+    mpi_state *s = c->state;
     GR_ASSERT(c->size[g] > 0, "group %d is used before gr_comm_group formed it", (int)g);
     GR_ASSERT(!s->in_flight, "a collective of group %d is called while an exchange is in flight", (int)g);
+    s->traffic = c->traffic;
+    c->traffic = GR_TRAFFIC_OTHER;
 }
 
 /* ---------------------------------------------------------------- exchange of rows */
 
 static gr_err exchange_start(gr_comm *c, const gr_exchange *x) {
-    assert_ready(c, x->group);
+    begin(c, x->group);
     mpi_state *s = c->state;
     const uint8_t *send = x->send;
     uint8_t *recv = x->recv;
@@ -247,7 +252,7 @@ static void assert_summable(gr_dtype dtype) {
 }
 
 static gr_err sum(gr_comm *c, gr_group g, gr_dtype dtype, void *data, size_t n) {
-    assert_ready(c, g);
+    begin(c, g);
     assert_summable(dtype);
     size_t n_rank = (size_t)c->size[g];
     if (n_rank == 1)
@@ -258,7 +263,7 @@ static gr_err sum(gr_comm *c, gr_group g, gr_dtype dtype, void *data, size_t n) 
 }
 
 static gr_err reduce_scatter(gr_comm *c, gr_group g, gr_dtype dtype, void *data, size_t n_shard) {
-    assert_ready(c, g);
+    begin(c, g);
     assert_summable(dtype);
     if (c->size[g] == 1)
         return GR_OK;
@@ -267,7 +272,7 @@ static gr_err reduce_scatter(gr_comm *c, gr_group g, gr_dtype dtype, void *data,
 }
 
 static gr_err all_gather(gr_comm *c, gr_group g, gr_dtype dtype, void *data, size_t n_shard) {
-    assert_ready(c, g);
+    begin(c, g);
     shards a = {.group = g, .dtype = dtype, .data = data, .n = n_shard * (size_t)c->size[g], .shard = n_shard};
     return gather_shards(c, &a);
 }
@@ -275,9 +280,11 @@ static gr_err all_gather(gr_comm *c, gr_group g, gr_dtype dtype, void *data, siz
 /* ---------------------------------------------------------------- plain MPI collectives */
 
 static gr_err bcast(gr_comm *c, gr_group g, void *data, size_t n_byte, int root) {
-    assert_ready(c, g);
+    begin(c, g);
     mpi_state *s = c->state;
     uint8_t *p = data;
+    if (c->rank[g] == root)
+        c->sent[s->traffic] += n_byte * (size_t)(c->size[g] - 1);
     while (n_byte > 0) {
         size_t n = n_byte < s->limits.message_max ? n_byte : s->limits.message_max;
         GR_TRY(check(c, MPI_Bcast(p, (int)n, MPI_BYTE, root, s->comm[g]), "MPI_Bcast"));
@@ -288,7 +295,7 @@ static gr_err bcast(gr_comm *c, gr_group g, void *data, size_t n_byte, int root)
 }
 
 static gr_err barrier(gr_comm *c, gr_group g) {
-    assert_ready(c, g);
+    begin(c, g);
     mpi_state *s = c->state;
     return check(c, MPI_Barrier(s->comm[g]), "MPI_Barrier");
 }

@@ -116,6 +116,20 @@ static void check_routing(checker *c, const gr_routing *r) {
         r->aux_loss_coef);
 }
 
+/* A placement fits routes that are known beforehand; its windows are those of their tables. */
+static void check_placement(checker *c, const gr_config *g) {
+    bool given = *g->parallel.placement != '\0', corpus = g->data.windows == GR_WINDOWS_CORPUS;
+    rule(c, !given || g->routing.source != GR_SOURCE_LEARNED, "parallel.placement routing.source",
+        "parallel.placement = \"%.200s\", but routing.source = \"learned\": no placement can fit routes that are "
+        "learned "
+        "on the way; leave it out",
+        g->parallel.placement);
+    rule(c, !corpus || given, "data.windows parallel.placement",
+        "data.windows = \"corpus\" needs parallel.placement: it says which windows each rank reads");
+    rule(c, !corpus || g->routing.source == GR_SOURCE_TABLE, "data.windows routing.source",
+        "data.windows = \"corpus\" needs routing.source = \"table\": a placement groups the windows of route tables");
+}
+
 /* An aim that is never looked at would never end the run. */
 static void check_tune(checker *c, const gr_config *g) {
     rule(c, g->tune.until_maxvio == 0 || (g->data.n_valid > 0 && g->eval.every_steps > 0),
@@ -169,6 +183,7 @@ void gr_config_check(gr_config_errors *e, const gr_config *g, const char *source
         check_experts(&c, &g->model);
         check_routing(&c, &g->routing);
         check_online(&c, g);
+        check_placement(&c, g);
     }
     if (g->kind == GR_CONFIG_TUNE)
         check_tune(&c, g);

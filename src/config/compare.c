@@ -74,7 +74,8 @@ gr_err gr_config_compare(const gr_config *before, const gr_config *now, gr_confi
 }
 
 /* Names that are no keys: what the files that keys name hold. */
-static const char *const contents[] = {"data.train[].content", "distill.teacher.content", "tune.grouter.content"};
+static const char *const contents[] = {
+    "data.train[].content", "parallel.placement.content", "distill.teacher.content", "tune.grouter.content"};
 enum { N_CONTENT = sizeof contents / sizeof *contents };
 
 static bool is_content(const char *name) {

@@ -8,6 +8,7 @@ const char *const gr_key_sections[GR_N_SECTION] = {"run", "distill", "tune", "mo
 
 static const char *const sources[] = {"table", "online", "learned", NULL};
 static const char *const gates[] = {"fixed", "learned", NULL};
+static const char *const windows[] = {"batch", "corpus", NULL};
 static const char *const schedules[] = {"cosine", "wsd", "linear", "constant", NULL};
 static const char *const recomputes[] = {"none", "experts", "block", NULL};
 static const char *const dtypes[] = {"fp32", "bf16", NULL};
@@ -154,6 +155,11 @@ const gr_key gr_keys[GR_N_KEY] = {
         .meaning = "as data.train[].routes"},
     {"data.seq_len", "tokens", INT(1, 1048576), AT(data.seq_len),
         .meaning = "T: tokens of a window; the route tables must have the same"},
+    {"data.windows", NO_UNIT, FOR(TRAIN), NAME(windows), AT(data.windows), .fallback = "batch",
+        .meaning =
+            "with a placement, who gets which window: `batch` = each global batch keeps its windows, a rank takes "
+            "those "
+            "that suit its experts; `corpus` = a rank takes those of its own group of the placement, as in the paper"},
 
     {"optimizer.lr", NO_UNIT, WARNED, NUMBER(GR_OPEN_LOW, 0, 10), AT(optimizer.lr), .meaning = "peak learning rate"},
     {"optimizer.lr_min", NO_UNIT, WARNED, NUMBER(GR_CLOSED, 0, 10), AT(optimizer.lr_min), .fallback = "0",
@@ -195,6 +201,9 @@ const gr_key gr_keys[GR_N_KEY] = {
     {"parallel.expert_parallel_size", "ranks", FOR(TRAIN), FREE, INT(0, 4096), AT(parallel.expert_parallel_size),
         .fallback = "0",
         .meaning = "ranks that share one set of experts; divides ranks and E; 0 = smallest that fits (1)"},
+    {"parallel.placement", NO_UNIT, FOR(TRAIN), FREE, .type = GR_KEY_PATH, .min = 0, .max = GR_PATH_MAX - 1,
+        AT(parallel.placement), .derived = "none",
+        .meaning = "which experts each rank of an expert-parallel group holds, from `place`; none = consecutive ones"},
     {"parallel.zero", NO_UNIT, FREE, INT(0, 1), AT(parallel.zero), .fallback = "1",
         .meaning = "ZeRO stage: 1 = a rank keeps the optimizer state of its share of the weights, with `bf16` also "
                    "their fp32 values, 0 = of all it holds"},

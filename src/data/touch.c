@@ -1,8 +1,8 @@
 /* touch.c: how many tokens of each window touch each rank: capacities without scanning the table at every start.
  *
- * Sidecar `<table>.touch<R_ep>`, little-endian: char[8] "GRTOUCH" and NUL | u32 version 1 | u32 R_ep | u64 n_window |
- * u64 table hash | u32 count[n_window][R_ep] | u64 XXH3-64 of everything before. It is a cache: one that cannot be used
- * is made again, never an error. */
+ * Sidecar, little-endian: char[8] "GRTOUCH" and NUL | u32 version 2 | u32 R_ep | u64 n_window | u64 table hash |
+ * u64 hash of where the experts are | u32 count[n_window][R_ep] | u64 XXH3-64 of everything before. It is a cache: one
+ * that cannot be used is made again, never an error. */
 #include "grouter/routes.h"
 
 #include <inttypes.h>
@@ -10,28 +10,54 @@
 #include <string.h>
 
 #define MAGIC "GRTOUCH"
-#define VERSION 1u
-#define HEADER_BYTES 32
+#define VERSION 2u
+#define HEADER_BYTES 40
 
 typedef struct touch_file {
     char *path;
     const gr_routes_info *info;
     uint32_t n_rank;
-    size_t n_count;    /* n_window * n_rank */
-    size_t file_bytes; /* header, counts, checksum */
+    const uint16_t *rank_of; /* [E]; NULL: consecutive blocks */
+    uint64_t map;            /* hash of rank_of, 0 for consecutive blocks */
+    size_t n_count;          /* n_window * n_rank */
+    size_t file_bytes;       /* header, counts, checksum */
 } touch_file;
 
-static gr_err file_describe(touch_file *f, const gr_routes *r, uint32_t n_rank) {
+static bool is_blocks(const uint16_t *rank_of, uint32_t E, uint32_t n_rank) {
+    for (uint32_t e = 0; rank_of && e < E; e++)
+        if (rank_of[e] != e / (E / n_rank))
+            return false;
+    return true;
+}
+
+static gr_err hash_map(touch_file *f) {
+    const uint32_t E = f->info->E;
+    uint8_t *bytes;
+    if (!f->rank_of)
+        return GR_OK;
+    GR_TRY(gr_alloc((void **)&bytes, E, 2, "places of experts"));
+    for (uint32_t e = 0; e < E; e++)
+        gr_store_u16(bytes + 2 * (size_t)e, f->rank_of[e]);
+    f->map = gr_hash64(bytes, 2 * (size_t)E);
+    free(bytes);
+    return GR_OK;
+}
+
+static gr_err file_describe(touch_file *f, const gr_routes *r, uint32_t n_rank, const uint16_t *rank_of) {
     *f = (touch_file){.info = gr_routes_get(r), .n_rank = n_rank};
+    f->rank_of = is_blocks(rank_of, f->info->E, n_rank) ? NULL : rank_of;
+    GR_TRY(hash_map(f));
     size_t count_bytes;
     if (!gr_mul_size(f->info->n_window, n_rank, &f->n_count) || !gr_mul_size(f->n_count, 4, &count_bytes) ||
         !gr_add_size(count_bytes, HEADER_BYTES + 8, &f->file_bytes))
         return gr_fail(GR_DATA,
             "%s: expected touch counts below 2^64 bytes, got %" PRIu64 " windows on %" PRIu32 " ranks",
             gr_routes_path(r), f->info->n_window, n_rank);
-    const size_t path_bytes = strlen(gr_routes_path(r)) + 24;
+    const size_t path_bytes = strlen(gr_routes_path(r)) + 48;
     GR_TRY(gr_alloc((void **)&f->path, path_bytes, 1, "touch counts path"));
-    snprintf(f->path, path_bytes, "%s.touch%" PRIu32, gr_routes_path(r), n_rank);
+    int n = snprintf(f->path, path_bytes, "%s.touch%" PRIu32, gr_routes_path(r), n_rank);
+    if (f->rank_of)
+        snprintf(f->path + n, path_bytes - (size_t)n, ".%016" PRIx64, f->map);
     return GR_OK;
 }
 
@@ -41,6 +67,7 @@ static void encode_header(const touch_file *f, uint8_t header[HEADER_BYTES]) {
     gr_store_u32(header + 12, f->n_rank);
     gr_store_u64(header + 16, f->info->n_window);
     gr_store_u64(header + 24, f->info->table_hash);
+    gr_store_u64(header + 32, f->map);
 }
 
 /* Counts of a mapped sidecar whatever table it belongs to. */
@@ -64,6 +91,7 @@ static gr_err decode(gr_touch *out, uint64_t *table_hash, gr_map map, const char
     out->n_rank = n_rank;
     out->n_window = n_window;
     *table_hash = gr_load_u64(map.p + 24);
+    out->map = gr_load_u64(map.p + 32);
     for (size_t i = 0; i < n_count; i++)
         out->count[i] = gr_load_u32(map.p + HEADER_BYTES + 4 * i);
     return GR_OK;
@@ -79,8 +107,9 @@ gr_err gr_touch_read(gr_touch *out, const char *path, uint64_t *table_hash) {
 }
 
 static gr_err check_fit(const touch_file *f, const gr_touch *touch, uint64_t table_hash) {
-    if (touch->n_rank != f->n_rank || touch->n_window != f->info->n_window || table_hash != f->info->table_hash)
-        return gr_fail(GR_DATA, "%s: it belongs to another table or rank count", f->path);
+    if (touch->n_rank != f->n_rank || touch->n_window != f->info->n_window || table_hash != f->info->table_hash ||
+        touch->map != f->map)
+        return gr_fail(GR_DATA, "%s: it belongs to another table, rank count or placement", f->path);
     for (size_t i = 0; i < f->n_count; i++)
         if (touch->count[i] > f->info->T)
             return gr_fail(GR_DATA, "%s: a count exceeds the tokens of a window", f->path);
@@ -125,28 +154,27 @@ static gr_err save(const touch_file *f, const uint32_t *count) {
     return err;
 }
 
-/* Adds one window's rows: each token counts once per rank it has an expert on. Ids ascend, so equal ranks are
- * neighbours; unused slots (gate 0) may lie between them. */
-static void count_window(
-    const gr_routes_info *info, uint32_t n_rank, const uint16_t *ids, const float *gates, uint32_t *count) {
-    const uint32_t E_local = info->E / n_rank;
-    for (size_t t = 0; t < info->T; t++) {
-        uint32_t last = UINT32_MAX;
-        for (size_t pair = t * info->K; pair < (t + 1) * info->K; pair++) {
-            uint32_t rank = ids[pair] / E_local;
-            if (gates[pair] > 0.0f && rank != last) {
-                count[rank]++;
-                last = rank;
-            }
-        }
-    }
-}
-
 typedef struct scan_buffers {
     uint32_t *tokens; /* [T+1] */
     uint16_t *ids;    /* [T*K] */
     float *gates;     /* [T*K] */
+    uint32_t *seen;   /* [n_rank] 1 + the last token that was counted for a rank */
 } scan_buffers;
+
+/* Adds one window's rows: each token counts once per rank it has an expert on; an unused slot (gate 0) has none. */
+static void count_window(const touch_file *f, scan_buffers *b, uint32_t *count) {
+    const gr_routes_info *info = f->info;
+    const uint32_t E_local = info->E / f->n_rank;
+    memset(b->seen, 0, f->n_rank * sizeof *b->seen);
+    for (uint32_t t = 0; t < info->T; t++)
+        for (size_t pair = (size_t)t * info->K; pair < ((size_t)t + 1) * info->K; pair++) {
+            uint32_t expert = b->ids[pair], rank = f->rank_of ? f->rank_of[expert] : expert / E_local;
+            if (b->gates[pair] > 0.0f && b->seen[rank] != t + 1) {
+                count[rank]++;
+                b->seen[rank] = t + 1;
+            }
+        }
+}
 
 static gr_err scan_windows(
     const touch_file *f, gr_routes *r, const gr_tokens *t, uint32_t n_vocab, scan_buffers *b, uint32_t *count) {
@@ -155,7 +183,7 @@ static gr_err scan_windows(
     for (uint64_t w = 0; w < f->info->n_window; w++) {
         GR_TRY(gr_window_read(t, w, f->info->T, n_vocab, b->tokens));
         GR_TRY(gr_routes_read(r, w, b->tokens, b->ids, b->gates));
-        count_window(f->info, f->n_rank, b->ids, b->gates, count + w * f->n_rank);
+        count_window(f, b, count + w * f->n_rank);
         gr_progress_update(&progress, (w + 1) * f->info->T);
     }
     gr_progress_finish(&progress, f->info->n_window * f->info->T);
@@ -171,9 +199,12 @@ static gr_err scan(const touch_file *f, gr_routes *r, const gr_tokens *t, uint32
     if (!err)
         err = gr_alloc((void **)&b.gates, n_pair, sizeof *b.gates, "window gates");
     if (!err)
+        err = gr_alloc((void **)&b.seen, f->n_rank, sizeof *b.seen, "ranks of a window");
+    if (!err)
         err = scan_windows(f, r, t, n_vocab, &b, count);
     if (!err)
         err = gr_routes_check_hash(r);
+    free(b.seen);
     free(b.gates);
     free(b.ids);
     free(b.tokens);
@@ -196,14 +227,14 @@ static gr_err load_or_scan(
     return GR_OK;
 }
 
-gr_err gr_touch_open(
-    gr_touch *out, gr_routes *r, const gr_tokens *t, uint32_t n_vocab, uint32_t n_rank, bool may_save) {
+gr_err gr_touch_open(gr_touch *out, gr_routes *r, const gr_tokens *t, uint32_t n_vocab, uint32_t n_rank,
+    const uint16_t *rank_of, bool may_save) {
     *out = (gr_touch){0};
     GR_ASSERT(
         n_rank >= 1 && gr_routes_get(r)->E % n_rank == 0, "E %" PRIu32 ", ranks %" PRIu32, gr_routes_get(r)->E, n_rank);
     touch_file f;
     uint32_t *count = NULL;
-    gr_err err = file_describe(&f, r, n_rank);
+    gr_err err = file_describe(&f, r, n_rank, rank_of);
     if (!err)
         err = gr_alloc((void **)&count, f.n_count, sizeof *count, "touch counts");
     if (!err)
@@ -213,7 +244,7 @@ gr_err gr_touch_open(
         free(count);
         return err;
     }
-    *out = (gr_touch){.n_rank = n_rank, .n_window = gr_routes_get(r)->n_window, .count = count};
+    *out = (gr_touch){.n_rank = n_rank, .n_window = gr_routes_get(r)->n_window, .count = count, .map = f.map};
     return GR_OK;
 }
 

@@ -48,3 +48,17 @@ void gr_model_count_config(const gr_model_config *c, int64_t T, gr_model_count *
     int64_t width = (int64_t)c->num_hidden_layers * c->num_attention_heads * c->head_dim;
     out->flops_per_token += 12.0 * (double)width * keys;
 }
+
+/* Backward mirrors forward: rows of the plan go out and come back in both. Recomputation dispatches once more where
+ * something follows the layer: the last one's rows are still there. */
+gr_model_transfers gr_model_transfers_count(const gr_model_config *c, gr_recompute recompute) {
+    int n_cut = c->head == GR_HEAD_ROUTER, n_moe = c->num_hidden_layers - n_cut - c->first_k_dense_replace;
+    if (n_moe <= 0 || c->head == GR_HEAD_SCORES)
+        return (gr_model_transfers){0};
+    int again = recompute == GR_RECOMPUTE_NONE ? 0 : n_moe - 1;
+    int n_router = gr_model_routers(c);
+    return (gr_model_transfers){.dispatch = 2 * n_moe + again,
+        .combine = 2 * n_moe,
+        .gates = n_router,
+        .choices = c->routing.source == GR_SOURCE_LEARNED ? n_router : 0};
+}

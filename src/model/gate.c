@@ -48,6 +48,7 @@ static gr_err make_plan(gr_model *m, int l) {
     GR_TRY(b->download(b, GR_LANE_COMPUTE, m->group_ids + rank * n, s->ids, n * sizeof *s->ids));
     GR_TRY(b->sync(b));
     double start_s = gr_time_s();
+    m->comm->traffic = GR_TRAFFIC_ROUTES;
     GR_TRY(m->comm->all_gather(m->comm, GR_EP, GR_U16, m->group_ids, n));
     m->moe.exchange_ms += (gr_time_s() - start_s) * 1e3;
     return gr_plan_build(&s->plan, s->builder, &m->limits, m->params.map, rank, m->group_ids, m->group_used);

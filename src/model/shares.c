@@ -70,13 +70,16 @@ static gr_err vectors_gather(const gr_params *p, gr_comm *comm, const gr_weights
             memcpy(vectors + at->vector + (own.first - at->offset), gr_weights_at(w, own),
                 (size_t)own.n * sizeof *vectors);
     }
+    comm->traffic = GR_TRAFFIC_WEIGHTS;
     return comm->sum(comm, GR_WORLD, GR_F32, vectors, (size_t)p->n_vector);
 }
 
 gr_err gr_weights_gather(
     const gr_params *p, gr_comm *comm, const gr_weights *w, void *act, gr_dtype dtype, float *vectors) {
     uint8_t *experts = (uint8_t *)act + (size_t)p->n_dense * gr_dtype_size(dtype);
+    comm->traffic = GR_TRAFFIC_WEIGHTS;
     GR_TRY(comm->all_gather(comm, GR_WORLD, dtype, act, (size_t)w->share[0].n));
+    comm->traffic = GR_TRAFFIC_WEIGHTS;
     GR_TRY(comm->all_gather(comm, GR_EDP, dtype, experts, (size_t)w->share[1].n));
     return vectors_gather(p, comm, w, vectors);
 }

@@ -15,6 +15,7 @@ static gr_err return_partial_sums(gr_moe *m) {
         .out = m->partial,
     };
     GR_TRY(m->backend->sum_rows(m->backend, GR_LANE_COMPUTE, &sums));
+    m->comm->traffic = GR_TRAFFIC_COMBINE;
     return gr_moe_transfer(m, m->backend->dtype, m->D, m->partial, plan->recv_rows, m->send, plan->send_rows);
 }
 

@@ -3,18 +3,39 @@
 
 #include <stdlib.h>
 
-gr_err gr_expert_map_open(gr_expert_map *m, uint32_t E, uint32_t n_rank) {
+#define NOWHERE UINT16_MAX
+
+static gr_err allocate(gr_expert_map *m, uint32_t E, uint32_t n_rank) {
     GR_ASSERT(n_rank > 0 && E > 0 && E % n_rank == 0, "%u experts on %u ranks", E, n_rank);
-    *m = (gr_expert_map){.E = E, .n_rank = n_rank, .E_local = E / n_rank};
+    *m = (gr_expert_map){.E = E, .n_rank = n_rank, .E_local = E / n_rank, .node_ranks = n_rank};
     void *p;
     GR_TRY(gr_alloc(&p, (size_t)3 * E, sizeof(uint16_t), "expert map"));
     m->rank_of = p;
     m->slot_of = m->rank_of + E;
     m->expert_at = m->slot_of + E;
-    for (uint32_t e = 0; e < E; e++) {
-        m->rank_of[e] = (uint16_t)(e / m->E_local);
-        m->slot_of[e] = (uint16_t)(e % m->E_local);
-        m->expert_at[e] = (uint16_t)e;
+    return GR_OK;
+}
+
+static void put(gr_expert_map *m, uint32_t at, uint16_t expert) {
+    m->expert_at[at] = expert;
+    m->rank_of[expert] = (uint16_t)(at / m->E_local);
+    m->slot_of[expert] = (uint16_t)(at % m->E_local);
+}
+
+gr_err gr_expert_map_open(gr_expert_map *m, uint32_t E, uint32_t n_rank) {
+    GR_TRY(allocate(m, E, n_rank));
+    for (uint32_t e = 0; e < E; e++)
+        put(m, e, (uint16_t)e);
+    return GR_OK;
+}
+
+gr_err gr_expert_map_open_placed(gr_expert_map *m, uint32_t E, uint32_t n_rank, const uint16_t *expert_at) {
+    GR_TRY(allocate(m, E, n_rank));
+    for (uint32_t e = 0; e < E; e++)
+        m->rank_of[e] = NOWHERE;
+    for (uint32_t at = 0; at < E; at++) {
+        GR_ASSERT(expert_at[at] < E && m->rank_of[expert_at[at]] == NOWHERE, "expert %u at slot %u", expert_at[at], at);
+        put(m, at, expert_at[at]);
     }
     return GR_OK;
 }

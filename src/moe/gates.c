@@ -26,6 +26,7 @@ gr_err gr_moe_gates_dispatch(gr_moe *m, float *gate, float *pair_gate) {
         };
         GR_TRY(b->gather_f32(b, GR_LANE_COMPUTE, &rows));
         float *received = gate + (size_t)plan->N * plan->K;
+        m->comm->traffic = GR_TRAFFIC_GATES;
         GR_TRY(gr_moe_transfer(m, GR_F32, plan->K, m->gate_send, plan->send_rows, received, plan->recv_rows));
     }
     gr_pair_gates pairs = pairs_of(m);
@@ -44,6 +45,7 @@ gr_err gr_moe_gates_combine(gr_moe *m, float *dgate) {
     if (plan->n_rank == 1)
         return GR_OK;
     const float *received = dgate + (size_t)plan->N * plan->K;
+    m->comm->traffic = GR_TRAFFIC_GATES;
     GR_TRY(gr_moe_transfer(m, GR_F32, plan->K, received, plan->recv_rows, m->gate_send, plan->send_rows));
     gr_sum sums = {
         .n_row = plan->N,

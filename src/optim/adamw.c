@@ -75,6 +75,19 @@ size_t gr_optimizer_memory(const gr_optimizer_options *o) {
     return 2 * moment_bytes(o, held);
 }
 
+/* By reduce-scatter and all-gather, however the comm makes a sum: each rank hands every other one its shard's worth. */
+gr_optimizer_traffic gr_optimizer_traffic_get(const gr_optimizer_options *o, bool shared) {
+    const gr_params *p = o->params;
+    double R = o->comm->size[GR_WORLD], R_edp = o->comm->size[GR_EDP];
+    double dense = (double)p->n_dense * (R - 1) / R;
+    double elements = dense + (double)(p->n_element - p->n_dense) * (R_edp - 1) / R_edp;
+    if (o->zero == GR_ZERO_OFF)
+        return (gr_optimizer_traffic){.gradients = 2 * sizeof(float) * elements};
+    double vectors = shared ? 2 * sizeof(float) * (double)p->n_vector * (R - 1) / R : 0;
+    return (gr_optimizer_traffic){.gradients = sizeof(float) * elements,
+        .weights = (double)(shared ? o->backend->elem_size : sizeof(float)) * elements + vectors};
+}
+
 static gr_err memory_open(gr_optimizer *o) {
     gr_backend *b = o->o.backend;
     gr_share held[2];
@@ -174,7 +187,9 @@ static gr_err update_apply(gr_optimizer *o, double lr, double scale, const gr_we
         return GR_OK;
     if (c->weights_act)
         return gr_weights_gather(c->params, comm, w, c->weights_act, c->backend->dtype, c->vectors);
+    comm->traffic = GR_TRAFFIC_WEIGHTS;
     GR_TRY(comm->all_gather(comm, GR_WORLD, GR_F32, w->at[0], (size_t)o->held[0].n));
+    comm->traffic = GR_TRAFFIC_WEIGHTS;
     return comm->all_gather(comm, GR_EDP, GR_F32, w->at[1], (size_t)o->held[1].n);
 }
 

@@ -5,14 +5,18 @@
 #include "grouter/optim.h"
 
 gr_err gr_gradients_reduce(const gr_params *p, gr_comm *comm, float *gradients) {
+    comm->traffic = GR_TRAFFIC_GRADIENTS;
     GR_TRY(comm->sum(comm, GR_WORLD, GR_F32, gradients, (size_t)p->n_dense));
+    comm->traffic = GR_TRAFFIC_GRADIENTS;
     return comm->sum(comm, GR_EDP, GR_F32, gradients + p->n_dense, (size_t)(p->n_element - p->n_dense));
 }
 
 gr_err gr_gradients_scatter(const gr_params *p, gr_comm *comm, float *gradients) {
     gr_share owned[2];
     gr_share_owned(p, comm, owned);
+    comm->traffic = GR_TRAFFIC_GRADIENTS;
     GR_TRY(comm->reduce_scatter(comm, GR_WORLD, GR_F32, gradients, (size_t)owned[0].n));
+    comm->traffic = GR_TRAFFIC_GRADIENTS;
     return comm->reduce_scatter(comm, GR_EDP, GR_F32, gradients + p->n_dense, (size_t)owned[1].n);
 }
 

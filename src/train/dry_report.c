@@ -124,6 +124,7 @@ static void print_memory(const gr_dry_report *r, FILE *out) {
     fprintf(out, "\nmemory of a rank: %s\n",
         r->grouter     ? "there are no plans"
         : r->learned   ? "plans at worst, since learned routes are known only in the step"
+        : r->packed    ? "largest plans of the run, however its windows fall to ranks"
         : r->exact     ? "largest plans of the run, from the route tables"
         : is_online(r) ? "plans at uniform routing and 25 % more; buffers grow when a micro-batch needs more"
                        : "plans at uniform routing and 25 % more");
@@ -135,6 +136,28 @@ static void print_memory(const gr_dry_report *r, FILE *out) {
     if (!r->exact && !r->learned && r->R_ep > 1)
         print_bytes(
             out, "total at worst", (double)r->memory_worst, "if all tokens of a group chose experts of one rank");
+}
+
+/* Which experts go together, and what bounds the plans of a rank. */
+static void print_placement(const gr_dry_report *r, FILE *out) {
+    const gr_config *c = r->config;
+    if (!*r->placement)
+        return;
+    fprintf(out, "\nplacement: ");
+    gr_print_plain(out, c->parallel.placement, strlen(c->parallel.placement));
+    fprintf(out, ": %s\n", r->placement);
+    if (r->limits.N == 0)
+        return;
+    double tokens = (double)c->train.global_batch_windows / r->n_rank * c->data.seq_len;
+    char note[96];
+    snprintf(note, sizeof note, "of a micro-batch, at most%s", r->packed ? ", whichever rank takes which window" : "");
+    print_count(out, "rows received", (int64_t)r->limits.recv_max, note);
+    print_count(out, "rows sent", (int64_t)r->limits.send_max, note);
+    print_count(out, "pairs", (int64_t)r->limits.pair_max, note);
+    fprintf(out, "  %-24s %18.3f  %s\n", "rows per token", r->rows / tokens,
+        r->packed  ? "expected: of the first steps, at most 32, packed"
+        : r->exact ? "from the route tables"
+                   : "at uniform routing");
 }
 
 /* What routers add: gates out and their gradients back with every row, and the choices of a token to its group. */
@@ -171,26 +194,37 @@ static void print_route_messages(const gr_dry_report *r, FILE *out) {
     print_bytes(out, "routes", tokens * n_byte * (r->R_ep - 1), note);
 }
 
+/* Which links the rows travel on. */
+static void print_links(const gr_dry_report *r, double bytes, FILE *out) {
+    char note[96];
+    int n_node = r->R_ep / r->node_ranks;
+    double between = r->rows > 0 ? bytes * r->rows_between / r->rows : 0;
+    snprintf(note, sizeof note, "%d rank%s of a group on a node", r->node_ranks, r->node_ranks == 1 ? "" : "s");
+    print_bytes(out, "  within a node", bytes - between, note);
+    const char *unsaid = *r->placement ? "" : ": no placement says otherwise";
+    snprintf(note, sizeof note, "%d node%s", n_node, n_node == 1 ? unsaid : "s");
+    print_bytes(out, "  between nodes", between, note);
+}
+
 static void print_messages(const gr_dry_report *r, FILE *out) {
     const gr_model_config *m = &r->config->model;
-    int n_moe = m->num_hidden_layers - m->first_k_dense_replace, R_edp = r->n_rank / r->R_ep;
+    gr_model_transfers transfers = gr_model_transfers_count(m, r->config->train.recompute);
+    int n_transfer = transfers.dispatch + transfers.combine;
     char note[160];
-    /* Dispatch and combine, forward and backward; recomputation dispatches again in all layers but the last. */
-    int n_transfer = 4 * n_moe + (r->config->train.recompute != GR_RECOMPUTE_NONE && n_moe > 0 ? n_moe - 1 : 0);
     double bytes = r->rows * (double)r->row_bytes * n_transfer;
     fprintf(out, "\nmessages of a rank, per step: bytes sent\n");
     snprintf(note, sizeof note, "%s: %.0f rows x %zu bytes x %d transfers over %d layers",
-        r->exact ? "from the route tables" : "at uniform routing", r->rows, r->row_bytes, n_transfer, n_moe);
+        r->exact ? "from the route tables" : "at uniform routing", r->rows, r->row_bytes, n_transfer,
+        transfers.combine / 2);
     if (!r->grouter)
         print_bytes(out, "dispatch and combine", bytes, r->R_ep > 1 ? note : "experts are whole on each rank");
+    if (!r->grouter && r->R_ep > 1)
+        print_links(r, bytes, out);
     print_router_messages(r, n_transfer, out);
     print_route_messages(r, out);
-    double others = (double)(r->n_rank - 1) / r->n_rank; /* share of the elements that other ranks own */
-    double elements = (double)r->n_dense * others + (double)r->n_expert * (R_edp - 1) / R_edp;
-    double norms = 2.0 * sizeof(float) * (double)r->n_vector * others;
     snprintf(
         note, sizeof note, "each element once to its sum (%zu bytes), once back (%zu)", sizeof(float), r->weight_bytes);
-    print_bytes(out, "gradients and weights", elements * (double)(sizeof(float) + r->weight_bytes) + norms, note);
+    print_bytes(out, "gradients and weights", r->update.gradients + r->update.weights, note);
 }
 
 static void print_disk(const gr_dry_report *r, const gr_model_count *n, FILE *out) {
@@ -265,6 +299,7 @@ void gr_dry_report_print(const gr_dry_report *r, FILE *out) {
     print_parameters(r, n, out);
     print_flops(r, out);
     print_memory(r, out);
+    print_placement(r, out);
     print_messages(r, out);
     print_disk(r, n, out);
     print_data(r, out);

@@ -49,7 +49,8 @@ static int note_absent_files(const gr_data_file *file, int n_file, FILE *out) {
 static int note_all_absent(const gr_config *c, FILE *out) {
     return note_absent_files(c->data.train, c->data.n_train, out) +
            note_absent_files(c->data.valid, c->data.n_valid, out) +
-           (*c->online.grouter ? note_absent(c->online.grouter, out) : 0);
+           (*c->online.grouter ? note_absent(c->online.grouter, out) : 0) +
+           (*c->parallel.placement ? note_absent(c->parallel.placement, out) : 0);
 }
 
 /* Those that are here must be whole and belong together, as far as their partners are here. */
@@ -89,26 +90,41 @@ static gr_err take_shape(gr_dry_report *r, const gr_trainer *t) {
     r->dtype = gr_dtype_name(t->backend->dtype);
     r->row_bytes = (size_t)t->config->model.hidden_size * t->backend->elem_size;
     GR_TRY(gr_model_measure(&model, &o));
-    r->n_dense = gr_model_params(model)->n_dense;
-    r->n_expert = gr_model_params(model)->n_element - r->n_dense;
-    r->n_vector = o.shared_weights ? gr_model_params(model)->n_vector : 0;
     r->weight_bytes = o.shared_weights ? t->backend->elem_size : sizeof(float);
+    r->node_ranks = (int)t->map.node_ranks;
+    gr_optimizer_options optimizer = gr_trainer_optimizer_options(t, gr_model_params(model));
+    r->update = gr_optimizer_traffic_get(&optimizer, o.shared_weights);
     gr_model_close(model);
+    const gr_placement *p = &t->placement;
+    if (t->placed)
+        snprintf(r->placement, sizeof r->placement, "%s by %s, %u nodes x %u ranks", gr_place_method_name(p->method),
+            gr_place_grain_name(p->grain), p->n_node, p->node_ranks);
+    r->packed = t->placed && r->n_absent == 0 && t->config->routing.source == GR_SOURCE_TABLE && p->R > 1 &&
+                t->config->data.windows == GR_WINDOWS_BATCH;
     return GR_OK;
 }
 
 static void take_largest(gr_dry_report *r, const gr_trainer *t) {
-    if (t->memory.total > r->memory.total)
+    if (t->memory.total > r->memory.total) {
         r->memory = t->memory;
+        r->limits = *gr_feed_limits(t->feed);
+    }
     r->n_window = gr_feed_windows(t->feed);
     r->exact = !r->learned && r->config->routing.source != GR_SOURCE_ONLINE;
 }
 
-/* Rows of a step without tables. */
+/* Adds these rows divided by n. */
+static void add_rows(gr_dry_report *r, gr_step_links rows, double n) {
+    r->rows += (rows.within + rows.between) / n;
+    r->rows_between += rows.between / n;
+}
+
+/* Rows of a step without tables: as many to each other rank. */
 static void expect_rows(gr_dry_report *r, const gr_trainer *t) {
     const gr_config *c = t->config;
     double n_micro = (double)c->train.global_batch_windows / (r->n_rank * c->train.micro_batch_windows);
     r->rows = gr_forecast_rows(c, &t->map) * n_micro;
+    r->rows_between = r->R_ep > 1 ? r->rows * (r->R_ep - r->node_ranks) / (r->R_ep - 1) : 0;
     gr_plan_limits worst = gr_forecast_limits_worst(c, &t->map);
     r->sent_worst = (double)worst.send_max * n_micro;
     r->returned_worst = (double)worst.recv_max * n_micro;
@@ -156,6 +172,13 @@ static gr_err forecast_uniform(gr_dry_report *r, gr_trainer *t) {
     return gr_forecast_memory(t, &likely, c->data.n_valid ? &likely : NULL, &r->memory);
 }
 
+static gr_err visit_rows(gr_dry_report *r, gr_feed *feed) {
+    gr_step_links rows;
+    GR_TRY(gr_feed_rows(feed, &rows));
+    add_rows(r, rows, r->R_ep);
+    return GR_OK;
+}
+
 /* One rank as if it were this one. */
 static gr_err visit_rank(gr_dry_report *r, int n_rank, int rank) {
     gr_comm *comm;
@@ -172,8 +195,8 @@ static gr_err visit_rank(gr_dry_report *r, int n_rank, int rank) {
         e = at_worst(r, &t);
         if (!r->exact)
             expect_rows(r, &t);
-        else
-            r->rows += (double)gr_feed_rows(t.feed) / (double)r->config->train.steps / r->R_ep;
+        else if (!e)
+            e = visit_rows(r, t.feed);
     }
     gr_trainer_close(&t);
     gr_comm_close(comm, GR_OK);
@@ -197,8 +220,9 @@ static gr_err visit_ranks(gr_dry_report *r, int n_rank) {
 
 /* The largest table and the mean rows of all ranks, on every rank. */
 static gr_err agree_figures(gr_dry_report *r, gr_trainer *t) {
-    uint64_t n_row = gr_feed_rows(t->feed);
+    gr_step_links rows;
     int R = t->comm->size[GR_WORLD];
+    GR_TRY(gr_comm_agree(t->comm, gr_feed_rows(t->feed, &rows)));
     void *block;
     GR_TRY(gr_comm_agree(t->comm, gr_alloc(&block, (size_t)R, sizeof(uint64_t), "memory of all ranks")));
     uint64_t *total = block;
@@ -211,8 +235,11 @@ static gr_err agree_figures(gr_dry_report *r, gr_trainer *t) {
     if (!e)
         e = t->comm->bcast(t->comm, GR_WORLD, &r->memory, sizeof r->memory, largest);
     if (!e)
-        e = t->comm->sum(t->comm, GR_WORLD, GR_U64, &n_row, 1);
-    r->rows = (double)n_row / R / (double)t->config->train.steps;
+        e = t->comm->bcast(t->comm, GR_WORLD, &r->limits, sizeof r->limits, largest);
+    double sum[2] = {rows.within, rows.between};
+    if (!e)
+        e = t->comm->sum(t->comm, GR_WORLD, GR_F64, sum, 2);
+    add_rows(r, (gr_step_links){.within = sum[0], .between = sum[1]}, R);
     if (!r->exact)
         expect_rows(r, t);
     return e;

@@ -25,12 +25,16 @@ typedef struct gr_dry_report {
     gr_memory_table memory;            /* of the rank that needs most */
     uint64_t memory_worst;             /* if all tokens chose experts of one rank; 0 when exact */
     double rows;                       /* that a rank sends in one dispatch of one layer, per step, mean over ranks */
+    double rows_between;               /* of those, to ranks of other nodes */
+    int node_ranks;                    /* of an expert-parallel group on one node; R_ep: all */
     double sent_worst, returned_worst; /* learned: rows if all tokens went to as many ranks as they can, or came here */
     size_t row_bytes;
-    int64_t n_dense, n_expert; /* elements of the flat range of a rank */
-    int64_t n_vector;          /* of norms, which travel as fp32; 0 unless the rest travels rounded */
-    size_t weight_bytes;       /* of an element on its way back from its owner */
-    uint64_t n_window;         /* training windows that are here; 0: unknown */
+    size_t weight_bytes; /* of an element on its way back from its owner */
+    gr_optimizer_traffic update;
+    gr_plan_limits limits; /* of training, of that rank */
+    char placement[128];   /* "balanced by rank, 2 nodes x 4 ranks"; "" without one */
+    bool packed;           /* limits hold for any choice of ranks for windows, rows are those of the first steps */
+    uint64_t n_window;     /* training windows that are here; 0: unknown */
     gr_calibration time;
 } gr_dry_report;
 

@@ -4,35 +4,6 @@
 
 #include "feed.h"
 
-/* ---------------------------------------------------------------- which window */
-
-static feed_place valid_place(const gr_feed *f, uint64_t index) {
-    feed_place p = {.ignored = index >= f->n_window};
-    uint64_t left = p.ignored ? 0 : index;
-    while (left >= f->stream_file[p.source].n_window)
-        left -= f->stream_file[p.source++].n_window;
-    p.window = left;
-    return p;
-}
-
-static feed_place train_place(gr_feed *f, uint64_t index) {
-    if (index < f->stream.index)
-        gr_stream_seek(&f->stream, index);
-    while (f->stream.index < index)
-        (void)gr_stream_next(&f->stream);
-    gr_window_ref ref = gr_stream_next(&f->stream);
-    return (feed_place){.source = ref.file, .window = ref.window};
-}
-
-feed_place gr_feed_place(gr_feed *f, uint64_t index) {
-    return f->kind == GR_FEED_TRAIN ? train_place(f, index) : valid_place(f, index);
-}
-
-uint64_t gr_feed_group_first(const gr_feed *f, uint64_t cursor, uint64_t micro) {
-    uint64_t first_rank = (uint64_t)(f->comm->rank[GR_WORLD] - f->comm->rank[GR_EP]);
-    return gr_stream_index(cursor, micro, (uint64_t)f->comm->size[GR_WORLD], f->B, first_rank, 0);
-}
-
 /* ---------------------------------------------------------------- opening */
 
 /* Both ends of a file, as far as windows go: enough to tell one file from another without reading it all. */
@@ -69,6 +40,21 @@ static gr_err check_router(const gr_feed *f, const gr_routes *routes, const gr_r
         gr_hash128_text(a->router, ours), f->kind == GR_FEED_VALID ? "validation" : "training");
 }
 
+/* The counts of every training table are looked up in the placement, so it must be of these tables. */
+static gr_err find_section(gr_feed *f, feed_source *s) {
+    if (!f->placement)
+        return GR_OK;
+    const gr_routes_info *info = gr_routes_get(s->routes);
+    s->placed = gr_placement_find(f->placement, info->table_hash);
+    if (s->placed && s->placed->n_window == info->n_window)
+        return GR_OK;
+    return gr_fail(GR_DATA,
+        "parallel.placement: %s: expected a placement of route table %s (hash %016llx), got one for other routes, %d "
+        "tables of which the first is %s; make one with `grouter-train place` from all tables of data.train",
+        f->config->parallel.placement, gr_routes_path(s->routes), (unsigned long long)info->table_hash,
+        f->placement->n_table, f->placement->n_table ? f->placement->table[0].path : "absent");
+}
+
 static gr_err open_source(gr_feed *f, int i, const gr_data_file *file, const gr_feed *like) {
     feed_source *s = &f->source[i];
     GR_TRY(gr_tokens_open(&s->tokens, file->tokens));
@@ -83,7 +69,8 @@ static gr_err open_source(gr_feed *f, int i, const gr_data_file *file, const gr_
     GR_TRY(gr_routes_open(&s->routes, file->routes));
     GR_TRY(gr_routes_match(s->routes, s->tokens, f->T, f->E, f->K));
     GR_TRY(check_slots(f, gr_routes_get(s->routes), file->routes));
-    return check_router(f, s->routes, like ? like->source[0].routes : f->source[0].routes);
+    GR_TRY(check_router(f, s->routes, like ? like->source[0].routes : f->source[0].routes));
+    return find_section(f, s);
 }
 
 static gr_err open_online(gr_feed *f, const gr_feed *like) {
@@ -92,7 +79,16 @@ static gr_err open_online(gr_feed *f, const gr_feed *like) {
         f->online = like->online;
     else
         GR_TRY(gr_online_open(&f->online, f->config));
-    return check_slots(f, gr_online_info(f->online), f->config->online.grouter);
+    GR_TRY(check_slots(f, gr_online_info(f->online), f->config->online.grouter));
+    const gr_hash128 *ours = &gr_online_info(f->online)->router;
+    if (!f->placement || memcmp(&f->placement->router, ours, sizeof *ours) == 0)
+        return GR_OK;
+    char theirs[33], expected[33];
+    return gr_fail(GR_DATA,
+        "parallel.placement: %s: expected a placement of routes of router %s (routing.grouter %s, used as "
+        "routing.threshold and routing.bias say), got one of router %s; place tables of this router",
+        f->config->parallel.placement, gr_hash128_text(*ours, expected), f->config->online.grouter,
+        gr_hash128_text(f->placement->router, theirs));
 }
 
 static gr_err open_sources(gr_feed *f, const gr_feed *like) {
@@ -118,7 +114,9 @@ static gr_err open_touch(gr_feed *f, bool save) {
     uint32_t n_vocab = (uint32_t)f->config->model.vocab_size;
     for (int i = 0; i < f->n_source; i++) {
         feed_source *s = &f->source[i];
-        GR_TRY(gr_touch_open(&s->touch, s->routes, s->tokens, n_vocab, f->map->n_rank, save));
+        if (!s->placed)
+            GR_TRY(gr_touch_open(&s->touch, s->routes, s->tokens, n_vocab, f->map->n_rank, f->map->rank_of, save));
+        s->touches = s->placed ? s->placed->touch.count : s->touch.count;
     }
     return GR_OK;
 }
@@ -130,68 +128,6 @@ static gr_err open_touch_counts(gr_feed *f) {
     bool first = f->comm->rank[GR_WORLD] == 0;
     GR_TRY(gr_comm_agree(f->comm, first ? open_touch(f, true) : GR_OK));
     return gr_comm_agree(f->comm, first ? GR_OK : open_touch(f, false));
-}
-
-/* ---------------------------------------------------------------- limits */
-
-/* The histogram is a hint until the window is read and refused with it: a damaged one must not ask for more memory
- * than a window can need. */
-static uint64_t pairs_on_rank(gr_feed *f, const feed_place *p, uint32_t rank) {
-    uint64_t most = (uint64_t)f->T * f->K;
-    gr_routes_histogram(f->source[p->source].routes, p->window, f->window_load);
-    uint64_t n = 0;
-    for (uint32_t s = 0; s < f->map->E_local; s++)
-        n += f->window_load[f->map->expert_at[(size_t)rank * f->map->E_local + s]];
-    return n < most ? n : most;
-}
-
-static void micro_limits(gr_feed *f, uint64_t cursor, uint64_t micro) {
-    uint32_t R = f->map->n_rank, rank = (uint32_t)f->comm->rank[GR_EP];
-    uint64_t first = gr_feed_group_first(f, cursor, micro), send = 0, recv = 0, pair = 0;
-    for (uint32_t j = 0; j < R * f->B; j++) {
-        feed_place p = gr_feed_place(f, first + j);
-        const uint32_t *touch = f->source[p.source].touch.count + p.window * R;
-        pair += pairs_on_rank(f, &p, rank);
-        for (uint32_t r = 0; r < R; r++) {
-            if (j / f->B == rank && r != rank)
-                send += touch[r];
-            if (j / f->B != rank && r == rank)
-                recv += touch[r];
-        }
-    }
-    f->n_send += send;
-    f->limits.send_max = send > f->limits.send_max ? send : f->limits.send_max;
-    f->limits.recv_max = recv > f->limits.recv_max ? recv : f->limits.recv_max;
-    f->limits.pair_max = pair > f->limits.pair_max ? pair : f->limits.pair_max;
-}
-
-/* Exact maxima over every micro-batch of the run. Without tables: of any choice, or, where a plan is known before its
- * micro-batch and buffers can grow for it, a little more than uniform routing needs. One rank alone keeps all its
- * pairs: no look at the data is needed. */
-static void find_limits(gr_feed *f, gr_feed_start start) {
-    if (f->routing != GR_SOURCE_TABLE) {
-        f->limits = f->routing == GR_SOURCE_ONLINE ? gr_forecast_limits(f->config, f->map, GR_FORECAST_SPARE)
-                                                   : gr_plan_limits_worst(f->B * f->T, f->K, f->map);
-        return;
-    }
-    f->limits = (gr_plan_limits){.N = f->B * f->T, .K = f->K, .n_rank = f->map->n_rank, .E_local = f->map->E_local};
-    if (f->map->n_rank == 1) {
-        f->limits.pair_max = (uint64_t)f->limits.N * f->K;
-        return;
-    }
-    int64_t n_step = f->kind == GR_FEED_TRAIN ? f->config->train.steps - start.step : 1;
-    uint64_t n_micro = gr_feed_micro_batches(f), G = (uint64_t)f->config->train.global_batch_windows;
-    for (int64_t step = 0; step < n_step; step++)
-        for (uint64_t micro = 0; micro < n_micro; micro++)
-            micro_limits(f, start.cursor + (uint64_t)step * G, micro);
-}
-
-gr_plan_limits gr_plan_limits_max(const gr_plan_limits *a, const gr_plan_limits *b) {
-    gr_plan_limits m = *a;
-    m.send_max = b->send_max > m.send_max ? b->send_max : m.send_max;
-    m.recv_max = b->recv_max > m.recv_max ? b->recv_max : m.recv_max;
-    m.pair_max = b->pair_max > m.pair_max ? b->pair_max : m.pair_max;
-    return m;
 }
 
 /* ---------------------------------------------------------------- memory */
@@ -267,24 +203,26 @@ gr_err gr_feed_allocate(gr_feed *f) {
     return gr_comm_agree(f->comm, allocate(f));
 }
 
-static gr_err survey(gr_feed *f, const gr_feed *like, gr_feed_start start) {
+static gr_err survey(gr_feed *f, const gr_feed *like) {
     GR_TRY(gr_comm_agree(f->comm, open_sources(f, like)));
     GR_TRY(open_touch_counts(f));
-    find_limits(f, start);
-    f->end = start.cursor +
-             (uint64_t)(f->config->train.steps - start.step) * (uint64_t)f->config->train.global_batch_windows;
+    GR_TRY(gr_comm_agree(f->comm, gr_feed_order_open(f)));
+    gr_feed_find_limits(f);
+    f->end = f->start.cursor +
+             (uint64_t)(f->config->train.steps - f->start.step) * (uint64_t)f->config->train.global_batch_windows;
     return GR_OK;
 }
 
-gr_err gr_feed_survey(gr_feed **out, gr_feed_kind kind, const gr_config *config, gr_comm *comm,
-    const gr_expert_map *map, const gr_feed *like, gr_feed_start start) {
+gr_err gr_feed_survey(gr_feed **out, const gr_feed_options *o) {
     *out = NULL;
     gr_feed *f;
     GR_TRY(gr_alloc((void **)&f, 1, sizeof *f, "feed"));
-    f->kind = kind;
-    f->comm = comm;
-    set_shape(f, config, map);
-    gr_err e = survey(f, like, start);
+    f->kind = o->kind;
+    f->comm = o->comm;
+    f->placement = o->placement;
+    f->start = o->start;
+    set_shape(f, o->config, o->map);
+    gr_err e = survey(f, o->like);
     if (e) {
         gr_feed_close(f);
         return e;
@@ -295,7 +233,8 @@ gr_err gr_feed_survey(gr_feed **out, gr_feed_kind kind, const gr_config *config,
 
 gr_err gr_feed_open(gr_feed **out, gr_feed_kind kind, const gr_config *config, gr_comm *comm, const gr_expert_map *map,
     const gr_feed *like) {
-    GR_TRY(gr_feed_survey(out, kind, config, comm, map, like, (gr_feed_start){0}));
+    const gr_feed_options o = {.kind = kind, .config = config, .comm = comm, .map = map, .like = like};
+    GR_TRY(gr_feed_survey(out, &o));
     gr_err e = gr_feed_allocate(*out);
     if (e) {
         gr_feed_close(*out);
@@ -307,6 +246,7 @@ gr_err gr_feed_open(gr_feed **out, gr_feed_kind kind, const gr_config *config, g
 void gr_feed_close(gr_feed *f) {
     if (!f)
         return;
+    gr_feed_order_close(f);
     for (int i = 0; f->source && i < f->n_source; i++) {
         gr_touch_close(&f->source[i].touch);
         gr_routes_close(f->source[i].routes);
@@ -323,10 +263,6 @@ void gr_feed_close(gr_feed *f) {
 
 const gr_plan_limits *gr_feed_limits(const gr_feed *f) {
     return &f->limits;
-}
-
-uint64_t gr_feed_rows(const gr_feed *f) {
-    return f->n_send;
 }
 
 const gr_routes_info *gr_feed_routes(const gr_feed *f) {
@@ -348,6 +284,22 @@ const char *gr_feed_content(const gr_feed *f, int i, char text[GR_FEED_CONTENT_M
     if (routes)
         snprintf(text + n, GR_FEED_CONTENT_MAX - (size_t)n, "%s of router %s",
             f->routing == GR_SOURCE_ONLINE ? ", routes" : "", gr_hash128_text(routes->router, router));
+    return text;
+}
+
+const char *gr_feed_placement(const gr_feed *f, char text[GR_FEED_CONTENT_MAX]) {
+    uint64_t windows = 0;
+    int n = snprintf(text, GR_FEED_CONTENT_MAX, "none");
+    if (!f->placement)
+        return text;
+    n = snprintf(text, GR_FEED_CONTENT_MAX, "experts %016llx", (unsigned long long)gr_placement_hash(f->placement));
+    for (int i = 0; f->group_stream && i < f->n_source; i++) {
+        const gr_placed_table *t = f->source[i].placed;
+        uint64_t both[2] = {windows, gr_hash64(t->rank, t->n_window * sizeof *t->rank)};
+        windows = gr_hash64(both, sizeof both);
+    }
+    if (f->group_stream)
+        snprintf(text + n, GR_FEED_CONTENT_MAX - (size_t)n, ", groups of windows %016llx", (unsigned long long)windows);
     return text;
 }
 

@@ -1,7 +1,9 @@
-/* feed.h: what the files of the feed share. feed.c opens it, feed_batch.c makes micro-batches, online.c routes. */
+/* feed.h: what the files of the feed share. feed.c opens it, feed_order.c says which window is where, feed_limits.c how
+ * large plans get, feed_batch.c makes micro-batches, online.c routes. */
 #ifndef GROUTER_TRAIN_FEED_H
 #define GROUTER_TRAIN_FEED_H
 
+#include "grouter/packing.h"
 #include "internal.h"
 
 /* ---------------------------------------------------------------- the Grouter of a run (online.c) */
@@ -29,9 +31,13 @@ GR_MUST gr_err gr_online_check_tables(const gr_feed *f);
 
 typedef struct feed_source {
     gr_tokens *tokens;
-    gr_routes *routes;  /* of tables */
-    gr_touch touch;     /* of tables; empty when the group is one rank: nothing moves */
-    uint64_t ends_hash; /* without tables: of the first and the last window */
+    gr_routes *routes;             /* of tables */
+    gr_touch touch;                /* of tables; empty when the group is one rank, or with `placed` */
+    uint64_t ends_hash;            /* without tables: of the first and the last window */
+    const gr_placed_table *placed; /* the placement's section of this table; NULL without one */
+    const uint32_t *touches;       /* [n_window][R_ep] of `touch` or `placed`; NULL when the group is one rank */
+    /* With windows read by group: those of rank r are member[first_member[r]..first_member[r+1]), ascending. */
+    uint64_t *member, *first_member; /* [n_window], [R_ep+1] */
 } feed_source;
 
 typedef struct feed_place {
@@ -39,6 +45,18 @@ typedef struct feed_place {
     uint64_t window;
     bool ignored; /* fills up the last micro-batch of an evaluation: computed, not counted */
 } feed_place;
+
+/* With a placement: one global batch, n = its windows, n_bin = its micro-batches x expert-parallel groups. */
+typedef struct feed_batch {
+    bool listed, packed; /* the windows and counts are those of `cursor`; the order is */
+    uint64_t cursor;
+    uint32_t n, n_bin;
+    feed_place *place;       /* [n] as the stream has them */
+    uint32_t *touch, *pairs; /* [n][R_ep] tokens with experts on each rank, pairs there */
+    uint32_t *order;         /* [n] which of them is at each position of the batch */
+    uint64_t *value;         /* [n] scratch of the limits */
+    gr_packing_report report;
+} feed_batch;
 
 /* What one micro-batch owns; two of them, so that the next can be prepared while one is in use. */
 typedef struct feed_slot {
@@ -72,11 +90,17 @@ struct gr_feed {
     feed_source *source;
     gr_stream stream;
     gr_stream_file *stream_file;
+    const gr_placement *placement; /* of the training tables; NULL without one */
+    gr_stream *group_stream;       /* [R_ep] windows read by group: one stream for the ranks of each place in a group */
+    gr_stream_file *group_file;    /* [R_ep][n_source] */
+    feed_batch batch;
+    feed_place *group; /* [R_ep*B] windows of this rank's group in the micro-batch that was asked for last */
+    gr_feed_start start;
     uint64_t n_window; /* of all files, or of one evaluation */
     uint64_t end;      /* cursor at which the run ends: routing ahead stops there */
     uint32_t B, T, K, E;
     gr_plan_limits limits; /* for the model's buffers */
-    uint64_t n_send;       /* rows that this rank sends in all micro-batches of the run, with tables */
+    gr_links links;        /* rows that this rank sends in all micro-batches of the run, unless they are packed */
 
     void *memory;
     uint32_t *window_token; /* [T+1] */
@@ -88,10 +112,33 @@ struct gr_feed {
     feed_records records[2]; /* routing ONLINE */
 };
 
-/* The window at a stream index. Going back replays the stream. */
-feed_place gr_feed_place(gr_feed *f, uint64_t index);
-/* Stream index of the first window of this rank's group in a micro-batch; the group's R_ep*B windows follow it. */
-uint64_t gr_feed_group_first(const gr_feed *f, uint64_t cursor, uint64_t micro);
+/* feed_order.c. Windows that training groups or packs need their lists, once tables and touch counts are open: 65 where
+ * a group has no window of a file. */
+GR_MUST gr_err gr_feed_order_open(gr_feed *f);
+void gr_feed_order_close(gr_feed *f); /* accepts a half-opened feed */
+/* Does the feed choose which rank takes which window of a global batch? */
+bool gr_feed_packs(const gr_feed *f);
+/* The window at position `at` of the global batch (evaluation: cursor 0) before it is packed. Going back replays the
+ * stream. */
+feed_place gr_feed_place(gr_feed *f, uint64_t cursor, uint64_t at);
+/* The same in the plain order of the stream, whatever the placement says. */
+feed_place gr_feed_stream_place(gr_feed *f, uint64_t index);
+/* Position of the first window of this rank's group in a micro-batch; the group's R_ep*B windows follow it. */
+uint64_t gr_feed_group_first(const gr_feed *f, uint64_t micro);
+/* place[R_ep*B]: this group's windows in a micro-batch, by rank; valid until the next call. Packs the global batch if
+ * it is to be packed and another than the last: 69. */
+GR_MUST gr_err gr_feed_group(gr_feed *f, uint64_t cursor, uint64_t micro, const feed_place **place);
+/* With a placement: batch.place, touch and pairs of this global batch... */
+void gr_feed_batch_list(gr_feed *f, uint64_t cursor);
+/* ...and its order and report. */
+GR_MUST gr_err gr_feed_batch_pack(gr_feed *f, uint64_t cursor);
+
+/* feed_limits.c. The largest plans from the start of the run on; with tables also n_send. */
+void gr_feed_find_limits(gr_feed *f);
+/* Pairs of a window on each rank, from its histogram: pairs[R_ep]. A damaged one must not ask for more memory than a
+ * window can need, and counts no more than that. */
+void gr_feed_pairs(gr_feed *f, const feed_place *p, uint32_t *pairs);
+
 /* What a plan may need: the model's limits, but the worst case where routes are not known before. */
 gr_plan_limits gr_feed_plan_limits(const gr_feed *f);
 

@@ -1,4 +1,5 @@
 /* One micro-batch of the feed: its windows, their routes from tables or made online, and the plan. */
+#include <math.h>
 #include <string.h>
 
 #include "feed.h"
@@ -33,30 +34,35 @@ static uint32_t tokens_on_rank(const gr_feed *f, uint32_t j, uint32_t rank) {
 }
 
 /* A plan above its limits: names the window with more tokens than were counted. */
-static gr_err fail_limits(gr_feed *f, uint64_t first) {
+static gr_err fail_limits(gr_feed *f, const feed_place *group) {
     uint32_t R = f->map->n_rank;
     for (uint32_t j = 0; R > 1 && j < R * f->B; j++) {
-        feed_place p = gr_feed_place(f, first + j);
-        const feed_source *src = &f->source[p.source];
+        const feed_source *src = &f->source[group[j].source];
         for (uint32_t r = 0; r < R; r++) {
-            uint32_t counted = src->touch.count[p.window * R + r], n = tokens_on_rank(f, j, r);
-            if (n > counted)
-                return gr_fail(GR_DATA,
-                    "%s: window %llu: expected %u tokens with experts of expert-parallel rank %u, as counted in its "
-                    ".touch%u file, got %u; remove that file to have them counted again",
-                    gr_routes_path(src->routes), (unsigned long long)p.window, counted, r, R, n);
+            uint32_t counted = src->touches[group[j].window * R + r], n = tokens_on_rank(f, j, r);
+            if (n <= counted)
+                continue;
+            char where[GR_PATH_MAX + 64];
+            if (src->placed)
+                snprintf(where, sizeof where, "%s; place again", f->config->parallel.placement);
+            else
+                snprintf(where, sizeof where, "its .touch%u file; remove that file to have them counted again", R);
+            return gr_fail(GR_DATA,
+                "%s: window %llu: expected %u tokens with experts of expert-parallel rank %u, got %u: it was counted "
+                "wrongly in %s",
+                gr_routes_path(src->routes), (unsigned long long)group[j].window, counted, r, n, where);
         }
     }
     return GR_DATA; /* what the plan said */
 }
 
 /* The own windows alone. */
-static gr_err prepare_tokens(gr_feed *f, feed_slot *s, uint64_t first, gr_micro *out) {
+static gr_err prepare_tokens(gr_feed *f, feed_slot *s, const feed_place *group, gr_micro *out) {
     for (uint32_t b = 0; b < f->B; b++) {
-        feed_place p = gr_feed_place(f, first + (uint64_t)f->comm->rank[GR_EP] * f->B + b);
-        feed_source *src = &f->source[p.source];
-        GR_TRY(gr_window_read(src->tokens, p.window, f->T, (uint32_t)f->config->model.vocab_size, f->window_token));
-        fill_own(f, s, b, &p, out);
+        const feed_place *p = &group[(uint32_t)f->comm->rank[GR_EP] * f->B + b];
+        feed_source *src = &f->source[p->source];
+        GR_TRY(gr_window_read(src->tokens, p->window, f->T, (uint32_t)f->config->model.vocab_size, f->window_token));
+        fill_own(f, s, b, p, out);
     }
     return GR_OK;
 }
@@ -76,22 +82,22 @@ static gr_err build_plan(gr_feed *f, feed_slot *s, const uint16_t *ids) {
 /* ---------------------------------------------------------------- routes from tables */
 
 /* All windows of the group and their routes. */
-static gr_err prepare_from_tables(gr_feed *f, feed_slot *s, uint64_t first, gr_micro *out) {
+static gr_err prepare_from_tables(gr_feed *f, feed_slot *s, const feed_place *group, gr_micro *out) {
     memset(s->load, 0, f->E * sizeof *s->load);
     uint32_t rank = (uint32_t)f->comm->rank[GR_EP];
     for (uint32_t j = 0; j < f->map->n_rank * f->B; j++) {
-        feed_place p = gr_feed_place(f, first + j);
-        feed_source *src = &f->source[p.source];
+        const feed_place *p = &group[j];
+        feed_source *src = &f->source[p->source];
         size_t row = (size_t)j * f->T * f->K;
-        GR_TRY(gr_window_read(src->tokens, p.window, f->T, (uint32_t)f->config->model.vocab_size, f->window_token));
-        GR_TRY(gr_routes_read(src->routes, p.window, f->window_token, f->ids + row, f->gates + row));
-        gr_routes_histogram(src->routes, p.window, f->window_load);
+        GR_TRY(gr_window_read(src->tokens, p->window, f->T, (uint32_t)f->config->model.vocab_size, f->window_token));
+        GR_TRY(gr_routes_read(src->routes, p->window, f->window_token, f->ids + row, f->gates + row));
+        gr_routes_histogram(src->routes, p->window, f->window_load);
         for (uint32_t e = 0; e < f->E; e++)
             s->load[e] += f->window_load[e];
         if (j / f->B == rank)
-            fill_own(f, s, j % f->B, &p, out);
+            fill_own(f, s, j % f->B, p, out);
     }
-    return build_plan(f, s, f->ids) ? fail_limits(f, first) : GR_OK;
+    return build_plan(f, s, f->ids) ? fail_limits(f, group) : GR_OK;
 }
 
 /* ---------------------------------------------------------------- routes made online
@@ -116,10 +122,11 @@ static gr_err route_own(gr_feed *f, feed_records *r, uint32_t b) {
 
 /* Gives lane SIDE the own windows of a micro-batch. */
 static gr_err start_routing(gr_feed *f, feed_records *r, uint64_t cursor, uint64_t micro) {
-    uint64_t first = gr_feed_group_first(f, cursor, micro) + (uint64_t)f->comm->rank[GR_EP] * f->B;
+    const feed_place *group;
+    GR_TRY(gr_feed_group(f, cursor, micro, &group));
     *r = (feed_records){.cursor = cursor, .micro = micro, .own = r->own, .ids = r->ids, .gates = r->gates};
     for (uint32_t b = 0; b < f->B; b++) {
-        r->own[b] = gr_feed_place(f, first + b);
+        r->own[b] = group[(uint32_t)f->comm->rank[GR_EP] * f->B + b];
         GR_TRY(route_own(f, r, b));
     }
     r->routed = true;
@@ -129,7 +136,9 @@ static gr_err start_routing(gr_feed *f, feed_records *r, uint64_t cursor, uint64
 /* Records of the whole group: ids and gates, and how often each expert is used. */
 static gr_err collect(gr_feed *f, feed_slot *s, feed_records *r) {
     size_t n_own = (size_t)f->limits.N * f->K, n = n_own * f->map->n_rank;
+    f->comm->traffic = GR_TRAFFIC_ROUTES;
     GR_TRY(f->comm->all_gather(f->comm, GR_EP, GR_U16, r->ids, n_own));
+    f->comm->traffic = GR_TRAFFIC_ROUTES;
     GR_TRY(f->comm->all_gather(f->comm, GR_EP, GR_U16, r->gates, n_own));
     memset(s->load, 0, f->E * sizeof *s->load);
     for (size_t i = 0; i < n; i++)
@@ -176,15 +185,21 @@ static gr_err prepare_online(gr_feed *f, feed_slot *s, uint64_t cursor, uint64_t
 gr_err gr_feed_prepare(gr_feed *f, uint64_t cursor, uint64_t micro, gr_micro *out) {
     feed_slot *s = &f->slot[f->next_slot];
     f->next_slot ^= 1;
-    uint64_t first = gr_feed_group_first(f, cursor, micro);
-    *out = (gr_micro){.batch = {.token = s->token, .target = s->target}};
+    const feed_place *group = NULL;
+    *out = (gr_micro){.batch = {.token = s->token, .target = s->target}, .rows_best = NAN, .imbalance_best = NAN};
+    if (f->routing != GR_SOURCE_ONLINE)
+        GR_TRY(gr_feed_group(f, cursor, micro, &group));
     if (f->routing != GR_SOURCE_TABLE && f->routing != GR_SOURCE_ONLINE)
-        return prepare_tokens(f, s, first, out);
+        return prepare_tokens(f, s, group, out);
+    if (f->batch.packed) {
+        out->rows_best = (double)f->batch.report.rows;
+        out->imbalance_best = f->batch.report.imbalance_bound;
+    }
     out->load = s->load;
     out->batch.plan = &s->plan;
     out->batch.pair_gate = s->pair_gate;
     out->batch.ids = s->ids;
     if (f->routing == GR_SOURCE_ONLINE)
         return prepare_online(f, s, cursor, micro, out);
-    return prepare_from_tables(f, s, first, out);
+    return prepare_from_tables(f, s, group, out);
 }

@@ -46,7 +46,7 @@ typedef struct gr_memory_table {
 } gr_memory_table;
 
 /* Facts about data, machine and what a Grouter is made from that a checkpoint records. */
-#define GR_FACTS_MAX (GR_DATA_FILES_MAX + 9)
+#define GR_FACTS_MAX (GR_DATA_FILES_MAX + 10)
 typedef struct gr_facts {
     gr_fact list[GR_FACTS_MAX];
     int n;
@@ -94,6 +94,23 @@ gr_trained gr_train_part(const gr_config *config); /* what is trained */
 extern const gr_objective gr_objective_train, gr_objective_distill, gr_objective_tune;
 const gr_objective *gr_objective_of(const gr_config *config);
 
+/* bias.c: what reading windows by group does to the batches of the run, against the plain order (paper: 11(c) of its
+ * critique). Of the first steps, at most 32. */
+typedef struct gr_feed_bias {
+    double total_variation;                /* 1/2 sum over windows |chance to be read - share of the data| */
+    double importance_min, importance_max; /* share of the data over chance to be read, of any window */
+    int64_t n_batch;
+    double unigram[2]; /* KL of a global batch's tokens from the corpus's, nats: mean over batches; by group, plain */
+    double expert[2];  /* chi^2 per degree of freedom of its expert loads: likewise */
+} gr_feed_bias;
+/* Of a training feed that reads by group. By one rank: it reads tokens (65) and all else is the same everywhere. */
+GR_MUST gr_err gr_feed_bias_get(gr_feed *f, gr_feed_bias *out);
+
+/* What a rank sends and computes in a step, in one dispatch of one layer. */
+typedef struct gr_step_rows {
+    uint64_t n_row, n_pair, pair_most; /* rows sent; pairs of all micro-batches, and of the one with most */
+} gr_step_rows;
+
 /* A run from start to end. */
 struct gr_trainer {
     const gr_train_options *o;
@@ -101,6 +118,9 @@ struct gr_trainer {
     gr_comm *comm;           /* of o */
     bool elsewhere;          /* a dry run for another machine: of the backend only sizes are asked */
     gr_backend *backend;
+    bool placed; /* there is a placement */
+    gr_placement placement;
+    gr_feed_bias bias; /* rank 0; n_batch 0: windows are not read by group */
     gr_expert_map map;
     gr_feed *feed, *valid; /* valid NULL without data.valid */
     gr_model *model;
@@ -121,8 +141,9 @@ struct gr_trainer {
 
     gr_micro ready; /* prepared ahead: the next micro-batch */
     double tokens_per_step;
-    int n_load;     /* 1: routes are the same in all layers; with learned routes the MoE layers */
-    uint64_t *load; /* [n_load, E] pairs per expert in this step's global batch */
+    int n_load;            /* 1: routes are the same in all layers; with learned routes the MoE layers */
+    uint64_t *load;        /* [n_load, E] pairs per expert in this step's global batch */
+    gr_step_rows *traffic; /* [R] of this step; NULL without tables or where nothing moves */
     gr_step_record record;
     gr_eval_loss first, last;
 

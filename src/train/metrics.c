@@ -105,7 +105,7 @@ void gr_metrics_close(gr_metrics *m) {
 /* ---------------------------------------------------------------- text of bounded length */
 
 typedef struct text {
-    char s[1536];
+    char s[2048];
     size_t n;
 } text;
 
@@ -122,6 +122,12 @@ __attribute__((format(printf, 2, 3))) static void text_add(text *t, const char *
 static void number_add(text *t, const char *key, double value) {
     if (isfinite(value))
         text_add(t, ",\"%s\":%.9g", key, value);
+}
+
+/* A whole number, to its last digit. */
+static void count_add(text *t, const char *key, double value) {
+    if (isfinite(value))
+        text_add(t, ",\"%s\":%.0f", key, value);
 }
 
 static void time_add(text *t, const char *key, double value) {
@@ -183,6 +189,11 @@ static void record_text(const gr_metrics *m, const gr_step_record *r, text *t) {
     number_add(t, "maxvio", r->max_vio);
     number_add(t, "maxvio_max", r->max_vio_layer);
     number_add(t, "maxvio_valid", r->max_vio_valid);
+    count_add(t, "bytes_sent", r->bytes_sent);
+    number_add(t, "rows_per_token", r->rows_per_token);
+    number_add(t, "rows_per_token_best", r->rows_per_token_best);
+    number_add(t, "imbalance", r->imbalance);
+    number_add(t, "imbalance_best", r->imbalance_best);
     number_add(t, "exact_match", r->exact_match);
     number_add(t, "overlap", r->overlap);
     number_add(t, "gate_cosine", r->gate_cosine);

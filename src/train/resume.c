@@ -36,13 +36,17 @@ static void judge_key(const char *key, gr_on_resume rule, const char *before, co
     judge(context, rule, key, before, now);
 }
 
-/* Identities of the data must agree; facts about the machine end the promise of equal bits, no more. */
-static gr_on_resume rule_of_fact(const char *key) {
+/* Identities of the data must agree; facts about the machine end the promise of equal bits, no more. So does a
+ * placement, unless it says which windows are read. */
+static gr_on_resume rule_of_fact(const char *key, bool groups) {
     size_t n = strlen(key), n_content = strlen(".content");
+    if (strcmp(key, "parallel.placement.content") == 0)
+        return groups ? GR_RESUME_REFUSED : GR_RESUME_WARNED;
     return n > n_content && strcmp(key + n - n_content, ".content") == 0 ? GR_RESUME_REFUSED : GR_RESUME_WARNED;
 }
 
-static void judge_facts(verdict *v, const gr_checkpoint_found *found, const gr_facts *facts) {
+/* `groups`: windows are read by group, before and now. */
+static void judge_facts(verdict *v, const gr_checkpoint_found *found, const gr_facts *facts, bool groups) {
     bool machine = false;
     for (int i = 0; i < facts->n; i++) {
         const char *key = facts->list[i].key, *before = "none";
@@ -51,8 +55,8 @@ static void judge_facts(verdict *v, const gr_checkpoint_found *found, const gr_f
                 before = found->facts[k].value;
         if (strcmp(before, facts->list[i].value) == 0)
             continue;
-        judge(v, rule_of_fact(key), key, before, facts->list[i].value);
-        machine |= rule_of_fact(key) == GR_RESUME_WARNED;
+        judge(v, rule_of_fact(key, groups), key, before, facts->list[i].value);
+        machine |= rule_of_fact(key, groups) == GR_RESUME_WARNED;
     }
     if (machine)
         gr_info(
@@ -67,9 +71,10 @@ static gr_err compare(verdict *v, const gr_checkpoint_found *found, const gr_fac
         e = gr_fail(GR_CHECKPOINT, "%s: its config cannot be read: %s", found->path, gr_error_text());
     if (!e)
         e = gr_config_compare(before, v->o->config, judge_key, v);
+    bool groups = before->data.windows == GR_WINDOWS_CORPUS && v->o->config->data.windows == GR_WINDOWS_CORPUS;
     free(before);
     if (!e)
-        judge_facts(v, found, facts);
+        judge_facts(v, found, facts, groups);
     return e;
 }
 
@@ -121,6 +126,7 @@ gr_err gr_facts_make(gr_facts *f, const gr_config *config, const gr_feed *feed, 
         snprintf(key, sizeof key, "data.train[%d].content", i);
         add_fact(f, key, gr_feed_content(feed, i, value));
     }
+    add_fact(f, "parallel.placement.content", gr_feed_placement(feed, value));
     snprintf(value, sizeof value, "%d", comm->size[GR_WORLD]);
     add_fact(f, "ranks", value);
     snprintf(value, sizeof value, "%d", gr_thread_count());

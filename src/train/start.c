@@ -6,11 +6,15 @@
 #include "internal.h"
 
 static gr_err survey_feeds(gr_trainer *t) {
-    gr_feed_start start = {.step = t->found.state.step, .cursor = t->found.state.cursor}; /* 0 without a checkpoint */
-    GR_TRY(gr_feed_survey(&t->feed, GR_FEED_TRAIN, t->config, t->comm, &t->map, NULL, start));
-    if (t->config->data.n_valid)
-        GR_TRY(gr_feed_survey(&t->valid, GR_FEED_VALID, t->config, t->comm, &t->map, t->feed, (gr_feed_start){0}));
-    return GR_OK;
+    gr_feed_options o = {.kind = GR_FEED_TRAIN,
+        .config = t->config,
+        .comm = t->comm,
+        .map = &t->map,
+        .placement = t->placed ? &t->placement : NULL,
+        .start = {.step = t->found.state.step, .cursor = t->found.state.cursor}}; /* 0 without a checkpoint */
+    GR_TRY(gr_feed_survey(&t->feed, &o));
+    o = (gr_feed_options){.kind = GR_FEED_VALID, .config = t->config, .comm = t->comm, .map = &t->map, .like = t->feed};
+    return t->config->data.n_valid ? gr_feed_survey(&t->valid, &o) : GR_OK;
 }
 
 gr_model_options gr_trainer_model_options(const gr_trainer *t, const gr_plan_limits *limits) {
@@ -87,6 +91,8 @@ static gr_err open_local(gr_trainer *t) {
         t->n_load = 0; /* its choices are counted in validation alone */
     size_t n_load = (size_t)t->n_load * (size_t)c->num_experts;
     GR_TRY(gr_alloc((void **)&t->load, n_load, sizeof *t->load, "expert loads"));
+    if (t->config->routing.source == GR_SOURCE_TABLE && t->comm->size[GR_EP] > 1)
+        GR_TRY(gr_alloc((void **)&t->traffic, (size_t)t->comm->size[GR_WORLD], sizeof *t->traffic, "traffic"));
     GR_TRY(open_model(t));
     GR_TRY(gr_objective_of(t->config)->open(t));
     gr_optimizer_options o = gr_trainer_optimizer_options(t, gr_model_params(t->model));
@@ -166,6 +172,25 @@ static void describe_routing(const gr_config *c) {
         c->model.norm_topk_prob ? "" : " over all experts", r->aux_loss_coef, r->z_loss_coef);
 }
 
+static void describe_placement(const gr_trainer *t) {
+    const gr_placement *p = &t->placement;
+    const gr_feed_bias *b = &t->bias;
+    if (!t->placed)
+        return;
+    gr_info("placement: %s: %s by %s, %u nodes x %u ranks; %s", t->config->parallel.placement,
+        gr_place_method_name(p->method), gr_place_grain_name(p->grain), p->n_node, p->node_ranks,
+        t->config->data.windows == GR_WINDOWS_CORPUS   ? "each rank reads the windows of its group"
+        : t->config->routing.source == GR_SOURCE_TABLE ? "the windows of a global batch go where their experts are"
+                                                       : "experts move, windows stay");
+    if (b->n_batch == 0)
+        return;
+    gr_info("bias of reading by group: total variation %.4f, importance weights %.4f to %.4f", b->total_variation,
+        b->importance_min, b->importance_max);
+    gr_info("first %lld global batches against the corpus, by group (with data.windows batch): KL of tokens %.4f "
+            "(%.4f) nats, chi^2 per degree of freedom of expert loads %.2f (%.2f)",
+        (long long)b->n_batch, b->unigram[0], b->unigram[1], b->expert[0], b->expert[1]);
+}
+
 gr_mask gr_trainer_mask(const gr_trainer *t) {
     return t->config->kind == GR_CONFIG_TRAIN ? gr_feed_mask(t->feed) : t->config->model.mask;
 }
@@ -186,7 +211,42 @@ static void describe(const gr_trainer *t) {
     gr_info("data: %llu windows of %d tokens, %.0f tokens per step, %lld steps (%.2f epochs)",
         (unsigned long long)gr_feed_windows(t->feed), c->data.seq_len, t->tokens_per_step, (long long)c->train.steps,
         (double)c->train.steps * c->train.global_batch_windows / (double)gr_feed_windows(t->feed));
+    describe_placement(t);
     gr_info("best GEMM rate of all ranks together: %.1f GFLOP/s", t->peak_flops * 1e-9);
+}
+
+/* Ranks and experts of a placement against the config's. Absent where only sizes are asked for, it is left out. */
+static gr_err open_placement(gr_trainer *t) {
+    const gr_config *c = t->config;
+    const char *path = c->parallel.placement;
+    const gr_placement *p = &t->placement;
+    int R_ep = gr_config_expert_parallel(c);
+    if (!*path || (t->elsewhere && !gr_path_exists(path)))
+        return GR_OK;
+    GR_TRY(gr_placement_read(&t->placement, path));
+    if (p->R != (uint32_t)R_ep)
+        return gr_fail(GR_CONFIG,
+            "parallel.placement: %s: expected a placement for parallel.expert_parallel_size = %d ranks%s, got one for "
+            "%u (%u nodes x %u); set parallel.expert_parallel_size to %u, or place again",
+            path, R_ep, c->parallel.expert_parallel_size ? "" : " (what 0 stands for)", p->R, p->n_node, p->node_ranks,
+            p->R);
+    if (p->E != (uint32_t)c->model.num_experts || p->T != (uint32_t)c->data.seq_len)
+        return gr_fail(GR_DATA,
+            "parallel.placement: %s: expected a placement of model.num_experts = %d experts and windows of "
+            "data.seq_len = %d tokens, got %u and %u; place the route tables of this model",
+            path, c->model.num_experts, c->data.seq_len, p->E, p->T);
+    t->placed = true;
+    return GR_OK;
+}
+
+static gr_err open_map(gr_trainer *t) {
+    uint32_t E = (uint32_t)t->config->model.num_experts, R_ep = (uint32_t)gr_config_expert_parallel(t->config);
+    GR_TRY(open_placement(t));
+    if (!t->placed)
+        return gr_expert_map_open(&t->map, E, R_ep);
+    GR_TRY(gr_expert_map_open_placed(&t->map, E, R_ep, t->placement.expert_at));
+    t->map.node_ranks = t->placement.node_ranks;
+    return GR_OK;
 }
 
 gr_err gr_trainer_shape(gr_trainer *t) {
@@ -198,7 +258,7 @@ gr_err gr_trainer_shape(gr_trainer *t) {
     t->flops_per_token = flops.model + flops.teacher;
     int R_ep = gr_config_expert_parallel(c);
     GR_TRY(gr_comm_agree(t->comm, gr_comm_group(t->comm, R_ep)));
-    GR_TRY(gr_comm_agree(t->comm, gr_expert_map_open(&t->map, (uint32_t)c->model.num_experts, (uint32_t)R_ep)));
+    GR_TRY(gr_comm_agree(t->comm, open_map(t)));
     return gr_comm_agree(t->comm, (t->elsewhere ? gr_backend_describe : gr_backend_open)(
                                       &t->backend, gr_config_backend_name(c), gr_config_dtype(c)));
 }
@@ -233,6 +293,13 @@ static gr_err check_alike(gr_trainer *t) {
     return gr_comm_agree(t->comm, e);
 }
 
+/* By rank 0, which prints it. */
+static gr_err measure_bias(gr_trainer *t) {
+    bool grouped = t->placed && t->placement.R > 1 && t->config->data.windows == GR_WINDOWS_CORPUS;
+    bool first = t->comm->rank[GR_WORLD] == 0;
+    return gr_comm_agree(t->comm, grouped && first ? gr_feed_bias_get(t->feed, &t->bias) : GR_OK);
+}
+
 /* The checkpoint against this run, before any memory is taken. */
 static gr_err check_resume(gr_trainer *t) {
     bool first = t->comm->rank[GR_WORLD] == 0;
@@ -248,6 +315,7 @@ gr_err gr_trainer_open(gr_trainer *t) {
     GR_TRY(gr_trainer_shape(t));
     GR_TRY(gr_trainer_survey(t));
     GR_TRY(check_resume(t));
+    GR_TRY(measure_bias(t));
     GR_TRY(gr_forecast_fit_host(&t->memory, t->comm));
     GR_TRY(gr_comm_agree(t->comm, first ? gr_forecast_fit_disk(t->config) : GR_OK));
     GR_TRY(gr_trainer_allocate(t));
@@ -274,7 +342,9 @@ void gr_trainer_close(gr_trainer *t) {
     gr_feed_close(t->feed);
     gr_backend_close(t->backend);
     gr_expert_map_close(&t->map);
+    gr_placement_close(&t->placement);
     free(t->config_text);
+    free(t->traffic);
     free(t->load);
     if (t->lock >= 0)
         close(t->lock);

@@ -31,35 +31,78 @@ static gr_err prepare_next(gr_trainer *t, int64_t step, uint64_t micro) {
     return GR_OK;
 }
 
-/* Losses of the global batch from the sums of this rank. */
-static gr_err gather_losses(gr_trainer *t, double loss_sum) {
+/* Bytes of experts' rows that this rank has sent so far. */
+static uint64_t rows_sent(const gr_trainer *t) {
+    return t->comm->sent[GR_TRAFFIC_DISPATCH] + t->comm->sent[GR_TRAFFIC_COMBINE];
+}
+
+/* Losses and messages of the global batch from those of this rank. */
+static gr_err gather_losses(gr_trainer *t, double loss_sum, uint64_t bytes_sent) {
     gr_router_sums routers;
     bool learned = t->config->routing.source == GR_SOURCE_LEARNED;
     GR_TRY(gr_model_router_sums_get(t->model, &routers, learned ? t->load : NULL));
-    double sum[3] = {loss_sum, routers.aux_loss, routers.z_loss};
-    GR_TRY(t->comm->sum(t->comm, GR_WORLD, GR_F64, sum, 3));
+    double sum[4] = {loss_sum, routers.aux_loss, routers.z_loss, (double)bytes_sent};
+    GR_TRY(t->comm->sum(t->comm, GR_WORLD, GR_F64, sum, 4));
     t->record.loss = sum[0] / t->tokens_per_step;
     if (learned)
         t->record.aux_loss = sum[1];
     if (t->config->routing.gates == GR_GATES_LEARNED)
         t->record.z_loss = sum[2];
+    if (t->config->routing.source != GR_SOURCE_NONE)
+        t->record.bytes_sent = sum[3];
+    return GR_OK;
+}
+
+/* Rows and pairs of a micro-batch, of this rank. */
+static void count_rows(gr_trainer *t, const gr_micro *micro) {
+    gr_step_rows *mine = t->traffic ? &t->traffic[t->comm->rank[GR_WORLD]] : NULL;
+    if (!mine)
+        return;
+    uint64_t n_pair = micro->batch.plan->n_pair;
+    mine->n_row += micro->batch.plan->n_send;
+    mine->n_pair += n_pair;
+    mine->pair_most = n_pair > mine->pair_most ? n_pair : mine->pair_most;
+    t->record.rows_per_token_best = micro->rows_best / t->tokens_per_step;
+    t->record.imbalance_best = micro->imbalance_best;
+}
+
+/* Of all ranks. */
+static gr_err gather_rows(gr_trainer *t) {
+    const int R = t->comm->size[GR_WORLD];
+    gr_step_rows all = {0};
+    if (!t->traffic)
+        return GR_OK;
+    GR_TRY(t->comm->all_gather(t->comm, GR_WORLD, GR_U64, t->traffic, sizeof *t->traffic / sizeof(uint64_t)));
+    for (int r = 0; r < R; r++) {
+        all.n_row += t->traffic[r].n_row;
+        all.n_pair += t->traffic[r].n_pair;
+        all.pair_most = t->traffic[r].pair_most > all.pair_most ? t->traffic[r].pair_most : all.pair_most;
+    }
+    double mean = (double)all.n_pair / ((double)R * (double)gr_feed_micro_batches(t->feed));
+    t->record.rows_per_token = (double)all.n_row / t->tokens_per_step;
+    t->record.imbalance = (double)all.pair_most / mean;
     return GR_OK;
 }
 
 static gr_err run_micro_batches(gr_trainer *t, int64_t step) {
     gr_phases phases = {0};
     double loss_sum = 0;
+    uint64_t sent_before = rows_sent(t);
     memset(t->load, 0, (size_t)t->n_load * (size_t)t->config->model.num_experts * sizeof *t->load);
+    if (t->traffic)
+        t->traffic[t->comm->rank[GR_WORLD]] = (gr_step_rows){0};
     GR_TRY(gr_model_zero_gradients(t->model));
     for (uint64_t micro = 0; micro < gr_feed_micro_batches(t->feed); micro++) {
         gr_micro now = t->ready;
         GR_TRY(prepare_next(t, step, micro));
         GR_TRY(gr_model_make_room(t->model, now.batch.plan));
         GR_TRY(gr_objective_of(t->config)->micro_batch(t, &now, &loss_sum, &phases));
+        count_rows(t, &now);
         for (int e = 0; now.load && e < t->config->model.num_experts; e++)
             t->load[e] += now.load[e];
     }
-    GR_TRY(gather_losses(t, loss_sum));
+    GR_TRY(gather_losses(t, loss_sum, rows_sent(t) - sent_before));
+    GR_TRY(gather_rows(t));
     t->record.forward_ms = phases.forward_ms;
     t->record.backward_ms = phases.backward_ms;
     t->record.exchange_ms = phases.exchange_ms;
@@ -140,7 +183,12 @@ static gr_step_record empty_record(void) {
         .exact_match = none,
         .overlap = none,
         .gate_cosine = none,
-        .max_vio_valid = none};
+        .max_vio_valid = none,
+        .bytes_sent = none,
+        .rows_per_token = none,
+        .rows_per_token_best = none,
+        .imbalance = none,
+        .imbalance_best = none};
 }
 
 static gr_err train_step(gr_trainer *t, int64_t step) {

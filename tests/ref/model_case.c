@@ -147,8 +147,8 @@ static void runner_close(runner *r) {
     free(r->memory);
 }
 
-/* Accumulates the gradients of part `micro * R + rank` of the windows. */
-static void runner_step(runner *r, const windows *w, int micro, double *loss) {
+/* Part `micro * R + rank` of the windows, with the plan of its group. */
+static gr_batch runner_batch(runner *r, const windows *w, int micro) {
     size_t N = r->limits.N, K = r->limits.K, R = (size_t)r->comm->size[GR_WORLD];
     size_t own = (size_t)micro * R + (size_t)r->comm->rank[GR_WORLD], first = own - (size_t)r->comm->rank[GR_EP];
     const uint16_t *ids = w->ids + first * N * K;
@@ -156,11 +156,16 @@ static void runner_step(runner *r, const windows *w, int micro, double *loss) {
     MUST(gr_plan_build(&r->plan, r->builder, &r->limits, &r->map, (uint32_t)r->comm->rank[GR_EP], ids, gates));
     gr_plan_gates(&r->plan, gates, r->pair_gate);
     bool learned = r->o->config->routing.source == GR_SOURCE_LEARNED;
-    gr_batch batch = {.token = w->token + own * N,
+    return (gr_batch){.token = w->token + own * N,
         .target = w->target + own * N,
         .plan = learned ? NULL : &r->plan,
         .pair_gate = learned ? NULL : r->pair_gate,
         .ids = learned ? NULL : w->ids + own * N * K};
+}
+
+/* Accumulates its gradients. */
+static void runner_step(runner *r, const windows *w, int micro, double *loss) {
+    gr_batch batch = runner_batch(r, w, micro);
     gr_phases phases = {0};
     MUST(gr_model_step(r->model, &batch, 1.0f / (float)w->n, loss, &phases));
 }
@@ -223,25 +228,28 @@ void model_case_state_close(model_case_state *s) {
     free(s->weights);
 }
 
+static gr_optimizer_options optimizer_options(const runner *r, int steps) {
+    return (gr_optimizer_options){.backend = r->backend,
+        .comm = r->comm,
+        .params = gr_model_params(r->model),
+        .weights_act = gr_model_weights_act(r->model),
+        .vectors = gr_model_vectors(r->model),
+        .zero = r->o->zero,
+        .beta1 = 0.9,
+        .beta2 = 0.999,
+        .eps = 1e-8,
+        .weight_decay = 0.1,
+        .clip = 0.5,
+        .lr = {.schedule = GR_SCHEDULE_COSINE, .lr = 1e-3, .lr_min = 1e-4, .warmup_steps = 4, .decay_steps = steps}};
+}
+
 void model_case_train(
     gr_backend *backend, gr_comm *comm, const model_case_options *o, int n_part, int steps, model_case_state *out) {
     runner r;
     runner_open(&r, backend, comm, o);
+    gr_optimizer_options options = optimizer_options(&r, steps);
     gr_optimizer *optimizer;
-    MUST(gr_optimizer_open(&optimizer,
-        &(gr_optimizer_options){.backend = backend,
-            .comm = comm,
-            .params = gr_model_params(r.model),
-            .weights_act = gr_model_weights_act(r.model),
-            .vectors = gr_model_vectors(r.model),
-            .zero = o->zero,
-            .beta1 = 0.9,
-            .beta2 = 0.999,
-            .eps = 1e-8,
-            .weight_decay = 0.1,
-            .clip = 0.5,
-            .lr = {
-                .schedule = GR_SCHEDULE_COSINE, .lr = 1e-3, .lr_min = 1e-4, .warmup_steps = 4, .decay_steps = steps}}));
+    MUST(gr_optimizer_open(&optimizer, &options));
     for (int step = 0; step < steps; step++) {
         windows w = windows_make(o, n_part, step);
         double loss = 0;
@@ -257,6 +265,44 @@ void model_case_train(
     state_from(&r, out);
     gr_optimizer_close(optimizer);
     runner_close(&r);
+}
+
+/* What the comm has counted since `before`, which is set to now. */
+static void counted_since(const gr_comm *comm, uint64_t before[GR_N_TRAFFIC], uint64_t out[GR_N_TRAFFIC]) {
+    for (int t = 0; t < GR_N_TRAFFIC; t++) {
+        out[t] = comm->sent[t] - before[t];
+        before[t] = comm->sent[t];
+    }
+}
+
+model_case_bytes model_case_count_bytes(gr_backend *backend, gr_comm *comm, const model_case_options *o) {
+    runner r;
+    model_case_bytes out;
+    runner_open(&r, backend, comm, o);
+    gr_optimizer_options options = optimizer_options(&r, 1);
+    gr_optimizer *optimizer;
+    MUST(gr_optimizer_open(&optimizer, &options));
+    windows w = windows_make(o, comm->size[GR_WORLD], 0);
+    gr_batch batch = runner_batch(&r, &w, 0);
+    gr_phases phases = {0};
+    gr_update update;
+    double loss = 0;
+    uint64_t before[GR_N_TRAFFIC];
+    MUST(gr_model_zero_gradients(r.model));
+    memcpy(before, comm->sent, sizeof before);
+    MUST(gr_model_loss(r.model, &batch, &loss, &phases));
+    counted_since(comm, before, out.forward);
+    MUST(gr_model_step(r.model, &batch, 1.0f / (float)w.n, &loss, &phases));
+    counted_since(comm, before, out.micro);
+    MUST(gr_optimizer_step(optimizer, 0, 1, gr_model_masters(r.model), gr_model_gradients(r.model), &update));
+    counted_since(comm, before, out.update);
+    out.n_send = r.plan.n_send;
+    out.n_recv = r.plan.n_recv;
+    out.forecast = gr_optimizer_traffic_get(&options, gr_model_vectors(r.model) != NULL);
+    windows_free(&w);
+    gr_optimizer_close(optimizer);
+    runner_close(&r);
+    return out;
 }
 
 static bool same_bits(const model_case_state *a, const model_case_state *b) {

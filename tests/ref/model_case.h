@@ -48,6 +48,16 @@ bool model_case_recompute_is_exact(gr_backend *backend, gr_comm *comm, const mod
 double model_case_difference(const model_case_options *o, const model_case_state *part, const float *part_flat,
     const float *whole_flat, char *worst);
 
+/* Bytes that this rank hands to others in one step of one micro-batch, as its comm counts them. */
+typedef struct model_case_bytes {
+    uint64_t forward[GR_N_TRAFFIC]; /* of gr_model_loss */
+    uint64_t micro[GR_N_TRAFFIC];   /* of gr_model_step: forward and backward */
+    uint64_t update[GR_N_TRAFFIC];  /* of gr_optimizer_step */
+    uint64_t n_send, n_recv;        /* rows of the plan; not of learned routes, of which every layer makes its own */
+    gr_optimizer_traffic forecast;  /* of the update */
+} model_case_bytes;
+model_case_bytes model_case_count_bytes(gr_backend *backend, gr_comm *comm, const model_case_options *o);
+
 /* Runs forward and backward over all ranks of comm (groups formed), reduces gradients, compares with the reference that
  * sees all windows at once. Ends the process on failure to open anything. */
 model_case_result model_case_run(gr_backend *backend, gr_comm *comm, const model_case_options *o);
