@@ -151,7 +151,8 @@ static void assert_balanced_is_best(const gr_placement *p) {
     assert_true(balanced->rows < score_of(p, "round-robin")->rows);
     assert_true(balanced->rows < score_of(p, "random")->rows);
     assert_true(balanced->rows <= capped->rows);
-    assert_true(balanced->load <= 1.05 && capped->load <= 1.05);
+    const double least = fmax(1.05, 1.01 * p->load_bound); /* few experts on a rank: loads cannot always be evener */
+    assert_true(balanced->load <= least && capped->load <= least);
     assert_true(balanced->windows == capped->windows);
     assert_true(balanced->load >= p->load_bound && p->load_bound >= 1);
     assert_ptr_equal(balanced, &p->score[p->n_score - 1]);

@@ -142,6 +142,7 @@ typedef struct gr_place_search {
     uint16_t *part, *trial; /* [E] */
     uint16_t *group;        /* [n] of each window; NULL: there is one group */
     uint16_t *home;         /* [n] */
+    uint16_t *trial_home;   /* [n] */
     gr_place_gains now, next;
     uint64_t *sum; /* [n_part] scratch */
 } gr_place_search;
@@ -154,6 +155,9 @@ GR_MUST gr_err gr_place_repair(gr_place_search *s, uint16_t *part);
 /* part[E], within the cap: swaps that lower rows, and homes exactly, in turn, until neither brings anything. *rows of
  * the view. 69. */
 GR_MUST gr_err gr_place_descend(gr_place_search *s, uint16_t *part, uint64_t *rows);
+/* The same, and then out of hollows: swaps that pay only once windows have followed, and descents with a looser cap and
+ * back. 69. */
+GR_MUST gr_err gr_place_improve(gr_place_search *s, uint16_t *part, uint64_t *rows);
 
 /* ---------------------------------------------------------------- balanced.c: from the paper's experts to ours */
 
