@@ -54,7 +54,7 @@ void gr_place_search_close(gr_place_search *s) {
 /* ---------------------------------------------------------------- homes */
 
 static void touch_all(const gr_place_view *v, const uint16_t *part, uint32_t n_part, uint32_t *touch) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (v->n * v->T * v->K >= GR_PLACE_WIDE_MIN)
     for (size_t w = 0; w < v->n; w++)
         gr_place_touch(v->ids + w * v->step * v->T * v->K, v->T, v->K, part, n_part, touch + w * n_part);
 }
