@@ -57,7 +57,7 @@ typedef struct gr_place_view {
     size_t *begin; /* [n_table+1] first of each table */
 } gr_place_view;
 
-#define GR_PLACE_WIDE_MIN (1 << 18) /* pairs: below, threads cost more than they bring */
+#define GR_PLACE_WIDE_MIN (1 << 15) /* pairs: below, threads cost more than they bring */
 
 /* Evenly spread windows with about n_pair pairs or all of them. */
 GR_MUST gr_err gr_place_view_open(gr_place_view *v, const gr_place_sample *s, size_t n_pair);

@@ -11,8 +11,8 @@ enum {
     ROUNDS = 200,         /* of swaps and homes in turn */
     BATCHES_PER_ROUND = 6,
     HOMES_EVERY = 8,      /* repairs between two looks at the homes */
-    PROBES = 64,          /* swaps that are tried with windows that follow */
-    PROBE_ROUNDS = 20,
+    PROBES = 24,          /* swaps that are tried with windows that follow */
+    PROBE_ROUNDS = 8,
 };
 static const double GAIN_MIN = 1e-5; /* share of the rows that a round must save for another one */
 
