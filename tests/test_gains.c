@@ -1,4 +1,5 @@
-/* What swaps of experts bring, against counting again; loads and their bound; homes and search against all there are. */
+/* What swaps of experts bring, against counting again; loads and their bound; homes and search against all there are.
+ */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -155,8 +156,8 @@ static void test_touch_counts_and_pairs_are_those_of_the_tokens(void **state) {
 
 /* Calls visit for every way to give part[n_expert] to n_part parts, equally many each. */
 typedef void (*visit_parts)(void *context, const uint16_t *part);
-static void every_placement(uint32_t e, uint32_t n_expert, uint32_t n_part, uint32_t *left, uint16_t *part,
-    visit_parts visit, void *context) {
+static void every_placement(
+    uint32_t e, uint32_t n_expert, uint32_t n_part, uint32_t *left, uint16_t *part, visit_parts visit, void *context) {
     if (e == n_expert) {
         visit(context, part);
         return;
@@ -199,7 +200,8 @@ static void test_the_bound_of_load_holds_and_even_loads_come_close(void **state)
         const uint32_t n_expert = shape[seed % 5][0], n_part = shape[seed % 5][1];
         uint64_t load[E], total = 0, sum[E];
         for (uint32_t e = 0; e < n_expert; e++)
-            total += load[e] = 1 + gr_random_below(seed, 7, e, seed % 2 ? 10 : 1000) + (e == 3 && seed % 3 == 0 ? 5000 : 0);
+            total += load[e] =
+                1 + gr_random_below(seed, 7, e, seed % 2 ? 10 : 1000) + (e == 3 && seed % 3 == 0 ? 5000 : 0);
         const gr_place_level l = {.E = n_expert, .n_part = n_part, .group_size = n_part, .load = load};
         least_load least = {.level = &l, .least = UINT64_MAX};
         visit_every(n_expert, n_part, visit_load, &least);

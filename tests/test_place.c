@@ -51,8 +51,8 @@ typedef struct figures {
     uint64_t windows[E], load[E];
 } figures;
 
-static void count_token(const gr_placement *p, const uint32_t *rank_of, uint32_t home, const uint16_t *ids,
-    uint32_t *touch, figures *f) {
+static void count_token(
+    const gr_placement *p, const uint32_t *rank_of, uint32_t home, const uint16_t *ids, uint32_t *touch, figures *f) {
     bool rank[E] = {false}, node[E] = {false};
     for (uint32_t k = 0; k < p->K; k++) {
         const uint32_t r = rank_of[ids[k]];
@@ -301,7 +301,8 @@ static void test_paper_follows_algorithm_1(void **state) {
     for (uint64_t w = 0; w < N_WINDOW; w++) {
         const uint32_t *touch = p.table[0].touch.count + w * 4;
         for (uint32_t r = 0; r < 4; r++)
-            assert_true(touch[r] < touch[p.table[0].rank[w]] || (touch[r] == touch[p.table[0].rank[w]] && r >= p.table[0].rank[w]));
+            assert_true(touch[r] < touch[p.table[0].rank[w]] ||
+                        (touch[r] == touch[p.table[0].rank[w]] && r >= p.table[0].rank[w]));
     }
     o.grain = GR_PLACE_BY_NODE; /* a node's windows go round its ranks, and so do its experts */
     assert_int_equal(gr_place(&o, &q), 0);
@@ -381,8 +382,10 @@ static void test_topologies_that_do_not_fit_are_refused(void **state) {
     (void)state;
     const topic_shape s = shape();
     gr_routes *table = open_table("place_topology.tmp", &s);
-    assert_fails(options(&table, 1, 1, 3), GR_CONFIG, "divides the 16 experts of place_topology.tmp, got 3 (1 nodes of 3)");
-    assert_fails(options(&table, 1, 4, 8), GR_CONFIG, "at most as many ranks as the 16 experts of place_topology.tmp, got 32");
+    assert_fails(
+        options(&table, 1, 1, 3), GR_CONFIG, "divides the 16 experts of place_topology.tmp, got 3 (1 nodes of 3)");
+    assert_fails(
+        options(&table, 1, 4, 8), GR_CONFIG, "at most as many ranks as the 16 experts of place_topology.tmp, got 32");
     assert_fails(options(&table, 1, UINT32_MAX, UINT32_MAX), GR_CONFIG, "1 to 4096 ranks");
     assert_fails(options(&table, 1, 0, 4), GR_CONFIG, "1 to 4096 ranks");
     close_table(table);
@@ -400,7 +403,8 @@ static void test_tables_that_do_not_belong_together_are_refused(void **state) {
         s.K -= i == 1 ? 1 : 0;
         s.T -= i == 2 ? 1 : 0;
         table[1] = open_table("place_b.tmp", &s);
-        assert_fails(options(table, 2, 1, 2), GR_DATA, "place_b.tmp: expected E = 16, K = 3, T = 32 as in place_a.tmp, got");
+        assert_fails(
+            options(table, 2, 1, 2), GR_DATA, "place_b.tmp: expected E = 16, K = 3, T = 32 as in place_a.tmp, got");
         close_table(table[1]);
     }
     s = shape();
@@ -428,7 +432,8 @@ static void flip(const char *path, long at) {
     assert_int_equal(fclose(f), 0);
 }
 
-/* Of several damaged windows the first is named, whichever thread meets one; windows outside the sample are seen too. */
+/* Of several damaged windows the first is named, whichever thread meets one; windows outside the sample are seen too.
+ */
 static void test_damage_anywhere_is_found(void **state) {
     (void)state;
     const topic_shape s = shape();

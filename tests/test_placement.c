@@ -65,7 +65,8 @@ static void assert_equal(const gr_placement *a, const gr_placement *b) {
     assert_true(a->E == b->E && a->K == b->K && a->T == b->T && a->seed == b->seed);
     assert_true(a->router.lo == b->router.lo && a->router.hi == b->router.hi);
     assert_true(a->method == b->method && a->grain == b->grain && a->n_sampled == b->n_sampled);
-    assert_true(a->load_max == b->load_max && a->load_bound == b->load_bound && a->n_score == b->n_score && a->n_table == b->n_table);
+    assert_true(a->load_max == b->load_max && a->load_bound == b->load_bound && a->n_score == b->n_score &&
+                a->n_table == b->n_table);
     for (int i = 0; i < a->n_score; i++) {
         const gr_place_score *s = &a->score[i], *t = &b->score[i];
         assert_string_equal(s->name, t->name);
@@ -183,8 +184,10 @@ static void test_a_lying_text_is_refused_by_field(void **state) {
     const char *path = "placement_lying.tmp";
     static const char *const lie[][3] = {{"grouter-placement", "grouter-placemenu", "\"format\""},
         {"\"version\": 1", "\"version\": 2", "\"version\""}, {"\"nodes\": 1", "\"nodes\": 0", "\"nodes\""},
-        {"\"nodes\": 1", "\"nodes\": 9", "\"experts\""}, {"\"ranks_per_node\": 3", "\"ranks_per_node\": 4", "\"experts\""},
-        {"\"experts\": 6", "\"experts\": 9", "experts_by_rank"}, {"\"experts\": 6,", "\"experts\":6e,", "lying.tmp:6:15"},
+        {"\"nodes\": 1", "\"nodes\": 9", "\"experts\""},
+        {"\"ranks_per_node\": 3", "\"ranks_per_node\": 4", "\"experts\""},
+        {"\"experts\": 6", "\"experts\": 9", "experts_by_rank"},
+        {"\"experts\": 6,", "\"experts\":6e,", "lying.tmp:6:15"},
         {"\"experts_per_token\": 2", "\"experts_per_token\": 7", "\"experts_per_token\""},
         {"\"tokens_per_window\": 10", "\"tokens_per_window\": 00", "lying.tmp:8:"},
         {"\"tokens_per_window\": 10", "\"tokens_per_window\":  5", "at most the window's 5 tokens"},
@@ -193,12 +196,14 @@ static void test_a_lying_text_is_refused_by_field(void **state) {
         {"18446744073709551615", "18446744073709551616", "\"seed\""},
         {"\"sampled_tokens\": 90", "\"sampled_tokens\": -1", "\"sampled_tokens\""},
         {"\"sampled_tokens\": 90", "\"sampled_tokens\": 40", "together"},
-        {"\"load_bound\": 0.3", "\"load_bound\": -.3", "lying.tmp:"}, {"\"load_bound\": 0.3", "\"load_bound\": -33", "number"},
-        {"[1, 4]", "[4, 1]", "ascending within a rank"}, {"[1, 4]", "[1, 5]", "every expert once"},
-        {"[1, 4]", "[1, 6]", "every expert once"}, {"[1, 4]", "[14  ]", "equally many"},
-        {"\"rank_load\": [0", "\"rank_load\": [{", "lying.tmp:"}, {"\"name\": \"round", "\"name\": \"ro\\td", "\"name\""},
-        {"\"rows\": 0", "\"rows\": f", "lying.tmp:"}, {"\"hash\": \"0000000000000065\"", "\"hash\": \"0000000000000064\"", "each table once"},
-        {"\"windows\": 5}", "\"windows\": 6}", "lying.tmp: table 0, window 5:"}, {"\"windows\": 5}", "\"windows\": 0}", "\"windows\""},
+        {"\"load_bound\": 0.3", "\"load_bound\": -.3", "lying.tmp:"},
+        {"\"load_bound\": 0.3", "\"load_bound\": -33", "number"}, {"[1, 4]", "[4, 1]", "ascending within a rank"},
+        {"[1, 4]", "[1, 5]", "every expert once"}, {"[1, 4]", "[1, 6]", "every expert once"},
+        {"[1, 4]", "[14  ]", "equally many"}, {"\"rank_load\": [0", "\"rank_load\": [{", "lying.tmp:"},
+        {"\"name\": \"round", "\"name\": \"ro\\td", "\"name\""}, {"\"rows\": 0", "\"rows\": f", "lying.tmp:"},
+        {"\"hash\": \"0000000000000065\"", "\"hash\": \"0000000000000064\"", "each table once"},
+        {"\"windows\": 5}", "\"windows\": 6}", "lying.tmp: table 0, window 5:"},
+        {"\"windows\": 5}", "\"windows\": 0}", "\"windows\""},
         {"\"windows\": 4}", "\"windows\": 2}", "lying.tmp: table 1, window 0:"},
         {"\"path\": \"a", "\"psth\": \"a", "\"path\""}};
     gr_placement p;

@@ -186,8 +186,7 @@ static gr_err by_node(const gr_place_balance *b, const gr_place_level *ranks, ui
 
 gr_err gr_place_balance_run(const gr_place_balance *b) {
     const uint32_t R = b->o->n_node * b->o->node_ranks;
-    const gr_place_level ranks = {
-        .E = b->sample->E, .n_part = R, .group_size = R, .part_ranks = 1, .load = b->load};
+    const gr_place_level ranks = {.E = b->sample->E, .n_part = R, .group_size = R, .part_ranks = 1, .load = b->load};
     if (b->o->grain == GR_PLACE_BY_RANK)
         return by_rank(b, ranks);
     uint16_t *node = NULL, *best = NULL;

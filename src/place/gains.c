@@ -191,8 +191,7 @@ void gr_place_gains_close(gr_place_gains *g) {
     *g = (gr_place_gains){0};
 }
 
-gr_err gr_place_gains_count(
-    gr_place_gains *g, const gr_place_view *v, const uint16_t *part, const uint16_t *home) {
+gr_err gr_place_gains_count(gr_place_gains *g, const gr_place_view *v, const uint16_t *part, const uint16_t *home) {
     const size_t E = g->E;
     counts c = {.total = g->total, .settled = g->settled, .alone = g->alone};
     memset(g->total, 0, E * sizeof *g->total);

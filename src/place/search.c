@@ -7,11 +7,11 @@
 #include <string.h>
 
 enum {
-    BATCH = 4,            /* swaps at once, at first */
-    ROUNDS = 200,         /* of swaps and homes in turn */
+    BATCH = 4,    /* swaps at once, at first */
+    ROUNDS = 200, /* of swaps and homes in turn */
     BATCHES_PER_ROUND = 6,
-    HOMES_EVERY = 8,      /* repairs between two looks at the homes */
-    PROBES = 24,          /* swaps that are tried with windows that follow */
+    HOMES_EVERY = 8, /* repairs between two looks at the homes */
+    PROBES = 24,     /* swaps that are tried with windows that follow */
     PROBE_ROUNDS = 8,
 };
 static const double GAIN_MIN = 1e-5; /* share of the rows that a round must save for another one */
@@ -126,7 +126,8 @@ static uint64_t relief(const gr_place_search *s, const uint16_t *part, uint32_t 
     if (a <= l->cap || l->load[f] >= l->load[e])
         return 0;
     const uint64_t less = l->load[e] - l->load[f];
-    const uint64_t before = above(a, l->cap) + above(b, l->cap), after = above(a - less, l->cap) + above(b + less, l->cap);
+    const uint64_t before = above(a, l->cap) + above(b, l->cap),
+                   after = above(a - less, l->cap) + above(b + less, l->cap);
     return before > after ? before - after : 0;
 }
 
