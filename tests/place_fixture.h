@@ -44,8 +44,7 @@ static inline void topic_insert(uint16_t *ids, uint32_t n, uint32_t e) {
 
 /* Experts lie on a circle, circle[E], in an order that no id gives away; a topic is an arc of it, and the first topics
  * are the most frequent. */
-static inline void topic_window(
-    const topic_shape *s, const uint16_t *circle, uint64_t w, uint16_t *ids, float *gates) {
+static inline void topic_window(const topic_shape *s, const uint16_t *circle, uint64_t w, uint16_t *ids, float *gates) {
     uint64_t state = s->seed * 1000003 + w * 7919;
     topic_random(&state);
     const double u = topic_uniform(&state);

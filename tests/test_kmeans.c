@@ -242,6 +242,29 @@ static void test_too_few_points_and_numbers_that_are_none_are_refused(void **sta
     assert_int_equal(gr_kmeans_run(&a, c, NULL, NULL), GR_NONFINITE);
 }
 
+/* sklearn.cluster.KMeans(K, n_init=400, tol=0).fit(x).inertia_ of the same points. */
+static void test_many_starts_end_where_those_of_scikit_learn_do(void **state) {
+    (void)state;
+    enum { POINTS = 300, WIDTH = 4 };
+    static const double inertia[][2] = {{3, 14599.15723}, {4, 13458.77734}, {5, 12335.05664}};
+    float x[POINTS * WIDTH], c[5 * WIDTH];
+    for (int i = 0; i < POINTS; i++)
+        for (int d = 0; d < WIDTH; d++)
+            x[i * WIDTH + d] = (float)((i * 37 + d * 101 + i * i * (d + 3)) % 97) / 8 + 20 * (float)(i * (d + 1) % 3);
+    for (size_t i = 0; i < sizeof inertia / sizeof *inertia; i++) {
+        const gr_kmeans a = {.x = x,
+            .n = POINTS,
+            .D = WIDTH,
+            .K = (uint32_t)inertia[i][0],
+            .seed = 1,
+            .n_restart = 400,
+            .n_iteration_max = 300,
+            .tolerance = 0};
+        const double found = run(&a, c, NULL).inertia;
+        assert_true(fabs(found - inertia[i][1]) <= 1e-6 * inertia[i][1]);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_clusters_of_a_line_are_found_from_every_seed),
@@ -254,6 +277,7 @@ int main(void) {
         cmocka_unit_test(test_a_cluster_that_loses_its_points_gets_another),
         cmocka_unit_test(test_distances_beyond_float_stay_finite),
         cmocka_unit_test(test_too_few_points_and_numbers_that_are_none_are_refused),
+        cmocka_unit_test(test_many_starts_end_where_those_of_scikit_learn_do),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

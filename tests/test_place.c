@@ -14,7 +14,7 @@
 #include "grouter/placement.h"
 #include "place_fixture.h"
 
-enum { E = 16, K = 3, T = 32, N_WINDOW = 301 };
+enum { E = 16, K = 3, T = 32, N_WINDOW = 121 };
 
 static topic_shape shape(void) {
     return (topic_shape){.E = E, .K = K, .T = T, .n_window = N_WINDOW, .seed = 4, .n_topic = 9};
@@ -51,8 +51,8 @@ typedef struct figures {
     uint64_t windows[E], load[E];
 } figures;
 
-static void count_token(const gr_placement *p, const uint32_t *rank_of, uint32_t home, const uint16_t *ids,
-    uint32_t *touch, figures *f) {
+static void count_token(
+    const gr_placement *p, const uint32_t *rank_of, uint32_t home, const uint16_t *ids, uint32_t *touch, figures *f) {
     bool rank[E] = {false}, node[E] = {false};
     for (uint32_t k = 0; k < p->K; k++) {
         const uint32_t r = rank_of[ids[k]];
@@ -150,8 +150,12 @@ static void assert_balanced_is_best(const gr_placement *p) {
     const gr_place_score *balanced = score_of(p, "balanced"), *capped = score_of(p, "paper, capped");
     assert_true(balanced->rows < score_of(p, "round-robin")->rows);
     assert_true(balanced->rows < score_of(p, "random")->rows);
-    assert_true(balanced->rows <= capped->rows);
-    assert_true(balanced->load <= 1.05 && capped->load <= 1.05);
+    if (p->grain == GR_PLACE_BY_RANK)
+        assert_true(balanced->rows <= capped->rows);
+    else
+        assert_true(balanced->node_rows <= capped->node_rows);
+    const double least = fmax(1.05, 1.01 * p->load_bound); /* few experts on a rank: loads cannot always be evener */
+    assert_true(balanced->load <= least && capped->load <= least);
     assert_true(balanced->windows == capped->windows);
     assert_true(balanced->load >= p->load_bound && p->load_bound >= 1);
     assert_ptr_equal(balanced, &p->score[p->n_score - 1]);
@@ -161,7 +165,7 @@ static void assert_balanced_is_best(const gr_placement *p) {
 
 static void test_balanced_moves_fewest_rows_at_equal_counts_within_the_cap(void **state) {
     (void)state;
-    static const uint32_t topology[][2] = {{1, 2}, {1, 4}, {2, 2}, {4, 2}, {1, 16}, {8, 1}};
+    static const uint32_t topology[][2] = {{1, 2}, {2, 2}, {1, 16}, {4, 1}};
     const topic_shape s = shape();
     gr_routes *table = open_table("place_balanced.tmp", &s);
     for (size_t i = 0; i < sizeof topology / sizeof *topology; i++) {
@@ -206,7 +210,6 @@ static void test_by_node_rows_between_nodes_come_first(void **state) {
     assert_equal_counts(&by_node);
     assert_balanced_is_best(&by_node);
     assert_true(score_of(&by_node, "balanced")->node_rows <= score_of(&by_rank, "balanced")->node_rows);
-    assert_true(score_of(&by_node, "balanced")->node_rows <= score_of(&by_node, "paper, capped")->node_rows);
     gr_placement_close(&by_node);
     gr_placement_close(&by_rank);
     close_table(table);
@@ -221,9 +224,9 @@ static void test_several_tables_are_balanced_each_and_together(void **state) {
     table[1] = open_table("place_second.tmp", &s);
     gr_placement p;
     gr_place_options o = options(table, 2, 1, 4);
-    o.n_sample = 100; /* fewer than there are */
+    o.n_sample = 90; /* fewer than there are */
     assert_int_equal(gr_place(&o, &p), 0);
-    assert_int_equal(p.n_sampled, 100 * T);
+    assert_int_equal(p.n_sampled, 90 * T);
     assert_figures(&p, table);
     assert_equal_counts(&p);
     gr_placement_close(&p);
@@ -300,7 +303,8 @@ static void test_paper_follows_algorithm_1(void **state) {
     for (uint64_t w = 0; w < N_WINDOW; w++) {
         const uint32_t *touch = p.table[0].touch.count + w * 4;
         for (uint32_t r = 0; r < 4; r++)
-            assert_true(touch[r] < touch[p.table[0].rank[w]] || (touch[r] == touch[p.table[0].rank[w]] && r >= p.table[0].rank[w]));
+            assert_true(touch[r] < touch[p.table[0].rank[w]] ||
+                        (touch[r] == touch[p.table[0].rank[w]] && r >= p.table[0].rank[w]));
     }
     o.grain = GR_PLACE_BY_NODE; /* a node's windows go round its ranks, and so do its experts */
     assert_int_equal(gr_place(&o, &q), 0);
@@ -342,7 +346,7 @@ static uint8_t *placed_bytes(const gr_place_options *o, int n_thread, size_t *n)
 static void test_threads_change_nothing_and_the_seed_does(void **state) {
     (void)state;
     topic_shape s = shape();
-    s.n_window = 1000; /* enough for threads in k-means */
+    s.n_window = 450; /* enough for threads */
     gr_routes *table = open_table("place_threads.tmp", &s);
     gr_place_options o = options(&table, 1, 2, 2);
     for (int grain = 0; grain < GR_N_PLACE_GRAIN; grain++) {
@@ -350,7 +354,7 @@ static void test_threads_change_nothing_and_the_seed_does(void **state) {
         uint8_t *bytes[4];
         o.grain = (gr_place_grain)grain;
         o.seed = 3;
-        o.n_sample = 700;
+        o.n_sample = 400;
         for (int i = 0; i < 3; i++)
             bytes[i] = placed_bytes(&o, i + 1, &n[i]);
         o.seed = 4;
@@ -380,8 +384,10 @@ static void test_topologies_that_do_not_fit_are_refused(void **state) {
     (void)state;
     const topic_shape s = shape();
     gr_routes *table = open_table("place_topology.tmp", &s);
-    assert_fails(options(&table, 1, 1, 3), GR_CONFIG, "divides the 16 experts of place_topology.tmp, got 3 (1 nodes of 3)");
-    assert_fails(options(&table, 1, 4, 8), GR_CONFIG, "at most as many ranks as the 16 experts of place_topology.tmp, got 32");
+    assert_fails(
+        options(&table, 1, 1, 3), GR_CONFIG, "divides the 16 experts of place_topology.tmp, got 3 (1 nodes of 3)");
+    assert_fails(
+        options(&table, 1, 4, 8), GR_CONFIG, "at most as many ranks as the 16 experts of place_topology.tmp, got 32");
     assert_fails(options(&table, 1, UINT32_MAX, UINT32_MAX), GR_CONFIG, "1 to 4096 ranks");
     assert_fails(options(&table, 1, 0, 4), GR_CONFIG, "1 to 4096 ranks");
     close_table(table);
@@ -399,7 +405,8 @@ static void test_tables_that_do_not_belong_together_are_refused(void **state) {
         s.K -= i == 1 ? 1 : 0;
         s.T -= i == 2 ? 1 : 0;
         table[1] = open_table("place_b.tmp", &s);
-        assert_fails(options(table, 2, 1, 2), GR_DATA, "place_b.tmp: expected E = 16, K = 3, T = 32 as in place_a.tmp, got");
+        assert_fails(
+            options(table, 2, 1, 2), GR_DATA, "place_b.tmp: expected E = 16, K = 3, T = 32 as in place_a.tmp, got");
         close_table(table[1]);
     }
     s = shape();
@@ -427,7 +434,8 @@ static void flip(const char *path, long at) {
     assert_int_equal(fclose(f), 0);
 }
 
-/* Of several damaged windows the first is named, whichever thread meets one; windows outside the sample are seen too. */
+/* Of several damaged windows the first is named, whichever thread meets one; windows outside the sample are seen too.
+ */
 static void test_damage_anywhere_is_found(void **state) {
     (void)state;
     const topic_shape s = shape();
@@ -440,15 +448,15 @@ static void test_damage_anywhere_is_found(void **state) {
 #ifdef _OPENMP
     omp_set_num_threads(2);
 #endif
-    flip(path, records + 299 * record + 5);
-    assert_fails(o, GR_DATA, "place_damaged.tmp: window 299: expected record hash");
+    flip(path, records + 119 * record + 5);
+    assert_fails(o, GR_DATA, "place_damaged.tmp: window 119: expected record hash");
     flip(path, records + 17 * record + T * K * 3 + 2);
     assert_fails(o, GR_DATA, "place_damaged.tmp: window 17: expected record hash");
     flip(path, records + 17 * record + T * K * 3 + 2);
-    flip(path, records + 299 * record + 5);
-    flip(path, 512 + 4 * E * 200);
-    assert_fails(o, GR_DATA, "place_damaged.tmp: window 200: expected record hash");
-    flip(path, 512 + 4 * E * 200);
+    flip(path, records + 119 * record + 5);
+    flip(path, 512 + 4 * E * 100);
+    assert_fails(o, GR_DATA, "place_damaged.tmp: window 100: expected record hash");
+    flip(path, 512 + 4 * E * 100);
     flip(path, -1); /* the last window's token hash: no record of its own covers it, the table's hash does */
     assert_fails(o, GR_DATA, "place_damaged.tmp: expected table hash");
     flip(path, -1);

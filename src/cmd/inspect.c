@@ -222,7 +222,8 @@ static gr_err recognise(const char *path, kind *out) {
     gr_map_close(&map);
     if (*out == KIND_UNKNOWN)
         return gr_fail(GR_DATA,
-            "%s: expected a route table, its .touch counts, a router, a mapping, a placement, a token file (.idx, .bin or "
+            "%s: expected a route table, its .touch counts, a router, a mapping, a placement, a token file (.idx, .bin "
+            "or "
             "their prefix), safetensors or the folder of a checkpoint, got none of them; an early part of the file may "
             "be damaged",
             path);
@@ -277,7 +278,8 @@ const gr_command gr_cmd_inspect = {
         "allows. Any damage is an error.\n"
         "\n"
         "  --tokens TOKENS  the token file of a route table: also proves that they are a pair\n"
-        "  --svg PICTURE    of a placement: which experts are chosen together, in the order of ranks, the load of ranks,\n"
+        "  --svg PICTURE    of a placement: which experts are chosen together, in the order of ranks, the load of "
+        "ranks,\n"
         "                   and the rows of each way to place\n"
         "  --json           one JSON object on standard output\n"
         "\n"

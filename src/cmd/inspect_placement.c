@@ -10,7 +10,8 @@ void gr_placed_print_scores(const gr_placement *p) {
     printf("%-14s %11s %12s %15s %8s %8s\n", "", "rows/token", "pairs/token", "node rows/token", "load", "windows");
     for (int i = 0; i < p->n_score; i++) {
         const gr_place_score *s = &p->score[i];
-        printf("%-14s %11.4f %12.4f %15.4f %8.4f %8.4f\n", s->name, s->rows, s->pairs, s->node_rows, s->load, s->windows);
+        printf(
+            "%-14s %11.4f %12.4f %15.4f %8.4f %8.4f\n", s->name, s->rows, s->pairs, s->node_rows, s->load, s->windows);
     }
 }
 
@@ -67,7 +68,8 @@ static void print_json_scores(gr_report *r, const gr_placement *p) {
     for (int i = 0; i < p->n_table; i++) {
         printf("%s\n    {\"path\": ", i ? "," : "[");
         gr_report_literal(p->table[i].path);
-        printf(", \"hash\": \"%016" PRIx64 "\", \"windows\": %" PRIu64 "}", p->table[i].table_hash, p->table[i].n_window);
+        printf(
+            ", \"hash\": \"%016" PRIx64 "\", \"windows\": %" PRIu64 "}", p->table[i].table_hash, p->table[i].n_window);
     }
     printf("]");
 }

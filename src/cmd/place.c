@@ -42,8 +42,8 @@ static gr_err parse_name(const place_args *a, int option, const char *first, con
     *out = text && strcmp(text, second) == 0;
     if (!text || *out || strcmp(text, first) == 0)
         return GR_OK;
-    return gr_fail(
-        GR_USAGE, "%s: expected %s or %s, got \"%.60s\"; choose one of the two", option_name[option], first, second, text);
+    return gr_fail(GR_USAGE, "%s: expected %s or %s, got \"%.60s\"; choose one of the two", option_name[option], first,
+        second, text);
 }
 
 static gr_err parse_values(place_args *a) {
@@ -54,8 +54,10 @@ static gr_err parse_values(place_args *a) {
     a->o.n_sample = SAMPLE_DEFAULT;
     GR_TRY(parse_u64(a, NODES, 1, UINT32_MAX, &nodes));
     GR_TRY(parse_u64(a, RANKS, 1, UINT32_MAX, &ranks));
-    GR_TRY(parse_name(a, METHOD, gr_place_method_name(GR_PLACE_BALANCED), gr_place_method_name(GR_PLACE_PAPER), &method));
-    GR_TRY(parse_name(a, GRANULARITY, gr_place_grain_name(GR_PLACE_BY_RANK), gr_place_grain_name(GR_PLACE_BY_NODE), &grain));
+    GR_TRY(
+        parse_name(a, METHOD, gr_place_method_name(GR_PLACE_BALANCED), gr_place_method_name(GR_PLACE_PAPER), &method));
+    GR_TRY(parse_name(
+        a, GRANULARITY, gr_place_grain_name(GR_PLACE_BY_RANK), gr_place_grain_name(GR_PLACE_BY_NODE), &grain));
     GR_TRY(parse_f64(a, ENTROPY, 0, 1, &a->o.entropy_max));
     GR_TRY(parse_f64(a, LOAD_MAX, 1, GR_PLACEMENT_RANKS_MAX, &a->o.load_max));
     GR_TRY(parse_u64(a, SAMPLE, 1, UINT32_MAX, &a->o.n_sample));
@@ -90,7 +92,8 @@ static void print_load(const gr_placement *p) {
     if (p->method == GR_PLACE_PAPER)
         printf("load: not capped; no placement has a fullest rank below %.4f of the mean\n", p->load_bound);
     else if (load <= p->load_max)
-        printf("load: within %.4g of the mean; no placement has a fullest rank below %.4f\n", p->load_max, p->load_bound);
+        printf(
+            "load: within %.4g of the mean; no placement has a fullest rank below %.4f\n", p->load_max, p->load_bound);
     else
         printf("load: %.4f of the mean is the least that was reached, above the %.4g asked for; no placement has a "
                "fullest rank below %.4f\n",
@@ -102,8 +105,8 @@ static void print_result(const gr_placement *p, const char *path, double took_s)
     char took[16];
     for (int i = 0; i < p->n_table; i++)
         n_window += p->table[i].n_window;
-    printf("%s: E = %" PRIu32 ", K = %" PRIu32 ", %" PRIu32 " ranks (%" PRIu32 " x %" PRIu32 "), %s by %s\n", path, p->E,
-        p->K, p->R, p->n_node, p->node_ranks, gr_place_method_name(p->method), gr_place_grain_name(p->grain));
+    printf("%s: E = %" PRIu32 ", K = %" PRIu32 ", %" PRIu32 " ranks (%" PRIu32 " x %" PRIu32 "), %s by %s\n", path,
+        p->E, p->K, p->R, p->n_node, p->node_ranks, gr_place_method_name(p->method), gr_place_grain_name(p->grain));
     printf("windows: %" PRIu64 " of %" PRIu32 " tokens in %d table%s\n", n_window, p->T, p->n_table,
         p->n_table > 1 ? "s" : "");
     gr_placed_print_scores(p);
@@ -168,7 +171,8 @@ const gr_command gr_cmd_place = {
         "\n"
         "Decides from route tables which of N x P ranks holds which experts, equally many each, and which rank reads\n"
         "which window, so that few rows travel: a row is a token sent to a rank that has one or more of its experts.\n"
-        "Prints, over all windows, rows, expert pairs and rows between nodes per token, and the fullest rank's experts'\n"
+        "Prints, over all windows, rows, expert pairs and rows between nodes per token, and the fullest rank's "
+        "experts'\n"
         "pairs (load) and windows over the mean, of other ways to place too. Every record is verified.\n"
         "\n"
         "  --routes TABLE           route table; repeatable: tables of one router, E, K and T\n"
@@ -182,7 +186,8 @@ const gr_command gr_cmd_place = {
         "                           first, then between ranks\n"
         "  --load-max X             of the fullest rank over the mean, 1 or more (default 1.05); if no placement that\n"
         "                           is found has less, the least that is found, said so\n"
-        "  --entropy X              windows whose experts have a higher entropy, as a share of log2 E, are left out of\n"
+        "  --entropy X              windows whose experts have a higher entropy, as a share of log2 E, are left out "
+        "of\n"
         "                           the clusters (default 0.97857, the paper's 6.85 of 7 bits)\n"
         "  --sample N               windows behind clusters and search (default 65536); figures are of all windows\n"
         "  --seed S                 of the sample, the clusters and the random placement (default 0)\n"

@@ -159,8 +159,8 @@ static gr_err draw_scale(gr_out *o, const matrix *m) {
 static gr_err draw_cells(gr_out *o, const matrix *m) {
     const box b = MATRIX;
     GR_TRY(put_text(o, b.x, b.y - 14, 14, "start", "Experts chosen together, in the order of ranks"));
-    GR_TRY(gr_out_printf(o, "<g transform=\"translate(%g %g) scale(%g)\" shape-rendering=\"crispEdges\">\n", b.x, b.y,
-        b.width / m->n));
+    GR_TRY(gr_out_printf(
+        o, "<g transform=\"translate(%g %g) scale(%g)\" shape-rendering=\"crispEdges\">\n", b.x, b.y, b.width / m->n));
     for (int shade = 1; shade <= SHADES; shade++) /* 0 is the paper */
         GR_TRY(draw_shade(o, m, shade));
     GR_TRY(gr_out_printf(o, "</g>\n"));
@@ -235,7 +235,8 @@ static gr_err draw_rows(gr_out *o, const gr_placement *p) {
 static gr_err draw(gr_out *o, const gr_placement *p) {
     char title[160];
     GR_TRY(gr_out_printf(o,
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" height=\"%d\" "
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%d\" "
+        "height=\"%d\" "
         "viewBox=\"0 0 %d %d\" font-family=\"sans-serif\" fill=\"#111111\">\n",
         WIDTH, HEIGHT, WIDTH, HEIGHT));
     GR_TRY(put_rect(o, (box){0, 0, WIDTH, HEIGHT}, "#ffffff"));

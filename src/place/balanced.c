@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { COARSE_PAIRS = 1 << 22, STARTS = 3 };
+enum { COARSE_PAIRS = 1 << 21, STARTS = 3 };
 
 void gr_place_spread(const uint16_t *node, uint32_t E, uint32_t n_node, uint32_t node_ranks, uint16_t *rank) {
     uint32_t count[GR_PLACEMENT_RANKS_MAX];
@@ -88,7 +88,7 @@ static gr_err try_starts(
     for (int i = 0; i < STARTS; i++) {
         uint64_t rows;
         GR_TRY(make_start(b, coarse, i, capped, start));
-        GR_TRY(gr_place_descend(coarse, start, &rows));
+        GR_TRY(gr_place_improve(coarse, start, &rows));
         gr_info("search from start %d of %d: %.4f rows per token", i + 1, STARTS, (double)rows / n_token);
         if (rows < least) {
             least = rows;
@@ -135,18 +135,19 @@ static gr_err run_repair(const gr_place_balance *b, gr_place_level *l, double lo
     return e;
 }
 
-/* best[E]: from part[E], which is within the cap. Where parts are in several groups, only from there. */
+/* best[E]: from part[E], which is within the cap. Where parts are in several groups, there is no other start. */
 static gr_err run_descent(const gr_place_balance *b, const gr_place_level *l, const uint16_t *part, uint16_t *best) {
     stage s;
     uint64_t rows;
     memmove(best, part, l->E * sizeof *best);
     gr_err e = stage_open(&s, b, l);
-    if (!e && l->group_size == l->n_part) {
+    if (!e)
         e = gr_place_search_open(&s.search, l, &s.coarse);
-        if (!e)
-            e = try_starts(b, &s.search, part, s.start, best);
-        gr_place_search_close(&s.search);
-    }
+    if (!e && l->group_size == l->n_part)
+        e = try_starts(b, &s.search, part, s.start, best);
+    else if (!e)
+        e = gr_place_improve(&s.search, best, &rows);
+    gr_place_search_close(&s.search);
     if (!e)
         e = gr_place_search_open(&s.search, l, &s.all);
     if (!e)
@@ -185,8 +186,7 @@ static gr_err by_node(const gr_place_balance *b, const gr_place_level *ranks, ui
 
 gr_err gr_place_balance_run(const gr_place_balance *b) {
     const uint32_t R = b->o->n_node * b->o->node_ranks;
-    const gr_place_level ranks = {
-        .E = b->sample->E, .n_part = R, .group_size = R, .part_ranks = 1, .load = b->load};
+    const gr_place_level ranks = {.E = b->sample->E, .n_part = R, .group_size = R, .part_ranks = 1, .load = b->load};
     if (b->o->grain == GR_PLACE_BY_RANK)
         return by_rank(b, ranks);
     uint16_t *node = NULL, *best = NULL;

@@ -46,9 +46,9 @@ static gr_err filter(const gr_place_sample *s, uint32_t n_part, double entropy_m
 /* ---------------------------------------------------------------- k-means */
 
 typedef struct centroids {
-    uint32_t n;       /* those that have windows */
-    float *x;         /* [n][E] */
-    uint32_t *label;  /* [n_window] */
+    uint32_t n;      /* those that have windows */
+    float *x;        /* [n][E] */
+    uint32_t *label; /* [n_window] */
 } centroids;
 
 /* Drops centroids without windows and renumbers the others in order. */
@@ -205,8 +205,7 @@ static gr_err take_means(
     return e;
 }
 
-gr_err gr_place_centres(
-    const gr_place_sample *s, uint32_t n_part, double entropy_max, uint64_t seed, float *centre) {
+gr_err gr_place_centres(const gr_place_sample *s, uint32_t n_part, double entropy_max, uint64_t seed, float *centre) {
     float *x = NULL;
     size_t n = 0;
     centroids c = {0};

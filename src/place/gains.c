@@ -153,6 +153,8 @@ static gr_err run(pass *p, counts *result) {
     const size_t each = (size_t)p->v->E * (p->v->E + p->n_part + 1);
     const size_t fits = each < TABLES_MAX ? TABLES_MAX / each : 1;
     p->n_worker = gr_thread_count();
+    if (p->v->n * p->v->T * p->v->K < GR_PLACE_WIDE_MIN)
+        p->n_worker = 1;
     if ((size_t)p->n_worker > fits)
         p->n_worker = (int)fits;
     GR_TRY(gr_alloc((void **)&p->by_worker, (size_t)p->n_worker, sizeof *p->by_worker, "threads' counts"));
@@ -189,8 +191,7 @@ void gr_place_gains_close(gr_place_gains *g) {
     *g = (gr_place_gains){0};
 }
 
-gr_err gr_place_gains_count(
-    gr_place_gains *g, const gr_place_view *v, const uint16_t *part, const uint16_t *home) {
+gr_err gr_place_gains_count(gr_place_gains *g, const gr_place_view *v, const uint16_t *part, const uint16_t *home) {
     const size_t E = g->E;
     counts c = {.total = g->total, .settled = g->settled, .alone = g->alone};
     memset(g->total, 0, E * sizeof *g->total);

@@ -57,6 +57,8 @@ typedef struct gr_place_view {
     size_t *begin; /* [n_table+1] first of each table */
 } gr_place_view;
 
+#define GR_PLACE_WIDE_MIN (1 << 15) /* pairs: below, threads cost more than they bring */
+
 /* Evenly spread windows with about n_pair pairs or all of them. */
 GR_MUST gr_err gr_place_view_open(gr_place_view *v, const gr_place_sample *s, size_t n_pair);
 void gr_place_view_close(gr_place_view *v); /* accepts a zeroed one */
@@ -115,12 +117,12 @@ GR_MUST gr_err gr_place_homes_find(const gr_place_homes *h, uint16_t *home);
 
 typedef struct gr_place_gains {
     uint32_t E, n_part;
-    size_t n;         /* windows */
-    uint64_t rows;    /* of the experts and homes that were counted */
+    size_t n;          /* windows */
+    uint64_t rows;     /* of the experts and homes that were counted */
     uint32_t *touch;   /* [n][n_part] */
-    uint32_t *total;  /* [E] tokens with it */
-    uint32_t *settled;/* [E][n_part] tokens with it for which that part is home or has another of their experts */
-    uint32_t *alone;  /* [E][E] tokens with both whose first is alone in a part that is not home */
+    uint32_t *total;   /* [E] tokens with it */
+    uint32_t *settled; /* [E][n_part] tokens with it for which that part is home or has another of their experts */
+    uint32_t *alone;   /* [E][E] tokens with both whose first is alone in a part that is not home */
 } gr_place_gains;
 
 GR_MUST gr_err gr_place_gains_open(gr_place_gains *g, const gr_place_view *v, uint32_t n_part);
@@ -142,6 +144,7 @@ typedef struct gr_place_search {
     uint16_t *part, *trial; /* [E] */
     uint16_t *group;        /* [n] of each window; NULL: there is one group */
     uint16_t *home;         /* [n] */
+    uint16_t *trial_home;   /* [n] */
     gr_place_gains now, next;
     uint64_t *sum; /* [n_part] scratch */
 } gr_place_search;
@@ -154,17 +157,20 @@ GR_MUST gr_err gr_place_repair(gr_place_search *s, uint16_t *part);
 /* part[E], within the cap: swaps that lower rows, and homes exactly, in turn, until neither brings anything. *rows of
  * the view. 69. */
 GR_MUST gr_err gr_place_descend(gr_place_search *s, uint16_t *part, uint64_t *rows);
+/* The same, and then out of hollows: swaps that pay only once windows have followed, and descents with a looser cap and
+ * back. 69. */
+GR_MUST gr_err gr_place_improve(gr_place_search *s, uint16_t *part, uint64_t *rows);
 
 /* ---------------------------------------------------------------- balanced.c: from the paper's experts to ours */
 
 typedef struct gr_place_balance {
     const gr_place_options *o;
     const gr_place_sample *sample;
-    const uint64_t *load;      /* [E] */
-    const uint32_t *together;  /* [E][E] */
-    const uint16_t *paper;     /* [E] node or rank of each expert, by granularity */
-    uint16_t *capped;          /* [E] ranks: the paper's within the cap */
-    uint16_t *balanced;        /* [E] ranks: fewest rows found */
+    const uint64_t *load;     /* [E] */
+    const uint32_t *together; /* [E][E] */
+    const uint16_t *paper;    /* [E] node or rank of each expert, by granularity */
+    uint16_t *capped;         /* [E] ranks: the paper's within the cap */
+    uint16_t *balanced;       /* [E] ranks: fewest rows found */
 } gr_place_balance;
 
 GR_MUST gr_err gr_place_balance_run(const gr_place_balance *b);
@@ -184,10 +190,10 @@ typedef enum gr_place_rule {
 typedef struct gr_place_candidate {
     const char *name;
     gr_place_rule rule;
-    uint16_t *rank, *node; /* [E] of each expert */
-    uint16_t *home;        /* [n_window] rank of each window */
-    uint32_t *touch;       /* [n_window][R]; NULL for the rules that need none */
-    uint32_t *node_touch;  /* [n_window][n_node]; NULL where it is touch or nothing */
+    uint16_t *rank, *node;               /* [E] of each expert */
+    uint16_t *home;                      /* [n_window] rank of each window */
+    uint32_t *touch;                     /* [n_window][R]; NULL for the rules that need none */
+    uint32_t *node_touch;                /* [n_window][n_node]; NULL where it is touch or nothing */
     uint64_t rows, node_rows, own_pairs; /* sums over all windows */
 } gr_place_candidate;
 

@@ -11,8 +11,8 @@ typedef struct work {
     uint32_t R;
     uint64_t *load; /* [E] pairs over all windows */
     gr_place_sample sample;
-    uint16_t *paper; /* [E] part of each expert, by granularity */
-    uint16_t *rank;  /* [E] of the candidate being made */
+    uint16_t *paper;             /* [E] part of each expert, by granularity */
+    uint16_t *rank;              /* [E] of the candidate being made */
     uint16_t *capped, *balanced; /* [E] ranks */
     gr_place_scores scores;
 } work;
@@ -27,8 +27,8 @@ static gr_err check_topology(const gr_place_options *o, const gr_routes_info *in
             GR_PLACEMENT_RANKS_MAX, o->n_node, o->node_ranks);
     if (R > info->E)
         return gr_fail(GR_CONFIG,
-            "place: expected at most as many ranks as the %" PRIu32 " experts of %s, got %" PRIu64
-            " (%" PRIu32 " nodes of %" PRIu32 "); each rank needs an expert",
+            "place: expected at most as many ranks as the %" PRIu32 " experts of %s, got %" PRIu64 " (%" PRIu32
+            " nodes of %" PRIu32 "); each rank needs an expert",
             info->E, gr_routes_path(o->table[0]), R, o->n_node, o->node_ranks);
     if (info->E % R != 0)
         return gr_fail(GR_CONFIG,
@@ -110,7 +110,8 @@ static gr_err add_candidates(work *w) {
 
 /* ---------------------------------------------------------------- the result */
 
-static gr_err fill_table(const work *w, const gr_place_candidate *c, uint64_t before, gr_placed_table *t, const gr_routes *r) {
+static gr_err fill_table(
+    const work *w, const gr_place_candidate *c, uint64_t before, gr_placed_table *t, const gr_routes *r) {
     const gr_routes_info *info = gr_routes_get(r);
     const size_t n = (size_t)info->n_window, n_path = strlen(gr_routes_path(r)) + 1;
     *t = (gr_placed_table){.table_hash = info->table_hash,

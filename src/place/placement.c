@@ -127,8 +127,8 @@ static void print_json(const gr_placement *p, FILE *f) {
         p->E, p->K, p->T, gr_hash128_text(p->router, router));
     fprintf(f, "  \"method\": \"%s\",\n  \"granularity\": \"%s\",\n  \"seed\": %" PRIu64 ",\n", method_names[p->method],
         grain_names[p->grain], p->seed);
-    fprintf(f, "  \"sampled_tokens\": %" PRIu64 ",\n  \"load_max\": %.17g,\n  \"load_bound\": %.17g,\n", p->n_sampled, p->load_max,
-        p->load_bound);
+    fprintf(f, "  \"sampled_tokens\": %" PRIu64 ",\n  \"load_max\": %.17g,\n  \"load_bound\": %.17g,\n", p->n_sampled,
+        p->load_max, p->load_bound);
     print_experts(p, f);
     print_scores(p, f);
     print_tables(p, f);

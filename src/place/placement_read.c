@@ -39,8 +39,9 @@ static const char *found_text(const gr_json_node *node, char text[80]) {
 
 static gr_err refuse(const reader *r, const gr_json_node *node, const char *key, const char *expected) {
     char found[80];
-    return gr_fail(GR_DATA, "%s: \"%s\" (line %d of its text): expected %s, got %s; make it again with 'grouter-train "
-                            "place'",
+    return gr_fail(GR_DATA,
+        "%s: \"%s\" (line %d of its text): expected %s, got %s; make it again with 'grouter-train "
+        "place'",
         r->path, key, node->line, expected, found_text(node, found));
 }
 
@@ -93,8 +94,8 @@ static gr_err take_figure(const reader *r, const gr_json_node *object, const cha
     return refuse(r, node, key, "a finite number of 0 or more");
 }
 
-static gr_err take_list(
-    const reader *r, const gr_json_node *object, const char *key, uint64_t low, uint64_t high, const gr_json_node **out) {
+static gr_err take_list(const reader *r, const gr_json_node *object, const char *key, uint64_t low, uint64_t high,
+    const gr_json_node **out) {
     char expected[80];
     GR_TRY(take(r, object, key, out));
     if ((*out)->kind == GR_JSON_ARRAY && (uint64_t)(*out)->n_child >= low && (uint64_t)(*out)->n_child <= high)
@@ -241,8 +242,9 @@ static gr_err take_numbers(reader *r, const char *what, size_t count, size_t wid
     size_t n;
     if (gr_mul_size(count, width, &n) && gr_add_size(n, (4 - n % 4) % 4, &n) && gr_take_bytes(&r->rest, n, bytes))
         return GR_OK;
-    return gr_fail(GR_DATA, "%s: %s: expected %zu numbers of %zu bytes, got %zu bytes up to the checksum; the file is "
-                            "cut short or lies",
+    return gr_fail(GR_DATA,
+        "%s: %s: expected %zu numbers of %zu bytes, got %zu bytes up to the checksum; the file is "
+        "cut short or lies",
         r->path, what, count, width, r->rest.n);
 }
 
@@ -338,8 +340,9 @@ static gr_err read_parts(reader *r, gr_placement *p) {
     GR_TRY(read_together(r, p));
     GR_TRY(read_tables(r, p));
     if (r->rest.n)
-        return gr_fail(GR_DATA, "%s: expected its checksum behind the last table, got %zu bytes more; make it again "
-                                "with 'grouter-train place'",
+        return gr_fail(GR_DATA,
+            "%s: expected its checksum behind the last table, got %zu bytes more; make it again "
+            "with 'grouter-train place'",
             r->path, r->rest.n);
     return GR_OK;
 }
@@ -352,8 +355,7 @@ static gr_err check_frame(gr_map map, const char *path, size_t *n_json) {
             path, GR_PLACEMENT_MAGIC, least, map.n);
     const uint32_t version = gr_load_u32(map.p + 8);
     if (version != GR_PLACEMENT_VERSION)
-        return gr_fail(
-            GR_DATA, "%s: expected version %u at byte 8, got %" PRIu32, path, GR_PLACEMENT_VERSION, version);
+        return gr_fail(GR_DATA, "%s: expected version %u at byte 8, got %" PRIu32, path, GR_PLACEMENT_VERSION, version);
     *n_json = gr_load_u32(map.p + 12);
     if (*n_json > GR_PLACEMENT_JSON_MAX || *n_json % 8 || *n_json > map.n - least)
         return gr_fail(GR_DATA,

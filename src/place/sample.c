@@ -1,4 +1,5 @@
-/* sample.c: windows drawn evenly over all tables: their affinity vectors, and the routes of as many as memory allows. */
+/* sample.c: windows drawn evenly over all tables: their affinity vectors, and the routes of as many as memory allows.
+ */
 #include "internal.h"
 
 #include <stdlib.h>

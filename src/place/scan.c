@@ -98,8 +98,7 @@ static void work(worker *w) {
             return;
         s->visit(s->context, w->i, w->ids);
         if (w->progress)
-            gr_progress_update(
-                w->progress, (uint64_t)((double)(w->i + 1) / (double)w->end * (double)s->n * (double)T));
+            gr_progress_update(w->progress, (uint64_t)((double)(w->i + 1) / (double)w->end * (double)s->n * (double)T));
     }
 }
 

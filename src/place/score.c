@@ -120,7 +120,8 @@ static void place_locally(const gr_place_scores *s, gr_place_candidate *c) {
 }
 
 /* group[n]: the node of each window of this table. */
-static gr_err match_nodes(const gr_place_scores *s, const gr_place_homes *ranks, const uint32_t *node_touch, uint16_t *group) {
+static gr_err match_nodes(
+    const gr_place_scores *s, const gr_place_homes *ranks, const uint32_t *node_touch, uint16_t *group) {
     gr_place_homes nodes = *ranks;
     nodes.n_part = nodes.group_size = s->o->n_node;
     nodes.part_ranks = s->o->node_ranks;
@@ -169,8 +170,7 @@ static gr_err find_homes(const gr_place_scores *s, gr_place_candidate *c) {
     for (uint64_t w = 0; w < s->n_window; w++) {
         c->rows += sum_but(c->touch + w * s->R, s->R, c->home[w]);
         if (c->node_touch)
-            c->node_rows +=
-                sum_but(c->node_touch + w * s->o->n_node, s->o->n_node, c->home[w] / s->o->node_ranks);
+            c->node_rows += sum_but(c->node_touch + w * s->o->n_node, s->o->n_node, c->home[w] / s->o->node_ranks);
     }
     return GR_OK;
 }

@@ -7,10 +7,12 @@
 #include <string.h>
 
 enum {
-    BATCH = 4,            /* swaps at once, at first */
-    ROUNDS = 200,         /* of swaps and homes in turn */
+    BATCH = 4,    /* swaps at once, at first */
+    ROUNDS = 200, /* of swaps and homes in turn */
     BATCHES_PER_ROUND = 6,
-    HOMES_EVERY = 8,      /* repairs between two looks at the homes */
+    HOMES_EVERY = 8, /* repairs between two looks at the homes */
+    PROBES = 24,     /* swaps that are tried with windows that follow */
+    PROBE_ROUNDS = 8,
 };
 static const double GAIN_MIN = 1e-5; /* share of the rows that a round must save for another one */
 
@@ -21,6 +23,7 @@ static gr_err alloc_search(gr_place_search *s) {
     GR_TRY(gr_alloc((void **)&s->part, E, sizeof *s->part, "parts of experts"));
     GR_TRY(gr_alloc((void **)&s->trial, E, sizeof *s->trial, "parts of experts"));
     GR_TRY(gr_alloc((void **)&s->home, s->view->n, sizeof *s->home, "homes of windows"));
+    GR_TRY(gr_alloc((void **)&s->trial_home, s->view->n, sizeof *s->trial_home, "homes of windows"));
     GR_TRY(gr_alloc((void **)&s->sum, n_part, sizeof *s->sum, "pairs by part"));
     if (s->level.group_size < n_part)
         GR_TRY(gr_alloc((void **)&s->group, s->view->n, sizeof *s->group, "groups of windows"));
@@ -41,6 +44,7 @@ void gr_place_search_close(gr_place_search *s) {
     gr_place_gains_close(&s->now);
     free(s->group);
     free(s->sum);
+    free(s->trial_home);
     free(s->home);
     free(s->trial);
     free(s->part);
@@ -50,7 +54,7 @@ void gr_place_search_close(gr_place_search *s) {
 /* ---------------------------------------------------------------- homes */
 
 static void touch_all(const gr_place_view *v, const uint16_t *part, uint32_t n_part, uint32_t *touch) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (v->n * v->T * v->K >= GR_PLACE_WIDE_MIN)
     for (size_t w = 0; w < v->n; w++)
         gr_place_touch(v->ids + w * v->step * v->T * v->K, v->T, v->K, part, n_part, touch + w * n_part);
 }
@@ -86,17 +90,22 @@ static gr_err find_groups(gr_place_search *s, const uint16_t *part) {
         s->group);
 }
 
-/* The best homes for these experts, and all gains from there. */
-static gr_err settle(gr_place_search *s, const uint16_t *part) {
+/* The best homes for these experts, and the touch counts. */
+static gr_err find_homes(const gr_place_search *s, const uint16_t *part, uint32_t *touch, uint16_t *home) {
     const gr_place_level *l = &s->level;
-    touch_all(s->view, part, l->n_part, s->now.touch);
-    GR_TRY(match_homes(s->view,
+    touch_all(s->view, part, l->n_part, touch);
+    return match_homes(s->view,
         (gr_place_homes){.n_part = l->n_part,
             .group_size = l->group_size,
             .part_ranks = l->part_ranks,
-            .touch = s->now.touch,
+            .touch = touch,
             .group = s->group},
-        s->home));
+        home);
+}
+
+/* The best homes for these experts, and all gains from there. */
+static gr_err settle(gr_place_search *s, const uint16_t *part) {
+    GR_TRY(find_homes(s, part, s->now.touch, s->home));
     return gr_place_gains_count(&s->now, s->view, part, s->home);
 }
 
@@ -117,7 +126,8 @@ static uint64_t relief(const gr_place_search *s, const uint16_t *part, uint32_t 
     if (a <= l->cap || l->load[f] >= l->load[e])
         return 0;
     const uint64_t less = l->load[e] - l->load[f];
-    const uint64_t before = above(a, l->cap) + above(b, l->cap), after = above(a - less, l->cap) + above(b + less, l->cap);
+    const uint64_t before = above(a, l->cap) + above(b, l->cap),
+                   after = above(a - less, l->cap) + above(b + less, l->cap);
     return before > after ? before - after : 0;
 }
 
@@ -266,4 +276,109 @@ gr_err gr_place_descend(gr_place_search *s, uint16_t *part, uint64_t *rows) {
     memcpy(part, s->part, s->level.E * sizeof *part);
     *rows = s->now.rows;
     return GR_OK;
+}
+
+/* ---------------------------------------------------------------- out of hollows */
+
+/* The swaps within the cap with the smallest change of rows, whatever its sign, best first. */
+static uint32_t list_probes(gr_place_search *s, offer list[PROBES]) {
+    uint32_t n = 0;
+    gr_place_fullest(&s->level, s->part, s->sum);
+    for (uint32_t e = 0; e < s->level.E; e++)
+        for (uint32_t f = e + 1; f < s->level.E; f++) {
+            if (!may_swap(&s->level, s->part, e, f) || !take_loads(s, s->part, e, f, true))
+                continue;
+            const int64_t change = gr_place_gains_swap(&s->now, s->part, e, f);
+            if (n == PROBES && change >= list[n - 1].change)
+                continue;
+            n += n < PROBES;
+            uint32_t i = n - 1;
+            for (; i > 0 && list[i - 1].change > change; i--)
+                list[i] = list[i - 1];
+            list[i] = (offer){.change = change, .e = (uint16_t)e, .f = (uint16_t)f};
+        }
+    return n;
+}
+
+/* rows of trial[E] with its best homes. */
+static gr_err count_trial(gr_place_search *s, uint64_t *rows) {
+    const uint32_t n_part = s->level.n_part;
+    GR_TRY(find_homes(s, s->trial, s->next.touch, s->trial_home));
+    *rows = 0;
+    for (size_t w = 0; w < s->view->n; w++)
+        for (uint32_t p = 0; p < n_part; p++)
+            *rows += p != s->trial_home[w] ? s->next.touch[w * n_part + p] : 0;
+    return GR_OK;
+}
+
+/* The first swap that pays once the windows follow is made, and the gains are counted from there. */
+static gr_err probe(gr_place_search *s, bool *found) {
+    offer list[PROBES];
+    const uint32_t n = list_probes(s, list);
+    *found = false;
+    for (uint32_t i = 0; i < n && !*found; i++) {
+        const uint16_t e = list[i].e, f = list[i].f;
+        uint64_t rows;
+        memcpy(s->trial, s->part, s->level.E * sizeof *s->trial);
+        s->trial[e] = s->part[f];
+        s->trial[f] = s->part[e];
+        GR_TRY(count_trial(s, &rows));
+        *found = rows < s->now.rows;
+    }
+    if (!*found)
+        return GR_OK;
+    memcpy(s->part, s->trial, s->level.E * sizeof *s->part);
+    return settle(s, s->part);
+}
+
+static gr_err descend_and_probe(gr_place_search *s, uint16_t *part, uint64_t *rows) {
+    bool found = true;
+    GR_TRY(gr_place_descend(s, part, rows));
+    for (int round = 0; round < PROBE_ROUNDS && found; round++) {
+        GR_TRY(probe(s, &found));
+        if (found) {
+            memcpy(part, s->part, s->level.E * sizeof *part);
+            GR_TRY(gr_place_descend(s, part, rows));
+        }
+    }
+    return GR_OK;
+}
+
+/* Looser by a share of the mean of parts, there and back. */
+static gr_err try_looser(gr_place_search *s, double share, uint16_t *part, uint64_t *rows) {
+    const uint64_t cap = s->level.cap;
+    double total = 0;
+    for (uint32_t e = 0; e < s->level.E; e++)
+        total += (double)s->level.load[e];
+    s->level.cap = cap + (uint64_t)(share * total / s->level.n_part);
+    gr_err e = gr_place_descend(s, part, rows);
+    s->level.cap = cap;
+    if (!e)
+        e = gr_place_repair(s, part);
+    return e ? e : descend_and_probe(s, part, rows);
+}
+
+static gr_err improve(gr_place_search *s, uint16_t *part, uint16_t *trial, uint64_t *rows) {
+    static const double share[] = {0.02, 0.05, 0.1, 0.3};
+    const size_t n_byte = s->level.E * sizeof *part;
+    GR_TRY(descend_and_probe(s, part, rows));
+    for (size_t i = 0; i < sizeof share / sizeof *share; i++) {
+        uint64_t trial_rows;
+        memcpy(trial, part, n_byte);
+        GR_TRY(try_looser(s, share[i], trial, &trial_rows));
+        if (trial_rows >= *rows)
+            continue;
+        *rows = trial_rows;
+        memcpy(part, trial, n_byte);
+    }
+    return GR_OK;
+}
+
+gr_err gr_place_improve(gr_place_search *s, uint16_t *part, uint64_t *rows) {
+    uint16_t *trial = NULL;
+    gr_err e = gr_alloc((void **)&trial, s->level.E, sizeof *trial, "parts of experts");
+    if (!e)
+        e = improve(s, part, trial, rows);
+    free(trial);
+    return e;
 }
