@@ -523,6 +523,33 @@ static void counts_that_are_too_low_are_refused_by_window(void **state) {
     fixture_close(&f);
 }
 
+/* A histogram is a hint until its window is read: it asks for no more than windows can need. */
+static void an_absurd_histogram_asks_for_no_more_than_windows_need(void **state) {
+    (void)state;
+    fixture f;
+    gr_micro m;
+    gr_err e = GR_OK;
+    uint8_t many[4 * E];
+    memset(many, 0xff, sizeof many);
+    fixture_prepare(&f, GR_WINDOWS_BATCH, 0);
+    FILE *table = fopen(routes_path[0], "r+b");
+    assert_non_null(table);
+    assert_int_equal(fseek(table, GR_ROUTES_HEADER, SEEK_SET), 0);
+    for (uint32_t w = 0; w < n_window[0]; w++)
+        assert_int_equal(fwrite(many, 1, sizeof many, table), sizeof many);
+    assert_int_equal(fclose(table), 0);
+    assert_int_equal(fixture_survey(&f, GR_FEED_TRAIN, true), GR_OK);
+    assert_in_range(gr_feed_limits(f.feed)->pair_max, 1, R_EP * B * T * K);
+    assert_int_equal(gr_feed_allocate(f.feed), GR_OK);
+    for (uint64_t step = 0; step < STEPS && !e; step++)
+        e = gr_feed_prepare(f.feed, step * GLOBAL, 0, &m);
+    assert_int_equal(e, GR_DATA);
+    assert_error_names("histogram");
+    fixture_close(&f);
+    unlink(routes_path[0]);
+    make_file(0);
+}
+
 static int make_files(void **state) {
     (void)state;
     for (uint32_t f = 0; f < N_FILE; f++)
@@ -553,6 +580,7 @@ int main(void) {
         cmocka_unit_test(a_table_without_a_section_is_refused),
         cmocka_unit_test(a_group_without_windows_is_refused),
         cmocka_unit_test(counts_that_are_too_low_are_refused_by_window),
+        cmocka_unit_test(an_absurd_histogram_asks_for_no_more_than_windows_need),
     };
     gr_log_set(GR_LOG_QUIET);
     return cmocka_run_group_tests(tests, make_files, remove_files);
