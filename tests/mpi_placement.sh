@@ -90,6 +90,11 @@ done
 [ ! -e t.routes.touch2.* ] || die "training tables are counted although the placement has their counts"
 ls v.routes.touch2.* >/dev/null || die "validation is counted for the placement"
 
+# ---- learned gates of given experts
+train 4 2 gates --set routing.gates=learned || die "learned gates: $(cat gates.err)"
+train 4 2 gates_placed --set routing.gates=learned "${placed[@]}" || die "learned gates with a placement: $(cat gates_placed.err)"
+near gates gates_placed
+
 # ---- a run changes, moves or drops its placement and goes on; checkpoints know experts by name alone
 for how in "4 2 other.place" "4 4 four.place" "2 2 " "1 1 "; do
     read -r n ep place <<<"$how"
