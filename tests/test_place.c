@@ -154,7 +154,8 @@ static void assert_balanced_is_best(const gr_placement *p) {
         assert_true(balanced->rows <= capped->rows);
     else
         assert_true(balanced->node_rows <= capped->node_rows);
-    const double least = fmax(1.05, 1.01 * p->load_bound); /* few experts on a rank: loads cannot always be evener */
+    /* With few experts on a rank loads cannot always be evener, least of all if these change places within a node only. */
+    const double least = fmax(1.05, (p->grain == GR_PLACE_BY_RANK ? 1.01 : 1.03) * p->load_bound);
     assert_true(balanced->load <= least && capped->load <= least);
     assert_true(balanced->windows == capped->windows);
     assert_true(balanced->load >= p->load_bound && p->load_bound >= 1);
