@@ -214,10 +214,29 @@ static gr_err use_sample(work *w, gr_placement *out) {
     return e;
 }
 
+/* The search looked at a sample; over all windows what it began from may have fewer rows, and then that is kept. */
+static void keep_the_better(work *w) {
+    if (w->o->method != GR_PLACE_BALANCED)
+        return;
+    const gr_place_candidate *capped = &w->scores.at[w->scores.n - 2];
+    gr_place_candidate *found = &w->scores.at[w->scores.n - 1];
+    const bool by_node = w->o->grain == GR_PLACE_BY_NODE;
+    const size_t n = (size_t)w->scores.n_window;
+    if (by_node ? found->node_rows <= capped->node_rows : found->rows <= capped->rows)
+        return;
+    memcpy(found->rank, capped->rank, w->info->E * sizeof *found->rank);
+    memcpy(found->home, capped->home, n * sizeof *found->home);
+    memcpy(found->touch, capped->touch, n * w->R * sizeof *found->touch);
+    found->rows = capped->rows;
+    found->node_rows = capped->node_rows;
+    found->own_pairs = capped->own_pairs;
+}
+
 static gr_err place(work *w, gr_placement *out) {
     GR_TRY(use_sample(w, out));
     GR_TRY(add_candidates(w));
     GR_TRY(gr_place_scores_run(&w->scores));
+    keep_the_better(w);
     return fill(w, out);
 }
 
