@@ -44,7 +44,7 @@ mpi 2 train c.json --dry-run --ranks 4 >elsewhere 2>log || die "$(<log)"
 diff <(sed '/^time/,$d' elsewhere) <(sed '/^time/,$d' here) || die "asked on two ranks, the answer for four differs"
 
 # Whichever rank needs most, its table is the one that is printed.
-for seed in 1 2 3 4 5 6; do
+for seed in 1 2 3; do
     "$binary" route --method random --experts 8 --top-k 2 --seed $seed --out h.router &>log || die "$(<log)"
     "$binary" route --router h.router --tokens t --seq-len 32 --out s$seed.routes &>log || die "$(<log)"
     own=(--set "data.train=[{\"tokens\": \"t\", \"routes\": \"s$seed.routes\"}]" --set parallel.expert_parallel_size=2 --dry-run)
