@@ -50,4 +50,8 @@ const char *gr_json_escape(const char *text, char *out);
 
 const char *gr_json_library(void); /* "cJSON v1.7.15" */
 
+/* A value in a few words for messages that name what was found: into text[GR_JSON_FOUND_MAX] or constant. */
+enum { GR_JSON_FOUND_MAX = 80 };
+const char *gr_json_found(const gr_json_node *node, char text[GR_JSON_FOUND_MAX]);
+
 #endif

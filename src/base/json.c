@@ -265,3 +265,21 @@ const char *gr_json_escape(const char *text, char *out) {
 const char *gr_json_library(void) {
     return "cJSON v" TEXT(CJSON_VERSION_MAJOR) "." TEXT(CJSON_VERSION_MINOR) "." TEXT(CJSON_VERSION_PATCH);
 }
+
+const char *gr_json_found(const gr_json_node *node, char text[GR_JSON_FOUND_MAX]) {
+    switch (node->kind) {
+    case GR_JSON_NUMBER:
+        snprintf(text, GR_JSON_FOUND_MAX, "%.60s", node->number);
+        return text;
+    case GR_JSON_STRING:
+        snprintf(text, GR_JSON_FOUND_MAX, "\"%.60s\"", node->string);
+        return text;
+    case GR_JSON_BOOL:
+        return node->boolean ? "true" : "false";
+    case GR_JSON_ARRAY:
+        snprintf(text, GR_JSON_FOUND_MAX, "an array of %d", node->n_child);
+        return text;
+    default:
+        return node->kind == GR_JSON_NULL ? "null" : "an object";
+    }
+}

@@ -19,30 +19,12 @@ typedef struct reader {
 
 /* ---------------------------------------------------------------- single values of the JSON */
 
-static const char *found_text(const gr_json_node *node, char text[80]) {
-    switch (node->kind) {
-    case GR_JSON_NUMBER:
-        snprintf(text, 80, "%.60s", node->number);
-        return text;
-    case GR_JSON_STRING:
-        snprintf(text, 80, "\"%.60s\"", node->string);
-        return text;
-    case GR_JSON_BOOL:
-        return node->boolean ? "true" : "false";
-    case GR_JSON_ARRAY:
-        snprintf(text, 80, "an array of %d", node->n_child);
-        return text;
-    default:
-        return node->kind == GR_JSON_NULL ? "null" : "an object";
-    }
-}
-
 static gr_err refuse(const reader *r, const gr_json_node *node, const char *key, const char *expected) {
-    char found[80];
+    char found[GR_JSON_FOUND_MAX];
     return gr_fail(GR_DATA,
         "%s: \"%s\" (line %d of its text): expected %s, got %s; make it again with 'grouter-train "
         "place'",
-        r->path, key, node->line, expected, found_text(node, found));
+        r->path, key, node->line, expected, gr_json_found(node, found));
 }
 
 static gr_err take(const reader *r, const gr_json_node *object, const char *key, const gr_json_node **node) {

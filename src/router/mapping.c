@@ -167,28 +167,10 @@ typedef struct reader {
     const gr_json_node *root;
 } reader;
 
-static const char *found_text(const gr_json_node *node, char text[80]) {
-    switch (node->kind) {
-    case GR_JSON_NUMBER:
-        snprintf(text, 80, "%.60s", node->number);
-        return text;
-    case GR_JSON_STRING:
-        snprintf(text, 80, "\"%.60s\"", node->string);
-        return text;
-    case GR_JSON_BOOL:
-        return node->boolean ? "true" : "false";
-    case GR_JSON_ARRAY:
-        snprintf(text, 80, "an array of %d", node->n_child);
-        return text;
-    default:
-        return node->kind == GR_JSON_NULL ? "null" : "an object";
-    }
-}
-
 static gr_err refuse(const reader *r, const gr_json_node *node, const char *key, const char *expected) {
-    char found[80];
+    char found[GR_JSON_FOUND_MAX];
     return gr_fail(GR_DATA, "%s:%d: \"%s\": expected %s, got %s; make the mapping again with 'grouter-train fold'",
-        r->path, node->line, key, expected, found_text(node, found));
+        r->path, node->line, key, expected, gr_json_found(node, found));
 }
 
 static gr_err take(const reader *r, const char *key, const gr_json_node **node) {
