@@ -1,4 +1,4 @@
-#!/usr/bin/env bash
+#!/bin/bash
 # What known routes save in the exchange of one layer, on two ranks: the quick start's experts and width, and 128 experts
 # of which a token has 8. The machine must be idle. Usage: scripts/bench_exchange.sh [build folder, default build]
 set -euo pipefail

@@ -340,6 +340,7 @@ static void test_descent_lowers_rows_within_the_cap(void **state) {
     uint16_t ids[N * T * K];
     size_t begin[3];
     uint64_t load[E], total, sum[E];
+    int n_lower = 0;
     for (uint64_t seed = 0; seed < 20; seed++) {
         const uint32_t n_part = seed % 2 ? 3 : 4;
         make_ids(ids, E, K, seed);
@@ -361,11 +362,13 @@ static void test_descent_lowers_rows_within_the_cap(void **state) {
         assert_true(gr_place_fullest(&l, part, sum) <= l.cap);
         assert_int_equal(rows, rows_at_best_homes(&v, part, n_part));
         assert_true(rows <= before);
+        n_lower += rows < before;
         for (uint32_t e = 0; e < E; e++)
             count[part[e]]++;
         for (uint32_t p = 0; p < n_part; p++)
             assert_int_equal(count[p], E / n_part);
     }
+    assert_in_range(n_lower, 15, 20); /* a start from which no swap pays is rare */
 }
 
 static void test_search_comes_close_to_the_best_of_all_placements(void **state) {
