@@ -74,9 +74,11 @@ void gr_progress_start(gr_progress *p, const char *label, const char *unit, uint
     p->tty = isatty(STDERR_FILENO) == 1;
 }
 
-/* "830 ", "12.5 k" or "3.1 M" into text; returns text. */
+/* "0.16 ", "830 ", "12.5 k" or "3.1 M" into text; returns text. */
 static const char *scaled(double n, char text[24]) {
-    if (n < 1e3)
+    if (n < 10)
+        snprintf(text, 24, "%.2g ", n);
+    else if (n < 1e3)
         snprintf(text, 24, "%.0f ", n);
     else
         snprintf(text, 24, n < 1e6 ? "%.1f k" : "%.1f M", n / (n < 1e6 ? 1e3 : 1e6));
