@@ -67,7 +67,8 @@ run_tests() { # folder, ctest options...
     shift
     results=$PWD/$folder/results.xml
     rm -f "$results"
-    ctest --test-dir "$folder" --output-on-failure --no-tests=ignore --parallel "$(nproc)" \
+    # More tests at once than cores: many wait most of the time, for the disk or for mpirun.
+    ctest --test-dir "$folder" --output-on-failure --no-tests=ignore --parallel $((2 * $(nproc))) \
         --output-junit "$results" "$@" || status=$?
     if [[ ! -s $results ]]; then
         echo "test: ctest left no results in $folder" >&2
