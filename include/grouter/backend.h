@@ -240,6 +240,12 @@ struct gr_backend {
     bool host_memory; /* host code may read and write the backend's memory directly */
     gr_err (*alloc)(gr_backend *b, size_t n_byte, const char *what, void **out); /* zeroed, 64-byte aligned; 69 */
     void (*release)(gr_backend *b, void *p);
+    /* Whether p lies in memory of `alloc` that host code must not touch: never, where host_memory. */
+    bool (*owns)(const gr_backend *b, const void *p);
+    /* Zeroed host memory between which and the device copies are fastest (page-locked); 69. */
+    gr_err (*alloc_host)(gr_backend *b, size_t n_byte, const char *what, void **out);
+    void (*release_host)(gr_backend *b, void *p); /* accepts NULL */
+    /* from_host must stay as it is, and to_host is not to be read, until the host has waited with `sync`. */
     gr_err (*upload)(gr_backend *b, gr_lane lane, void *to, const void *from_host, size_t n_byte);
     gr_err (*download)(gr_backend *b, gr_lane lane, void *to_host, const void *from, size_t n_byte);
     gr_err (*fill_zero)(gr_backend *b, gr_lane lane, void *p, size_t n_byte);
@@ -248,6 +254,11 @@ struct gr_backend {
         gr_backend *b, gr_lane waiting, gr_lane for_lane); /* work queued on `waiting` starts after for_lane's */
     void *(*lane_native)(gr_backend *b, gr_lane lane);     /* the device's queue, NULL on the CPU */
     gr_err (*sync)(gr_backend *b);                         /* host waits for all lanes */
+    /* Asked again and again while the host waits for the device, with the time it has waited; an error ends the wait and
+     * is returned. NULL: nobody is. Set by the comm whose work is on lane COMM, which a lost peer could hold up for ever.
+     */
+    gr_err (*watch)(void *watched, double waited_s);
+    void *watched;
 
     gr_err (*gemm)(gr_backend *b, gr_lane lane, const gr_gemm *a);
     gr_err (*gather_rows)(gr_backend *b, gr_lane lane, const gr_gather *a);

@@ -259,8 +259,9 @@ gr_err gr_trainer_shape(gr_trainer *t) {
     int R_ep = gr_config_expert_parallel(c);
     GR_TRY(gr_comm_agree(t->comm, gr_comm_group(t->comm, R_ep)));
     GR_TRY(gr_comm_agree(t->comm, open_map(t)));
-    return gr_comm_agree(t->comm, (t->elsewhere ? gr_backend_describe : gr_backend_open)(
-                                      &t->backend, gr_config_backend_name(c), gr_config_dtype(c)));
+    GR_TRY(gr_comm_agree(t->comm, (t->elsewhere ? gr_backend_describe : gr_backend_open)(
+                                      &t->backend, gr_config_backend_name(c), gr_config_dtype(c))));
+    return t->elsewhere ? GR_OK : gr_comm_attach(t->comm, t->backend);
 }
 
 gr_err gr_trainer_survey(gr_trainer *t) {
