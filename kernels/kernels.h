@@ -24,6 +24,21 @@ GR_MUST int gr_kernel_sum(void *stream, gr_dtype dtype, const gr_sum *a);
 GR_MUST int gr_kernel_pair_gates_forward(void *stream, const gr_pair_gates *a);
 GR_MUST int gr_kernel_pair_gates_backward(void *stream, const gr_pair_gates *a);
 
+/* ---------------------------------------------------------------- ffn.cu: SwiGLU between an expert layer's products */
+
+/* h to a. */
+GR_MUST int gr_kernel_swiglu_forward(void *stream, gr_dtype dtype, const gr_ffn *a);
+/* h and da to dh (in place of h), a and dgate (if it is there). */
+GR_MUST int gr_kernel_swiglu_backward(void *stream, gr_dtype dtype, const gr_ffn *a);
+
+/* ---------------------------------------------------------------- optimizer.cu: flat ranges */
+
+GR_MUST int gr_kernel_adamw(void *stream, gr_dtype dtype, const gr_adamw *a);
+GR_MUST int gr_kernel_round_weights(void *stream, gr_dtype dtype, const float *from, void *to, int64_t n);
+#define GR_SQUARES_BLOCK 16384 /* elements per partial sum */
+GR_MUST int gr_kernel_sum_squares(void *stream, const float *x, int64_t n, double *out, void *scratch); /* *out += */
+size_t gr_kernel_sum_squares_scratch(int64_t n);
+
 #ifdef __cplusplus
 }
 #endif

@@ -38,12 +38,8 @@ __global__ void __launch_bounds__(32 * ROWS)
         to[j] = from[j];
 }
 
-template <typename T, int N> struct alignas(sizeof(T) * N) pack {
-    T x[N];
-};
-
 template <typename T, int N> __device__ __forceinline__ void add_pack(const T *from, float sum[N]) {
-    const pack<T, N> p = *(const pack<T, N> *)from;
+    const gr_pack<T, N> p = gr_load_pack<T, N>(from);
     for (int i = 0; i < N; i++)
         sum[i] += gr_act_load(p.x[i]);
 }
@@ -64,10 +60,10 @@ template <typename T, int N> __global__ void __launch_bounds__(32 * ROWS) sum(gr
             for (uint32_t i = a.offset[s][r]; i < end; i++)
                 add_pack<T, N>((const T *)a.source[s] + (int64_t)a.index[s][i] * a.width + j, sum);
         }
-        pack<T, N> p;
+        gr_pack<T, N> p;
         for (int i = 0; i < N; i++)
             p.x[i] = gr_act_store<T>(sum[i]);
-        *(pack<T, N> *)((T *)a.out + r * a.width + j) = p;
+        gr_store_pack<T, N>((T *)a.out + r * a.width + j, p);
     }
 }
 
