@@ -1,4 +1,4 @@
-/* backend.h: where arrays live and ops run. Chosen by name at run time: "cpu".
+/* backend.h: where arrays live and ops run. Chosen by name at run time: "cpu", or "cuda" where it is compiled in.
  *
  * Activations and the weights the ops read have the backend's storage type (`dtype`, `elem_size`); `act` in a shape
  * comment means that type. Statistics, gates, losses and gradients of weights are fp32 (or double where said).
@@ -7,7 +7,8 @@
  *
  * Each op takes a lane and one argument struct; forward/backward pairs share the struct. Ops of one lane run in order;
  * `wait` orders lanes. No op allocates after the first step. Shapes of 0 rows are legal and do nothing, but accumulated
- * outputs keep their value and overwritten outputs of non-empty shape are still written.
+ * outputs keep their value and overwritten outputs of non-empty shape are still written. Ops are queued, all by the
+ * thread that opened the backend; every array is in the backend's memory but where a struct says "host memory".
  */
 #ifndef GROUTER_BACKEND_H
 #define GROUTER_BACKEND_H
@@ -237,7 +238,9 @@ struct gr_backend {
     const char *name;
     gr_dtype dtype; /* storage type of activations: GR_F32 or GR_BF16 */
     size_t elem_size;
-    bool host_memory; /* host code may read and write the backend's memory directly */
+    bool host_memory;    /* host code may read and write the backend's memory directly */
+    uint64_t n_download; /* copies to the host so far, and waits of the host: both 0 with host_memory */
+    uint64_t n_sync;
     gr_err (*alloc)(gr_backend *b, size_t n_byte, const char *what, void **out); /* zeroed, 64-byte aligned; 69 */
     void (*release)(gr_backend *b, void *p);
     /* Whether p lies in memory of `alloc` that host code must not touch: never, where host_memory. */
@@ -245,8 +248,9 @@ struct gr_backend {
     /* Zeroed host memory between which and the device copies are fastest (page-locked); 69. */
     gr_err (*alloc_host)(gr_backend *b, size_t n_byte, const char *what, void **out);
     void (*release_host)(gr_backend *b, void *p); /* accepts NULL */
-    /* from_host must stay as it is, and to_host is not to be read, until the host has waited with `sync`. */
+    /* from_host may be changed as soon as it returns. */
     gr_err (*upload)(gr_backend *b, gr_lane lane, void *to, const void *from_host, size_t n_byte);
+    /* to_host is filled once sync has returned; the host waits already here unless to_host is of alloc_host. */
     gr_err (*download)(gr_backend *b, gr_lane lane, void *to_host, const void *from, size_t n_byte);
     gr_err (*fill_zero)(gr_backend *b, gr_lane lane, void *p, size_t n_byte);
     gr_err (*copy)(gr_backend *b, gr_lane lane, void *to, const void *from, size_t n_byte);
@@ -293,10 +297,13 @@ struct gr_backend {
     void *state;
 };
 
-/* Opens "auto" or "cpu" with activations stored as GR_F32 or GR_BF16. 69 naming fp32 where this machine cannot compute
- * with dtype. */
+/* Opens "auto", "cpu" or "cuda" with activations stored as GR_F32 or GR_BF16. auto: cuda where it is compiled in and a
+ * GPU is there, else cpu; `name` of the result says which. 64 for a name that is not compiled in; 69 naming fp32 where
+ * this machine cannot compute with dtype, and where cuda finds no driver or no GPU. Of several GPUs the processes of a
+ * machine take one each, in turn, by the number that mpirun or srun gave them there. */
 GR_MUST gr_err gr_backend_open(gr_backend **out, const char *name, gr_dtype dtype);
-/* The backend of a machine that is not here, for sizes: its fields may be read, no op may be called. */
+/* The backend of a machine that is not here, for sizes: its fields may be read, no op may be called. auto is what
+ * gr_backend_open would take; "cuda" can be described by any binary. */
 GR_MUST gr_err gr_backend_describe(gr_backend **out, const char *name, gr_dtype dtype);
 void gr_backend_close(gr_backend *b); /* accepts NULL */
 const char *gr_backend_names(void);   /* compiled in, for --version */
