@@ -30,7 +30,7 @@ int gr_comm_launched(void) {
 }
 
 /* What moves device memory between ranks of their own devices. */
-#ifdef GR_HAS_NCCL
+#ifdef GR_WITH_NCCL
 static const bool has_nccl = true;
 static gr_err open_nccl(gr_mover **out, gr_comm *c, gr_backend *b) {
     return gr_comm_nccl_open(out, c, b, &GR_COMM_NCCL_LIMITS);

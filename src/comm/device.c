@@ -74,10 +74,12 @@ static gr_err exchange_start(gr_comm *c, const gr_exchange *x) {
         return GR_OK;
     }
     GR_TRY(begin(c, x->group));
+    GR_TRY(keep_own(c, x, send, recv));
+    if (size > 1)
+        GR_TRY(d->mover->exchange_start(d->mover, x));
     d->in_flight = d->in_flight_here = true;
     d->moving = x->group;
-    GR_TRY(keep_own(c, x, send, recv));
-    return size > 1 ? d->mover->exchange_start(d->mover, x) : GR_OK;
+    return GR_OK;
 }
 
 static gr_err exchange_wait(gr_comm *c) {
