@@ -66,7 +66,7 @@ static void for_every_layout(void (*check)(gr_group g)) {
 
 /* From rank a to rank b of a group; some are 0, in one direction or both, and some are for the own rank. */
 static uint32_t n_row_between(uint32_t a, uint32_t b, uint32_t kind) {
-    uint32_t n = (a * 5 + b * 3) % 7 + (a == 1 ? 17 : 0);
+    uint32_t n = (a * 5 + b * 3 + 2) % 7 + (a == 1 ? 17 : 0);
     return kind == 0 ? n : kind == 1 ? (a == 0 ? n : 0) : 0; /* all to all, from the first, nothing */
 }
 

@@ -20,6 +20,7 @@ typedef struct nccl {
     gr_mover mover;              /* first: what the calls get */
     ncclComm_t comm[GR_N_GROUP]; /* NULL: a group of one rank, or none. A group as large as the world has the world's */
     cudaStream_t stream;         /* of lane COMM */
+    gr_group moving;             /* of the exchange in flight */
     gr_group group;              /* of the last call, and what it was: for the text of errors */
     const char *what;
     bool lost; /* its communicators have been ended after an error */
@@ -173,6 +174,7 @@ static gr_err exchange_start(gr_mover *m, const gr_exchange *x) {
     uint8_t *recv = x->recv;
     size_t row = x->width * gr_dtype_size(x->dtype);
     ncclResult_t rc = ncclSuccess;
+    s->moving = x->group;
     if (!s->lost && !has_others(c, x))
         return GR_OK;
     GR_TRY(call_begin(s, x->group, "an exchange of rows"));
@@ -194,8 +196,8 @@ static gr_err exchange_wait(gr_mover *m) {
     nccl *s = (nccl *)m;
     if (s->lost)
         return stay_lost(s);
-    ncclResult_t state = state_of(s, s->group);
-    return state == ncclSuccess ? GR_OK : lose_for(s, s->group, state);
+    ncclResult_t state = state_of(s, s->moving);
+    return state == ncclSuccess ? GR_OK : lose_for(s, s->moving, state);
 }
 
 static ncclDataType_t number(gr_dtype dtype) {
@@ -348,7 +350,7 @@ static void dissolve(nccl *s, gr_group g) {
     s->what = "closing the communicator";
     ncclResult_t rc = ncclCommFinalize(comm);
     gr_err e = is_well(rc) ? settle(s, g, s->limits.abort_s) : lose_for(s, g, rc);
-    if (!e && (rc = ncclCommDestroy(comm)) != ncclSuccess)
+    if (!e && !is_well(rc = ncclCommDestroy(comm)))
         gr_debug("closing: ncclCommDestroy: %s", ncclGetErrorString(rc));
     if (e)
         gr_debug("closing: %s", gr_error_text());
@@ -357,8 +359,7 @@ static void dissolve(nccl *s, gr_group g) {
 
 static gr_err group(gr_mover *m) {
     nccl *s = (nccl *)m;
-    if (s->lost)
-        return stay_lost(s);
+    GR_TRY(gr_comm_agree(m->comm, s->lost ? stay_lost(s) : GR_OK));
     dissolve(s, GR_EDP);
     dissolve(s, GR_EP);
     GR_TRY(form(s, GR_EP));
@@ -367,8 +368,10 @@ static gr_err group(gr_mover *m) {
 
 static void close_nccl(gr_mover *m, bool orderly) {
     nccl *s = (nccl *)m;
-    m->backend->watch = NULL;
-    m->backend->watched = NULL;
+    if (m->backend->watched == s) {
+        m->backend->watch = NULL;
+        m->backend->watched = NULL;
+    }
     for (int g = GR_N_GROUP - 1; orderly && !s->lost && g >= 0; g--)
         dissolve(s, (gr_group)g);
     end_all(s);
@@ -401,7 +404,11 @@ static gr_err open_nccl(nccl *s) {
 gr_err gr_comm_nccl_open(gr_mover **out, gr_comm *c, gr_backend *b, const gr_comm_nccl_limits *limits) {
     *out = NULL;
     void *p = NULL;
-    GR_TRY(gr_comm_agree(c, gr_alloc(&p, 1, sizeof(nccl), "comm nccl")));
+    gr_err e = gr_comm_agree(c, gr_alloc(&p, 1, sizeof(nccl), "comm nccl"));
+    if (e) {
+        free(p);
+        return e;
+    }
     nccl *s = p;
     s->limits = *limits;
     s->mover = (gr_mover){.name = "nccl",
@@ -415,7 +422,7 @@ gr_err gr_comm_nccl_open(gr_mover **out, gr_comm *c, gr_backend *b, const gr_com
         .bcast = bcast,
         .group = group,
         .close = close_nccl};
-    gr_err e = open_nccl(s);
+    e = open_nccl(s);
     if (e) {
         close_nccl(&s->mover, false);
         return e;
