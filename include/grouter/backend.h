@@ -237,10 +237,14 @@ struct gr_backend {
     const char *name;
     gr_dtype dtype; /* storage type of activations: GR_F32 or GR_BF16 */
     size_t elem_size;
-    bool host_memory; /* host code may read and write the backend's memory directly */
+    bool host_memory;    /* host code may read and write the backend's memory directly */
+    uint64_t n_download; /* copies to the host so far, and waits of the host: both 0 with host_memory */
+    uint64_t n_sync;
     gr_err (*alloc)(gr_backend *b, size_t n_byte, const char *what, void **out); /* zeroed, 64-byte aligned; 69 */
     void (*release)(gr_backend *b, void *p);
+    /* from_host may be changed as soon as it returns. */
     gr_err (*upload)(gr_backend *b, gr_lane lane, void *to, const void *from_host, size_t n_byte);
+    /* to_host is filled once sync has returned. */
     gr_err (*download)(gr_backend *b, gr_lane lane, void *to_host, const void *from, size_t n_byte);
     gr_err (*fill_zero)(gr_backend *b, gr_lane lane, void *p, size_t n_byte);
     gr_err (*copy)(gr_backend *b, gr_lane lane, void *to, const void *from, size_t n_byte);
