@@ -97,6 +97,7 @@ struct gr_model {
     float *vectors;           /* [n_vector] with weights in shares: what else the ops read; else NULL */
     float *cosine, *sine;     /* [T, head_dim/2] */
     uint32_t *iota;           /* [N+1] 0, 1, 2, ...: the identity as a sum list */
+    double *sums_read;        /* [N_SUM] page-locked host memory: where sums and losses arrive */
     double *sums;             /* [N_SUM] losses since gr_model_zero_gradients: tokens', aux, z; NULL without training */
     uint32_t *document_first; /* [N] host, of the current batch; NULL: windows are not divided */
     uint32_t *document_end;   /* [N] */

@@ -35,14 +35,13 @@ static gr_err run_head(gr_model *m, const gr_cross_entropy *args) {
 /* The same with its loss read. */
 static gr_err run_head_read(gr_model *m, const gr_cross_entropy *args, double *loss_sum, double *token_loss) {
     gr_backend *b = m->backend;
-    double sum;
     GR_TRY(b->fill_zero(b, GR_LANE_COMPUTE, m->loss_sum, sizeof *m->loss_sum));
     GR_TRY(run_head(m, args));
-    GR_TRY(b->download(b, GR_LANE_COMPUTE, &sum, m->loss_sum, sizeof sum));
+    GR_TRY(b->download(b, GR_LANE_COMPUTE, m->sums_read, m->loss_sum, sizeof *m->loss_sum));
     if (args->token_loss != token_loss)
         GR_TRY(b->download(b, GR_LANE_COMPUTE, token_loss, m->token_loss, (size_t)m->N * sizeof *token_loss));
     GR_TRY(b->sync(b));
-    *loss_sum += sum;
+    *loss_sum += *m->sums_read;
     return GR_OK;
 }
 

@@ -194,6 +194,9 @@ static gr_err open_model(gr_model *m, const gr_model_options *o) {
     GR_TRY(place_plans(m));
     GR_TRY(gr_model_parcels_open(m));
     m->memory.plans += gr_model_parcel_largest(m);
+    void *sums;
+    GR_TRY(o->backend->alloc_host(o->backend, N_SUM * sizeof *m->sums_read, "losses", &sums));
+    m->sums_read = sums;
     return fill_tables(m);
 }
 
@@ -250,6 +253,7 @@ gr_model_memory gr_model_memory_get(const gr_model *m) {
 void gr_model_close(gr_model *m) {
     if (!m)
         return;
+    m->backend->release_host(m->backend, m->sums_read);
     free(m->parcel_host);
     free(m->plan_memory);
     m->backend->release(m->backend, m->step_memory);
@@ -313,12 +317,12 @@ gr_err gr_model_zero_gradients(gr_model *m) {
 gr_err gr_model_sums_get(gr_model *m, gr_model_sums *sums, uint64_t *load) {
     gr_backend *b = m->backend;
     size_t n_load = (size_t)gr_model_routers(&m->config) * (size_t)m->config.num_experts;
-    double loss[N_SUM];
-    GR_TRY(b->download(b, GR_LANE_COMPUTE, loss, m->sums, sizeof loss));
+    const double *read = m->sums_read;
+    GR_TRY(b->download(b, GR_LANE_COMPUTE, m->sums_read, m->sums, N_SUM * sizeof *m->sums));
     if (n_load && load)
         GR_TRY(b->download(b, GR_LANE_COMPUTE, load, m->load, n_load * sizeof *load));
     GR_TRY(b->sync(b));
-    *sums = (gr_model_sums){.loss = loss[SUM_LOSS], .aux_loss = loss[SUM_ROUTERS], .z_loss = loss[SUM_ROUTERS + 1]};
+    *sums = (gr_model_sums){.loss = read[SUM_LOSS], .aux_loss = read[SUM_ROUTERS], .z_loss = read[SUM_ROUTERS + 1]};
     return GR_OK;
 }
 

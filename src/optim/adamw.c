@@ -20,7 +20,7 @@ struct gr_optimizer {
     float *m, *v;       /* first and second moments of held[0], then of held[1]; backend memory */
     gr_moments held[2]; /* dense, experts */
     double *squares;    /* [1] of the gradients this rank owns, backend memory */
-    double squares_read; /* the same in host memory after a sync */
+    double *squares_read; /* [1] the same in page-locked host memory, after a sync */
     double reduce_ms;
     span *spans;
     int n_span;
@@ -101,6 +101,8 @@ static gr_err memory_open(gr_optimizer *o) {
     o->v = v;
     GR_TRY(b->alloc(b, sizeof *o->squares, "gradient norm", &squares));
     o->squares = squares;
+    GR_TRY(b->alloc_host(b, sizeof *o->squares_read, "gradient norm", &squares));
+    o->squares_read = squares;
     o->held[0] = (gr_moments){.first = held[0].first, .n = held[0].n, .m = o->m, .v = o->v, .backend = b};
     o->held[1] = (gr_moments){
         .first = held[1].first, .n = held[1].n, .m = o->m + held[0].n, .v = o->v + held[0].n, .backend = b};
@@ -128,6 +130,7 @@ void gr_optimizer_close(gr_optimizer *o) {
     if (!o)
         return;
     free(o->spans);
+    o->o.backend->release_host(o->o.backend, o->squares_read);
     o->o.backend->release(o->o.backend, o->squares);
     o->o.backend->release(o->o.backend, o->v);
     o->o.backend->release(o->o.backend, o->m);
@@ -219,7 +222,7 @@ gr_err gr_optimizer_reduce(gr_optimizer *o, float *gradients) {
     else
         GR_TRY(gr_gradients_reduce(c->params, c->comm, gradients));
     GR_TRY(gr_gradients_squares(c->params, b, c->comm, gradients, o->squares));
-    GR_TRY(b->download(b, GR_LANE_COMPUTE, &o->squares_read, o->squares, sizeof o->squares_read));
+    GR_TRY(b->download(b, GR_LANE_COMPUTE, o->squares_read, o->squares, sizeof *o->squares_read));
     o->reduce_ms = 1e3 * (gr_time_s() - start_s);
     return GR_OK;
 }
@@ -227,7 +230,7 @@ gr_err gr_optimizer_reduce(gr_optimizer *o, float *gradients) {
 gr_err gr_optimizer_apply(
     gr_optimizer *o, int64_t step, double loss, gr_weights weights, const float *gradients, gr_update *out) {
     const gr_optimizer_options *c = &o->o;
-    double start_s = gr_time_s(), squares = o->squares_read;
+    double start_s = gr_time_s(), squares = *o->squares_read;
     GR_TRY(c->comm->sum(c->comm, GR_WORLD, GR_F64, &squares, 1));
     double summed_s = gr_time_s(), norm = sqrt(squares);
     *out = (gr_update){
