@@ -333,6 +333,7 @@ static gr_err run_here(gr_dry_report *r, gr_comm *comm, const gr_dry_run *o, FIL
     gr_err fit = GR_OK, e = visit_here(r, &t, &fit);
     if (!e && comm->rank[GR_WORLD] == 0)
         gr_dry_report_print(r, out);
+    gr_comm_detach(comm, e);
     gr_trainer_close(&t);
     if (!e && o->memory_gib > 0)
         return gr_comm_agree(comm, comm->rank[GR_WORLD] == 0 ? check_fit(r, o) : GR_OK);

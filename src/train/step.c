@@ -324,6 +324,7 @@ gr_err gr_train_run(const gr_train_options *o, gr_train_result *result) {
     result->fidelity = t.fidelity;
     result->max_vio_first = t.max_vio_first;
     result->max_vio = t.max_vio_last;
+    gr_comm_detach(t.comm, e);
     gr_trainer_close(&t);
     return e;
 }
