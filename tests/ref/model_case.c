@@ -315,7 +315,56 @@ model_case_bytes model_case_count_bytes(gr_backend *backend, gr_comm *comm, cons
     return out;
 }
 
-static bool same_bits(const model_case_state *a, const model_case_state *b) {
+void model_case_losses(
+    gr_backend *backend, gr_comm *comm, const model_case_options *o, double *token_loss, double *loss_sum) {
+    runner r;
+    gr_phases phases = {0};
+    runner_open(&r, backend, comm, o);
+    windows w = windows_make(o, comm->size[GR_WORLD], 0);
+    gr_batch batch = runner_batch(&r, &w, 0);
+    *loss_sum = 0;
+    MUST(gr_model_token_losses(r.model, &batch, loss_sum, token_loss, &phases));
+    windows_free(&w);
+    runner_close(&r);
+}
+
+/* Step `step` as the trainer makes it. */
+static void trainer_step(runner *r, gr_optimizer *optimizer, int step) {
+    const int n_part = 2 * r->comm->size[GR_WORLD];
+    gr_phases phases = {0};
+    gr_model_sums sums;
+    gr_update update;
+    float *gradients = gr_model_gradients(r->model);
+    windows w = windows_make(r->o, n_part, step);
+    MUST(gr_model_zero_gradients(r->model));
+    for (int micro = 0; micro < 2; micro++) {
+        gr_batch batch = runner_batch(r, &w, micro);
+        MUST(gr_model_step(r->model, &batch, 1.0f / (float)w.n, NULL, &phases));
+    }
+    MUST(gr_optimizer_reduce(optimizer, gradients));
+    MUST(gr_model_sums_get(r->model, &sums, NULL));
+    GR_ASSERT(sums.loss > 0 && sums.loss < 100 * (double)w.n, "loss %g", sums.loss);
+    MUST(gr_optimizer_apply(optimizer, step, sums.loss, gr_model_masters(r->model), gradients, &update));
+    GR_ASSERT(!update.skipped && update.grad_norm > 0, "norm %g", update.grad_norm);
+    windows_free(&w);
+}
+
+model_case_waits model_case_count_waits(gr_backend *backend, gr_comm *comm, const model_case_options *o) {
+    runner r;
+    runner_open(&r, backend, comm, o);
+    gr_optimizer_options options = optimizer_options(&r, 2);
+    gr_optimizer *optimizer;
+    MUST(gr_optimizer_open(&optimizer, &options));
+    trainer_step(&r, optimizer, 0);
+    model_case_waits before = {backend->n_download, backend->n_sync};
+    trainer_step(&r, optimizer, 1);
+    model_case_waits out = {backend->n_download - before.n_download, backend->n_sync - before.n_sync};
+    gr_optimizer_close(optimizer);
+    runner_close(&r);
+    return out;
+}
+
+bool model_case_same_bits(const model_case_state *a, const model_case_state *b) {
     size_t n = (size_t)a->params.n_element * sizeof(float);
     return memcmp(a->weights, b->weights, n) == 0 && memcmp(a->gradients, b->gradients, n) == 0;
 }
@@ -330,7 +379,7 @@ bool model_case_recompute_is_exact(gr_backend *backend, gr_comm *comm, const mod
     for (size_t i = 0; i < sizeof other / sizeof *other; i++) {
         changed.recompute = other[i];
         model_case_train(backend, comm, &changed, n_part, 2, &again);
-        exact &= same_bits(&kept, &again);
+        exact &= model_case_same_bits(&kept, &again);
         model_case_state_close(&again);
     }
     model_case_state_close(&kept);
