@@ -63,6 +63,11 @@ both online train online.json --set train.steps=6
 for recompute in experts block; do both $recompute train table.json --set train.steps=4 --set train.recompute=$recompute; done
 both unsharded train table.json --set train.steps=4 --set parallel.zero=0
 
+# ---- memory of its own that is too small: refused before anything is created
+binary=$device DEVICE_DOUBLE_ROOM=1000000 expect 69 train table.json --set run.dir=small
+grep -qF 'memory: expected at most 976.56 KiB (free on its device), got a need of' err || fail "what is missing is said"
+[ ! -e small ] || fail "a run folder is left"
+
 # ---- checkpoints of one resume on the other
 whole=$(binary=$cpu; expect 0 train table.json --set run.dir=table-cpu; hash_of out)
 for start in cpu device; do

@@ -304,6 +304,8 @@ static gr_err visit_here(gr_dry_report *r, gr_trainer *t, gr_err *fit) {
     GR_TRY(agree_figures(r, t));
     *fit = gr_forecast_fit_host(&t->memory, t->comm);
     if (!*fit)
+        *fit = gr_comm_agree(t->comm, gr_forecast_fit_device(&t->memory, t->backend));
+    if (!*fit)
         return calibrate(t, &r->time);
     snprintf(r->time.why_not, sizeof r->time.why_not, "it does not fit this machine");
     return GR_OK;

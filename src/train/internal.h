@@ -38,11 +38,13 @@ typedef struct gr_memory_item {
     char name[32]; /* not a pointer: ranks send each other their tables */
     uint64_t n_byte;
     unsigned remedies; /* what makes it smaller: bits of forecast.c */
+    bool host;         /* whatever the backend is */
 } gr_memory_item;
 enum { GR_MEMORY_ITEMS = 14 };
 typedef struct gr_memory_table {
     gr_memory_item item[GR_MEMORY_ITEMS];
     uint64_t total;
+    uint64_t device; /* part of total that is not in host memory */
 } gr_memory_table;
 
 /* Facts about data, machine and what a Grouter is made from that a checkpoint records. */
@@ -181,6 +183,8 @@ GR_MUST gr_err gr_forecast_memory(
     const gr_trainer *t, const gr_plan_limits *train, const gr_plan_limits *valid, gr_memory_table *out);
 /* With what libraries take besides: 2 % and 32 MiB. */
 uint64_t gr_forecast_margin(uint64_t n_byte);
+/* Memory of its own that the backend has has room for this rank: 69 likewise. */
+GR_MUST gr_err gr_forecast_fit_device(const gr_memory_table *memory, gr_backend *backend);
 /* Collective: all ranks of each host fit what their host has left, by MemAvailable, the cgroup limit and RLIMIT_AS: 69
  * with the three largest items and what to change. */
 GR_MUST gr_err gr_forecast_fit_host(const gr_memory_table *memory, gr_comm *comm);

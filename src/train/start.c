@@ -319,6 +319,7 @@ gr_err gr_trainer_open(gr_trainer *t) {
     GR_TRY(check_resume(t));
     GR_TRY(measure_bias(t));
     GR_TRY(gr_forecast_fit_host(&t->memory, t->comm));
+    GR_TRY(gr_comm_agree(t->comm, gr_forecast_fit_device(&t->memory, t->backend)));
     GR_TRY(gr_comm_agree(t->comm, first ? gr_forecast_fit_disk(t->config) : GR_OK));
     GR_TRY(gr_trainer_allocate(t));
     if (t->found.found)

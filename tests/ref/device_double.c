@@ -116,6 +116,13 @@ static gr_err double_alloc_host(gr_backend *b, size_t n_byte, const char *what, 
     return add_region(b->state, n_byte, false, out);
 }
 
+/* A script may say how little there is. */
+static uint64_t double_room(gr_backend *b) {
+    (void)b;
+    const char *room = getenv("DEVICE_DOUBLE_ROOM");
+    return room ? strtoull(room, NULL, 10) : UINT64_MAX;
+}
+
 static void double_release(gr_backend *b, void *p) {
     remove_region(b->state, p);
 }
@@ -354,6 +361,7 @@ static void double_close(gr_backend *b) {
 static const gr_backend calls = {.name = "double",
     .alloc = double_alloc,
     .release = double_release,
+    .room = double_room,
     .owns = double_owns,
     .alloc_host = double_alloc_host,
     .release_host = double_release,
