@@ -208,7 +208,8 @@ typedef struct gr_batch {
     const uint16_t *ids;    /* [N,K] host; experts of the own tokens, for learned gates of a table's experts */
 } gr_batch;
 
-/* Milliseconds by phase, added to by every call; the caller resets them. */
+/* Milliseconds of the host by phase, added to by every call; the caller resets them. A backend that works behind the
+ * host is not waited for: then they are of giving out work. */
 typedef struct gr_phases {
     double forward_ms, backward_ms, exchange_ms;
 } gr_phases;

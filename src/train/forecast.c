@@ -68,7 +68,7 @@ gr_err gr_forecast_grouter(gr_router_cost *out, const gr_config *c) {
     *out = (gr_router_cost){0};
     if (c->routing.source != GR_SOURCE_ONLINE || !gr_path_exists(c->online.grouter))
         return GR_OK;
-    GR_TRY(gr_backend_open(&backend, gr_config_backend_name(c), GR_F32));
+    GR_TRY(gr_backend_describe(&backend, gr_config_backend_name(c), GR_F32));
     gr_err e = gr_router_cost_get(out, c->online.grouter, backend, (uint32_t)c->data.seq_len);
     gr_backend_close(backend);
     return e;
