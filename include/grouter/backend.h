@@ -1,4 +1,4 @@
-/* backend.h: where arrays live and ops run. Chosen by name at run time: "cpu".
+/* backend.h: where arrays live and ops run. Chosen by name at run time: "cpu", or "cuda" where it is compiled in.
  *
  * Activations and the weights the ops read have the backend's storage type (`dtype`, `elem_size`); `act` in a shape
  * comment means that type. Statistics, gates, losses and gradients of weights are fp32 (or double where said).
@@ -7,7 +7,8 @@
  *
  * Each op takes a lane and one argument struct; forward/backward pairs share the struct. Ops of one lane run in order;
  * `wait` orders lanes. No op allocates after the first step. Shapes of 0 rows are legal and do nothing, but accumulated
- * outputs keep their value and overwritten outputs of non-empty shape are still written.
+ * outputs keep their value and overwritten outputs of non-empty shape are still written. Ops are queued, all by the
+ * thread that opened the backend; every array is in the backend's memory but where a struct says "host memory".
  */
 #ifndef GROUTER_BACKEND_H
 #define GROUTER_BACKEND_H
@@ -240,7 +241,9 @@ struct gr_backend {
     bool host_memory; /* host code may read and write the backend's memory directly */
     gr_err (*alloc)(gr_backend *b, size_t n_byte, const char *what, void **out); /* zeroed, 64-byte aligned; 69 */
     void (*release)(gr_backend *b, void *p);
+    /* from_host may change once it returns; the copy is queued. */
     gr_err (*upload)(gr_backend *b, gr_lane lane, void *to, const void *from_host, size_t n_byte);
+    /* The bytes of what the lane has queued so far are at to_host when it returns. */
     gr_err (*download)(gr_backend *b, gr_lane lane, void *to_host, const void *from, size_t n_byte);
     gr_err (*fill_zero)(gr_backend *b, gr_lane lane, void *p, size_t n_byte);
     gr_err (*copy)(gr_backend *b, gr_lane lane, void *to, const void *from, size_t n_byte);
@@ -248,6 +251,9 @@ struct gr_backend {
         gr_backend *b, gr_lane waiting, gr_lane for_lane); /* work queued on `waiting` starts after for_lane's */
     void *(*lane_native)(gr_backend *b, gr_lane lane);     /* the device's queue, NULL on the CPU */
     gr_err (*sync)(gr_backend *b);                         /* host waits for all lanes */
+    /* Since opening: downloads, and waits of the host for queued work, theirs among them. The CPU backend queues
+     * nothing and counts none. */
+    uint64_t n_download, n_host_wait;
 
     gr_err (*gemm)(gr_backend *b, gr_lane lane, const gr_gemm *a);
     gr_err (*gather_rows)(gr_backend *b, gr_lane lane, const gr_gather *a);
@@ -282,10 +288,13 @@ struct gr_backend {
     void *state;
 };
 
-/* Opens "auto" or "cpu" with activations stored as GR_F32 or GR_BF16. 69 naming fp32 where this machine cannot compute
- * with dtype. */
+/* Opens "auto", "cpu" or "cuda" with activations stored as GR_F32 or GR_BF16. auto: cuda where it is compiled in and a
+ * GPU is there, else cpu; `name` of the result says which. 64 for a name that is not compiled in; 69 naming fp32 where
+ * this machine cannot compute with dtype, and where cuda finds no driver or no GPU. Of several GPUs the processes of a
+ * machine take one each, in turn, by the number that mpirun or srun gave them there. */
 GR_MUST gr_err gr_backend_open(gr_backend **out, const char *name, gr_dtype dtype);
-/* The backend of a machine that is not here, for sizes: its fields may be read, no op may be called. */
+/* The backend of a machine that is not here, for sizes: its fields may be read, no op may be called. auto is what
+ * gr_backend_open would take; "cuda" can be described by any binary. */
 GR_MUST gr_err gr_backend_describe(gr_backend **out, const char *name, gr_dtype dtype);
 void gr_backend_close(gr_backend *b); /* accepts NULL */
 const char *gr_backend_names(void);   /* compiled in, for --version */
