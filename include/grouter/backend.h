@@ -238,12 +238,19 @@ struct gr_backend {
     const char *name;
     gr_dtype dtype; /* storage type of activations: GR_F32 or GR_BF16 */
     size_t elem_size;
-    bool host_memory; /* host code may read and write the backend's memory directly */
+    bool host_memory;    /* host code may read and write the backend's memory directly */
+    uint64_t n_download; /* copies to the host so far, and waits of the host: both 0 with host_memory */
+    uint64_t n_sync;
     gr_err (*alloc)(gr_backend *b, size_t n_byte, const char *what, void **out); /* zeroed, 64-byte aligned; 69 */
     void (*release)(gr_backend *b, void *p);
-    /* from_host may change once it returns; the copy is queued. */
+    /* Whether p lies in memory of `alloc` that host code must not touch: never, where host_memory. */
+    bool (*owns)(const gr_backend *b, const void *p);
+    /* Zeroed host memory between which and the device copies are fastest (page-locked); 69. */
+    gr_err (*alloc_host)(gr_backend *b, size_t n_byte, const char *what, void **out);
+    void (*release_host)(gr_backend *b, void *p); /* accepts NULL */
+    /* from_host may be changed as soon as it returns. */
     gr_err (*upload)(gr_backend *b, gr_lane lane, void *to, const void *from_host, size_t n_byte);
-    /* The bytes of what the lane has queued so far are at to_host when it returns. */
+    /* to_host is filled once sync has returned; the host waits already here unless to_host is of alloc_host. */
     gr_err (*download)(gr_backend *b, gr_lane lane, void *to_host, const void *from, size_t n_byte);
     gr_err (*fill_zero)(gr_backend *b, gr_lane lane, void *p, size_t n_byte);
     gr_err (*copy)(gr_backend *b, gr_lane lane, void *to, const void *from, size_t n_byte);
@@ -251,9 +258,11 @@ struct gr_backend {
         gr_backend *b, gr_lane waiting, gr_lane for_lane); /* work queued on `waiting` starts after for_lane's */
     void *(*lane_native)(gr_backend *b, gr_lane lane);     /* the device's queue, NULL on the CPU */
     gr_err (*sync)(gr_backend *b);                         /* host waits for all lanes */
-    /* Since opening: downloads, and waits of the host for queued work, theirs among them. The CPU backend queues
-     * nothing and counts none. */
-    uint64_t n_download, n_host_wait;
+    /* Asked again and again while the host waits for the device, with the time it has waited; an error ends the wait and
+     * is returned. NULL: nobody is. Set by the comm whose work is on lane COMM, which a lost peer could hold up for ever.
+     */
+    gr_err (*watch)(void *watched, double waited_s);
+    void *watched;
 
     gr_err (*gemm)(gr_backend *b, gr_lane lane, const gr_gemm *a);
     gr_err (*gather_rows)(gr_backend *b, gr_lane lane, const gr_gather *a);
