@@ -42,7 +42,7 @@ typedef struct gr_cuda {
 bool gr_cuda_is_here(void);
 /* 69 with what was found and what to do where there is no driver, no GPU, or none of compute capability 8.0. */
 gr_err gr_cuda_open(gr_backend **out, gr_dtype dtype);
-const char *gr_cuda_library(void); /* "CUDA 13.0, cuBLAS 13.1.0" */
+const char *gr_cuda_library(void); /* "cuBLAS 13.1.0" (cuda_gemm.c) */
 
 /* ---------------------------------------------------------------- errors (cuda_check.c) */
 
