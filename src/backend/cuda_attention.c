@@ -138,7 +138,7 @@ static gr_err forward_block(attend *t, int64_t first) {
     set_rows(t, first);
     GR_TRY(score(t, of_queries(t, a->q, a->ldq), of_keys(t, a->k, a->ldk), t->block.scores));
     GR_TRY(gr_cuda_check(
-        gr_kernel_attend_softmax(gr_cuda_lane_native(t->b, t->lane), t->b->dtype, a, &t->block), "attention's softmax"));
+        gr_kernel_attend_softmax(t->b->lane_native(t->b, t->lane), t->b->dtype, a, &t->block), "attention's softmax"));
     return mix(t, t->block.p, of_keys(t, a->v, a->ldv), of_queries(t, a->o, a->ldo));
 }
 
@@ -157,7 +157,7 @@ static gr_err backward_block(attend *t, int64_t first, gr_write write) {
     const operand q = of_queries(t, a->q, a->ldq), dout = of_queries(t, a->dout, a->ldo), k = of_keys(t, a->k, a->ldk);
     GR_TRY(score(t, q, k, t->block.scores));
     GR_TRY(score(t, dout, of_keys(t, a->v, a->ldv), t->block.dscores));
-    GR_TRY(gr_cuda_check(gr_kernel_attend_gradient(gr_cuda_lane_native(t->b, t->lane), t->b->dtype, a, &t->block),
+    GR_TRY(gr_cuda_check(gr_kernel_attend_gradient(t->b->lane_native(t->b, t->lane), t->b->dtype, a, &t->block),
         "attention's gradient"));
     GR_TRY(add_to_keys(t, write, t->block.p, dout, t->dv));
     GR_TRY(add_to_keys(t, write, t->block.ds, q, t->dk));
@@ -166,7 +166,7 @@ static gr_err backward_block(attend *t, int64_t first, gr_write write) {
 
 /* dk or dv of the batch from its sums. */
 static gr_err round_sums(const attend *t, const float *sums, operand to) {
-    return gr_cuda_check(gr_kernel_attend_round(gr_cuda_lane_native(t->b, t->lane), t->b->dtype, t->a, t->block.n_head,
+    return gr_cuda_check(gr_kernel_attend_round(t->b->lane_native(t->b, t->lane), t->b->dtype, t->a, t->block.n_head,
                              sums, (void *)(uintptr_t)to.p, to.ld),
         "attention's gradient");
 }

@@ -60,7 +60,7 @@ static gr_err chunk_loss(
         .logits = a->logits,
         .loss = loss + first};
     GR_TRY(gr_cuda_product(b, (int)lane, &head, GR_ROWS_FIXED));
-    GR_TRY(gr_cuda_check(gr_kernel_token_losses(gr_cuda_lane_native(b, lane), b->dtype, &losses), "cross-entropy"));
+    GR_TRY(gr_cuda_check(gr_kernel_token_losses(b->lane_native(b, lane), b->dtype, &losses), "cross-entropy"));
     return a->dx ? chunk_gradients(b, lane, a, first, n) : GR_OK;
 }
 
@@ -74,5 +74,5 @@ gr_err gr_cuda_cross_entropy(gr_backend *b, gr_lane lane, const gr_cross_entropy
     for (int64_t first = 0; first < a->n; first += chunk)
         GR_TRY(chunk_loss(b, lane, a, first, a->n - first < chunk ? a->n - first : chunk, loss));
     return gr_cuda_check(
-        gr_kernel_sum_tokens(gr_cuda_lane_native(b, lane), loss, a->n, 1, a->loss_sum), "cross-entropy");
+        gr_kernel_sum_tokens(b->lane_native(b, lane), loss, a->n, 1, a->loss_sum), "cross-entropy");
 }
