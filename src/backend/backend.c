@@ -2,6 +2,7 @@
 #include "grouter/backend.h"
 
 #include "cpu.h"
+#include "device.h"
 #ifdef GR_WITH_CUDA
 #include "cuda.h"
 #endif
@@ -43,7 +44,11 @@ static gr_err describe_cuda(gr_backend **out, gr_dtype dtype) {
     GR_TRY(gr_alloc(&memory, 1, sizeof(gr_backend), "backend"));
     *out = memory;
     **out = (gr_backend){
-        .name = "cuda", .dtype = dtype, .elem_size = gr_dtype_size(dtype), .close = close_description};
+        .name = "cuda",
+        .dtype = dtype,
+        .elem_size = gr_dtype_size(dtype),
+        .logits_room = GR_DEVICE_LOGITS_ROOM,
+        .close = close_description};
     return GR_OK;
 }
 
@@ -75,8 +80,8 @@ const char *gr_backend_names(void) {
     return NAMES;
 }
 
-int64_t gr_logits_chunk(int64_t n, int64_t V) {
-    int64_t fit = (INT64_C(32) << 20) / (int64_t)sizeof(float) / (V > 0 ? V : 1);
+int64_t gr_logits_chunk(const gr_backend *b, int64_t n, int64_t V) {
+    int64_t fit = (int64_t)(b->logits_room / sizeof(float)) / (V > 0 ? V : 1);
     int64_t chunk = fit < 16 ? 16 : fit;
     return chunk < n ? chunk : n;
 }

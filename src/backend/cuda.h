@@ -84,7 +84,8 @@ GR_MUST gr_err gr_cuda_join(gr_cuda *s, gr_lane lane, int n_worker);
 GR_MUST gr_err gr_cuda_queues_open(gr_cuda *s);
 void gr_cuda_queues_close(gr_cuda *s); /* accepts half-open */
 
-/* ---------------------------------------------------------------- ops (cuda_gemm.c, cuda_peak.c, cuda_ffn.c, cuda_ops.c) */
+/* ---------------------------------------------------------------- ops (cuda_gemm.c, cuda_peak.c, cuda_ffn.c, cuda_attention.c,
+ * cuda_loss.c, cuda_ops.c) */
 
 GR_MUST gr_err gr_cuda_products_open(gr_backend *b, gr_cuda_products **out);
 void gr_cuda_products_close(gr_cuda_products *p); /* accepts NULL and half-open */
@@ -100,6 +101,9 @@ gr_err gr_cuda_gemm(gr_backend *b, gr_lane lane, const gr_gemm *a);
 gr_err gr_cuda_peak(gr_backend *b, double *flops_per_s);
 gr_err gr_cuda_ffn_forward(gr_backend *b, gr_lane lane, const gr_ffn *a);
 gr_err gr_cuda_ffn_backward(gr_backend *b, gr_lane lane, const gr_ffn *a);
+gr_err gr_cuda_attention_forward(gr_backend *b, gr_lane lane, const gr_attention *a);
+gr_err gr_cuda_attention_backward(gr_backend *b, gr_lane lane, const gr_attention *a);
+gr_err gr_cuda_cross_entropy(gr_backend *b, gr_lane lane, const gr_cross_entropy *a);
 /* Fills in every op of the table. */
 void gr_cuda_set_ops(gr_backend *b);
 

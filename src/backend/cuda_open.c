@@ -72,6 +72,7 @@ static gr_err open_state(gr_backend *b, const survey *found) {
 
 static const gr_backend table = {
     .name = "cuda",
+    .logits_room = GR_DEVICE_LOGITS_ROOM,
     .alloc = gr_cuda_alloc,
     .release = gr_cuda_release,
     .owns = gr_cuda_owns,

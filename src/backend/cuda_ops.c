@@ -27,6 +27,59 @@ static gr_err pair_gates_backward(gr_backend *b, gr_lane lane, const gr_pair_gat
     return gr_cuda_check(gr_kernel_pair_gates_backward(b->lane_native(b, lane), a), "pair_gates_backward");
 }
 
+static gr_err router_forward(gr_backend *b, gr_lane lane, const gr_router_op *a) {
+    void *scratch;
+    GR_TRY(gr_cuda_scratch(b, lane, gr_kernel_router_forward_scratch(a), &scratch));
+    return gr_cuda_check(gr_kernel_router_forward(b->lane_native(b, lane), a, scratch), "router_forward");
+}
+
+static gr_err router_backward(gr_backend *b, gr_lane lane, const gr_router_op *a) {
+    return gr_cuda_check(gr_kernel_router_backward(b->lane_native(b, lane), b->dtype, a), "router_backward");
+}
+
+static gr_err embed_forward(gr_backend *b, gr_lane lane, const gr_embed *a) {
+    const gr_gather g = {.n_row = a->n, .width = a->width, .in = a->table, .index = a->id, .out = a->out};
+    return gather_rows(b, lane, &g);
+}
+
+static gr_err embed_backward(gr_backend *b, gr_lane lane, const gr_embed *a) {
+    void *scratch;
+    GR_TRY(gr_cuda_scratch(b, lane, gr_kernel_embed_backward_scratch(a), &scratch));
+    return gr_cuda_check(
+        gr_kernel_embed_backward(b->lane_native(b, lane), b->dtype, a, scratch), "embed_backward");
+}
+
+static gr_err norm_forward(gr_backend *b, gr_lane lane, const gr_norm *a) {
+    return gr_cuda_check(gr_kernel_norm_forward(b->lane_native(b, lane), b->dtype, a), "norm_forward");
+}
+
+static gr_err norm_backward(gr_backend *b, gr_lane lane, const gr_norm *a) {
+    void *scratch;
+    GR_TRY(gr_cuda_scratch(b, lane, gr_kernel_norm_backward_scratch(a), &scratch));
+    return gr_cuda_check(gr_kernel_norm_backward(b->lane_native(b, lane), b->dtype, a, scratch), "norm_backward");
+}
+
+static gr_err layer_norm_forward(gr_backend *b, gr_lane lane, const gr_layer_norm *a) {
+    return gr_cuda_check(gr_kernel_layer_norm_forward(b->lane_native(b, lane), b->dtype, a), "layer_norm_forward");
+}
+
+static gr_err layer_norm_backward(gr_backend *b, gr_lane lane, const gr_layer_norm *a) {
+    void *scratch;
+    GR_TRY(gr_cuda_scratch(b, lane, gr_kernel_layer_norm_backward_scratch(a), &scratch));
+    return gr_cuda_check(
+        gr_kernel_layer_norm_backward(b->lane_native(b, lane), b->dtype, a, scratch), "layer_norm_backward");
+}
+
+static gr_err rope(gr_backend *b, gr_lane lane, const gr_rope *a) {
+    return gr_cuda_check(gr_kernel_rope(b->lane_native(b, lane), b->dtype, a), "rope");
+}
+
+static gr_err divergence(gr_backend *b, gr_lane lane, const gr_divergence *a) {
+    void *scratch;
+    GR_TRY(gr_cuda_scratch(b, lane, gr_kernel_divergence_scratch(a), &scratch));
+    return gr_cuda_check(gr_kernel_divergence(b->lane_native(b, lane), a, scratch), "divergence");
+}
+
 static gr_err adamw(gr_backend *b, gr_lane lane, const gr_adamw *a) {
     return gr_cuda_check(gr_kernel_adamw(b->lane_native(b, lane), b->dtype, a), "adamw");
 }
@@ -48,10 +101,23 @@ void gr_cuda_set_ops(gr_backend *b) {
     b->sum_rows = sum_rows;
     b->gather_f32 = gather_f32;
     b->sum_f32 = sum_f32;
+    b->router_forward = router_forward;
+    b->router_backward = router_backward;
     b->pair_gates_forward = pair_gates_forward;
     b->pair_gates_backward = pair_gates_backward;
     b->ffn_forward = gr_cuda_ffn_forward;
     b->ffn_backward = gr_cuda_ffn_backward;
+    b->embed_forward = embed_forward;
+    b->embed_backward = embed_backward;
+    b->norm_forward = norm_forward;
+    b->norm_backward = norm_backward;
+    b->layer_norm_forward = layer_norm_forward;
+    b->layer_norm_backward = layer_norm_backward;
+    b->rope = rope;
+    b->attention_forward = gr_cuda_attention_forward;
+    b->attention_backward = gr_cuda_attention_backward;
+    b->cross_entropy = gr_cuda_cross_entropy;
+    b->divergence = divergence;
     b->adamw = adamw;
     b->round_weights = round_weights;
     b->sum_squares = sum_squares;
