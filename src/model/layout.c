@@ -208,7 +208,7 @@ void gr_model_layout_step(gr_model *m, gr_arena *arena) {
     else if (m->config.head == GR_HEAD_ROUTER)
         m->scores = GR_TAKE(arena, m->N * m->config.num_experts, float);
     else
-        m->logits = take_act(m, arena, gr_logits_chunk(m->N, V) * V);
+        m->logits = take_act(m, arena, gr_logits_chunk(m->backend, m->N, V) * V);
     m->memory.logits = taken(arena, &mark);
     for (int i = 0; i < 2; i++)
         layout_batch(m, arena, &m->parcel[i]);

@@ -415,6 +415,7 @@ gr_err device_double_open(gr_backend **out, gr_backend *inner) {
     *opened = calls;
     opened->dtype = inner->dtype;
     opened->elem_size = inner->elem_size;
+    opened->logits_room = inner->logits_room;
     opened->state = d;
     ((device_double *)d)->inner = inner;
     *out = opened;
