@@ -253,11 +253,14 @@ gr_model_memory gr_model_memory_get(const gr_model *m) {
 void gr_model_close(gr_model *m) {
     if (!m)
         return;
-    m->backend->release_host(m->backend, m->sums_read);
+    if (m->sums_read)
+        m->backend->release_host(m->backend, m->sums_read);
     free(m->parcel_host);
     free(m->plan_memory);
-    m->backend->release(m->backend, m->step_memory);
-    m->backend->release(m->backend, m->run_memory);
+    if (m->step_memory) /* a model that was only measured may be of a backend that is not here */
+        m->backend->release(m->backend, m->step_memory);
+    if (m->run_memory)
+        m->backend->release(m->backend, m->run_memory);
     free(m->x);
     free(m->linear);
     free(m->router);
