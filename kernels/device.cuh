@@ -28,26 +28,6 @@ template <> __device__ __forceinline__ gr_bf16 gr_act_store<gr_bf16>(float x) {
     return __float2bfloat16_rn(x);
 }
 
-/* N neighbours, loaded and stored at once: their address is a multiple of their size together. */
-template <typename T, int N> struct alignas(sizeof(T) * N) gr_pack {
-    T x[N];
-};
-
-template <typename T, int N> static __device__ __forceinline__ gr_pack<T, N> gr_load_pack(const T *p) {
-    return *(const gr_pack<T, N> *)p;
-}
-
-template <typename T, int N> static __device__ __forceinline__ void gr_store_pack(T *p, const gr_pack<T, N> &x) {
-    *(gr_pack<T, N> *)p = x;
-}
-
-/* The sum over a warp, to every lane: neighbours, then pairs of neighbours, and so on; the same order at every call. */
-static __device__ __forceinline__ float gr_warp_sum(float x) {
-    for (int step = 1; step < 32; step *= 2)
-        x += __shfl_xor_sync(0xffffffffu, x, step);
-    return x;
-}
-
 /* The sum of x over a block of THREADS (a power of 2), to every thread. room: THREADS values of shared memory; it may be
  * used again after the call. Order: halves added to halves, the same at every call. */
 template <int THREADS, typename T> static __device__ __forceinline__ T gr_block_sum(T x, T *room) {

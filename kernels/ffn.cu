@@ -10,7 +10,7 @@
  * dgate is each lane's sum over its units, in order, then the warp's sum: the same bits at every call.
  * Bytes per pair: forward 3F elements, backward 6F; about 10 and 20 flops for each of F, so memory decides.
  * Limit: n_pair < 2^34. No pairs: nothing is launched. CPU: cpu_ffn.c (swiglu_row, swiglu_row_backward). */
-#include "kernels/device.cuh"
+#include "kernels/warp.cuh"
 
 namespace {
 
@@ -29,13 +29,12 @@ __global__ void __launch_bounds__(32 * PAIRS) forward(int64_t n_pair, int64_t F,
     const float g = gate ? gate[p] : 1.0f;
     const T *h1 = h + p * 2 * F, *h3 = h1 + F;
     for (int64_t j = (int64_t)threadIdx.x * N; j < F; j += 32 * N) {
-        const gr_pack<T, N> left = gr_load_pack<T, N>(h1 + j), right = gr_load_pack<T, N>(h3 + j);
-        gr_pack<T, N> out;
-        for (int i = 0; i < N; i++) {
-            const float u = gr_act_load(left.x[i]);
-            out.x[i] = gr_act_store<T>(g * u / (1.0f + expf(-u)) * gr_act_load(right.x[i]));
-        }
-        gr_store_pack<T, N>(a + p * F + j, out);
+        float left[N], right[N], out[N];
+        gr_load<N>(h1 + j, left);
+        gr_load<N>(h3 + j, right);
+        for (int i = 0; i < N; i++)
+            out[i] = g * left[i] / (1.0f + expf(-left[i])) * right[i];
+        gr_store<N>(a + p * F + j, out);
     }
 }
 
@@ -50,20 +49,21 @@ __global__ void __launch_bounds__(32 * PAIRS)
     T *h1 = h + p * 2 * F, *h3 = h1 + F;
     float sum = 0;
     for (int64_t j = (int64_t)threadIdx.x * N; j < F; j += 32 * N) {
-        gr_pack<T, N> left = gr_load_pack<T, N>(h1 + j), right = gr_load_pack<T, N>(h3 + j);
-        const gr_pack<T, N> in = gr_load_pack<T, N>(da + p * F + j);
-        gr_pack<T, N> out;
+        float left[N], right[N], in[N], out[N];
+        gr_load<N>(h1 + j, left);
+        gr_load<N>(h3 + j, right);
+        gr_load<N>(da + p * F + j, in);
         for (int i = 0; i < N; i++) {
-            const float u = gr_act_load(left.x[i]), v = gr_act_load(right.x[i]), da_j = gr_act_load(in.x[i]);
-            const float d = g * da_j, sigmoid = 1.0f / (1.0f + expf(-u)), silu = u * sigmoid;
-            out.x[i] = gr_act_store<T>(g * silu * v);
-            sum += da_j * silu * v;
-            left.x[i] = gr_act_store<T>(d * v * (sigmoid + silu * (1.0f - sigmoid)));
-            right.x[i] = gr_act_store<T>(d * silu);
+            const float u = left[i], v = right[i], d = g * in[i];
+            const float sigmoid = 1.0f / (1.0f + expf(-u)), silu = u * sigmoid;
+            out[i] = g * silu * v;
+            sum += in[i] * silu * v;
+            left[i] = d * v * (sigmoid + silu * (1.0f - sigmoid));
+            right[i] = d * silu;
         }
-        gr_store_pack<T, N>(a + p * F + j, out);
-        gr_store_pack<T, N>(h1 + j, left);
-        gr_store_pack<T, N>(h3 + j, right);
+        gr_store<N>(a + p * F + j, out);
+        gr_store<N>(h1 + j, left);
+        gr_store<N>(h3 + j, right);
     }
     sum = gr_warp_sum(sum); /* all lanes are here: p is the warp's */
     if (dgate && threadIdx.x == 0)

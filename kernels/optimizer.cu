@@ -14,7 +14,7 @@
  * n = 0: nothing is launched. CPU: cpu_adamw.c, cpu_squares.c. */
 #include <math.h>
 
-#include "kernels/device.cuh"
+#include "kernels/warp.cuh"
 
 namespace {
 
@@ -35,22 +35,22 @@ template <typename T, int N> __global__ void __launch_bounds__(THREADS) adamw(gr
     const int64_t i = thread_index() * N;
     if (i >= a.n)
         return;
-    gr_pack<float, N> p = gr_load_pack<float, N>(a.p + i), m = gr_load_pack<float, N>(a.m + i);
-    gr_pack<float, N> v = gr_load_pack<float, N>(a.v + i);
-    const gr_pack<float, N> grad = gr_load_pack<float, N>(a.g + i);
-    gr_pack<T, N> act;
+    float p[N], m[N], v[N], grad[N];
+    gr_load<N>(a.p + i, p);
+    gr_load<N>(a.m + i, m);
+    gr_load<N>(a.v + i, v);
+    gr_load<N>(a.g + i, grad);
     for (int j = 0; j < N; j++) {
-        const float g = grad.x[j] * a.grad_scale;
-        m.x[j] = s.beta1 * m.x[j] + s.rest1 * g;
-        v.x[j] = s.beta2 * v.x[j] + s.rest2 * g * g;
-        p.x[j] = s.keep * p.x[j] - s.rate * m.x[j] / (sqrtf(v.x[j]) * s.root + a.eps);
-        act.x[j] = gr_act_store<T>(p.x[j]);
+        const float g = grad[j] * a.grad_scale;
+        m[j] = s.beta1 * m[j] + s.rest1 * g;
+        v[j] = s.beta2 * v[j] + s.rest2 * g * g;
+        p[j] = s.keep * p[j] - s.rate * m[j] / (sqrtf(v[j]) * s.root + a.eps);
     }
-    gr_store_pack<float, N>(a.p + i, p);
-    gr_store_pack<float, N>(a.m + i, m);
-    gr_store_pack<float, N>(a.v + i, v);
+    gr_store<N>(a.p + i, p);
+    gr_store<N>(a.m + i, m);
+    gr_store<N>(a.v + i, v);
     if (a.p_act)
-        gr_store_pack<T, N>((T *)a.p_act + i, act);
+        gr_store<N>((T *)a.p_act + i, p);
 }
 
 template <typename T, int N>
@@ -58,11 +58,9 @@ __global__ void __launch_bounds__(THREADS) round_weights(const float *from, T *t
     const int64_t i = thread_index() * N;
     if (i >= n)
         return;
-    const gr_pack<float, N> in = gr_load_pack<float, N>(from + i);
-    gr_pack<T, N> out;
-    for (int j = 0; j < N; j++)
-        out.x[j] = gr_act_store<T>(in.x[j]);
-    gr_store_pack<T, N>(to + i, out);
+    float x[N];
+    gr_load<N>(from + i, x);
+    gr_store<N>(to + i, x);
 }
 
 __global__ void __launch_bounds__(THREADS) squares_of_blocks(const float *x, int64_t n, double *partial) {

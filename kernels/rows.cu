@@ -11,7 +11,7 @@
  * Bytes: gather 2 n_row width elements and 4 n_row of index; sum (1 + base + terms per row) n_row width elements and the
  * lists. No flops to speak of. Limit: n_row < 2^34 (8 rows times the largest grid).
  * No rows: nothing is launched. CPU: cpu_rows.c, cpu_gates.c. */
-#include "kernels/device.cuh"
+#include "kernels/warp.cuh"
 
 namespace {
 
@@ -28,7 +28,7 @@ __device__ __forceinline__ int64_t row_of_warp() {
 /* `width` counts units of U. */
 template <typename U>
 __global__ void __launch_bounds__(32 * ROWS)
-    gather(int64_t n_row, int64_t width, const U *in, const uint32_t *index, U *out) {
+    gather_rows(int64_t n_row, int64_t width, const U *in, const uint32_t *index, U *out) {
     const int64_t r = row_of_warp();
     if (r >= n_row)
         return;
@@ -38,32 +38,30 @@ __global__ void __launch_bounds__(32 * ROWS)
         to[j] = from[j];
 }
 
-template <typename T, int N> __device__ __forceinline__ void add_pack(const T *from, float sum[N]) {
-    const gr_pack<T, N> p = gr_load_pack<T, N>(from);
+template <typename T, int N> __device__ __forceinline__ void add(const T *from, float (&sum)[N]) {
+    float x[N];
+    gr_load<N>(from, x);
     for (int i = 0; i < N; i++)
-        sum[i] += gr_act_load(p.x[i]);
+        sum[i] += x[i];
 }
 
 /* N elements at a time; N divides the width. out may be base: each lane reads what it then writes. */
-template <typename T, int N> __global__ void __launch_bounds__(32 * ROWS) sum(gr_sum a) {
+template <typename T, int N> __global__ void __launch_bounds__(32 * ROWS) sum_rows(gr_sum a) {
     const int64_t r = row_of_warp();
     if (r >= a.n_row)
         return;
     for (int64_t j = (int64_t)threadIdx.x * N; j < a.width; j += 32 * N) {
         float sum[N] = {};
         if (a.base)
-            add_pack<T, N>((const T *)a.base + r * a.width + j, sum);
+            add<T, N>((const T *)a.base + r * a.width + j, sum);
         for (int s = 0; s < 2; s++) {
             if (!a.source[s])
                 continue;
             const uint32_t end = a.offset[s][r + 1];
             for (uint32_t i = a.offset[s][r]; i < end; i++)
-                add_pack<T, N>((const T *)a.source[s] + (int64_t)a.index[s][i] * a.width + j, sum);
+                add<T, N>((const T *)a.source[s] + (int64_t)a.index[s][i] * a.width + j, sum);
         }
-        gr_pack<T, N> p;
-        for (int i = 0; i < N; i++)
-            p.x[i] = gr_act_store<T>(sum[i]);
-        gr_store_pack<T, N>((T *)a.out + r * a.width + j, p);
+        gr_store<N>((T *)a.out + r * a.width + j, sum);
     }
 }
 
@@ -83,21 +81,21 @@ constexpr int64_t ROWS_MAX = (int64_t)ROWS * 0x7fffffff;
 constexpr int PAIRS = 256; /* threads of a block, one per pair */
 
 template <typename U> int launch_gather(cudaStream_t stream, int64_t width, const gr_gather *a) {
-    gather<U><<<gr_blocks(a->n_row, ROWS), dim3(32, ROWS), 0, stream>>>(
+    gather_rows<U><<<gr_blocks(a->n_row, ROWS), dim3(32, ROWS), 0, stream>>>(
         a->n_row, width, (const U *)a->in, a->index, (U *)a->out);
     return gr_launched();
 }
 
 template <typename T> int launch_sum(cudaStream_t stream, const gr_sum *a) {
-    constexpr int N = 16 / sizeof(T);
+    constexpr int N = GR_WIDE<T>;
     const bool whole = gr_is_aligned16(a->base) && gr_is_aligned16(a->source[0]) && gr_is_aligned16(a->source[1]) &&
                        gr_is_aligned16(a->out) && a->width % N == 0;
     const dim3 block(32, ROWS);
     const unsigned grid = gr_blocks(a->n_row, ROWS);
     if (whole)
-        sum<T, N><<<grid, block, 0, stream>>>(*a);
+        sum_rows<T, N><<<grid, block, 0, stream>>>(*a);
     else
-        sum<T, 1><<<grid, block, 0, stream>>>(*a);
+        sum_rows<T, 1><<<grid, block, 0, stream>>>(*a);
     return gr_launched();
 }
 

@@ -92,12 +92,12 @@ static void copies_arrive_whole(void **state) {
 
 static void chunks_of_logits_stay_within_32_mib(void **state) {
     (void)state;
-    assert_int_equal(gr_logits_chunk(4096, 257), 4096);
-    assert_int_equal(gr_logits_chunk(40000, 257), 32640);
-    assert_int_equal(gr_logits_chunk(4096, 151936), 55);
-    assert_int_equal(gr_logits_chunk(4096, 10000000), 16);
-    assert_int_equal(gr_logits_chunk(3, 10000000), 3);
-    assert_int_equal(gr_logits_chunk(0, 257), 0);
+    assert_int_equal(gr_logits_chunk(backend, 4096, 257), 4096);
+    assert_int_equal(gr_logits_chunk(backend, 40000, 257), 32640);
+    assert_int_equal(gr_logits_chunk(backend, 4096, 151936), 55);
+    assert_int_equal(gr_logits_chunk(backend, 4096, 10000000), 16);
+    assert_int_equal(gr_logits_chunk(backend, 3, 10000000), 3);
+    assert_int_equal(gr_logits_chunk(backend, 0, 257), 0);
 }
 
 int main(void) {

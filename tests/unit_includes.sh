@@ -64,6 +64,7 @@ part_of_public() {
     placement.h | packing.h | transport.h | links.h) echo place ;;
     grouter.h | teacher.h | balance.h | fold.h | folding.h) echo router ;;
     checkpoint.h) echo train ;;
+    staging.h) echo backend ;;
     hf.h) echo model ;;
     leak.h) echo eval ;;
     *) echo "${1%.h}" ;;

@@ -206,10 +206,11 @@ typedef struct gr_cross_entropy {
     double *token_loss; /* [n] backend memory, or NULL */
     void *dx;           /* act [n, D] or NULL */
     float *dw;          /* fp32 [V, D], accumulated */
-    void *logits;       /* scratch: act [gr_logits_chunk(n, V), V] */
+    void *logits;       /* scratch: act [gr_logits_chunk(b, n, V), V] */
 } gr_cross_entropy;
-/* Tokens per chunk: as many as keep a chunk's logits within 32 MiB of fp32, at least 16, at most n. */
-int64_t gr_logits_chunk(int64_t n, int64_t V);
+/* Tokens per chunk: as many as keep a chunk's logits within logits_room bytes of fp32, at least 16, at most n. */
+typedef struct gr_backend gr_backend;
+int64_t gr_logits_chunk(const gr_backend *b, int64_t n, int64_t V);
 
 /* Divergence of a student's softmax from a teacher's, of n tokens with E scores each, with p = softmax(teacher/t) and
  * q = softmax(student/t) at temperature t: d_i = t^2 sum_e p_e (ln p_e - ln q_e) (Hinton et al. 2015; KL of teacher
@@ -233,16 +234,17 @@ typedef struct gr_adamw {
     void *p_act; /* storage-type copy of p to refresh, NULL when weights are stored as fp32 */
 } gr_adamw;
 
-typedef struct gr_backend gr_backend;
 struct gr_backend {
     const char *name;
     gr_dtype dtype; /* storage type of activations: GR_F32 or GR_BF16 */
     size_t elem_size;
+    size_t logits_room; /* see gr_logits_chunk */
     bool host_memory;    /* host code may read and write the backend's memory directly */
     uint64_t n_download; /* copies to the host so far, and waits of the host: both 0 with host_memory */
     uint64_t n_sync;
     gr_err (*alloc)(gr_backend *b, size_t n_byte, const char *what, void **out); /* zeroed, 64-byte aligned; 69 */
     void (*release)(gr_backend *b, void *p);
+    uint64_t (*room)(gr_backend *b); /* bytes that alloc can still give; NULL: as many as the host has */
     /* Whether p lies in memory of `alloc` that host code must not touch: never, where host_memory. */
     bool (*owns)(const gr_backend *b, const void *p);
     /* Zeroed host memory between which and the device copies are fastest (page-locked); 69. */

@@ -123,6 +123,7 @@ static void cpu_close(gr_backend *b) {
 static const gr_backend shared_ops = {
     .name = "cpu",
     .host_memory = true,
+    .logits_room = (size_t)32 << 20, /* they stay in a large cache */
     .alloc = cpu_alloc,
     .release = cpu_release,
     .owns = cpu_owns,

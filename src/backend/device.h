@@ -6,6 +6,10 @@
 
 #include "grouter/backend.h"
 
+/* Logits of a chunk: enough tokens (3539 of a vocabulary of 151,680) that reading the head's weights once more for each
+ * chunk does not show. */
+#define GR_DEVICE_LOGITS_ROOM ((size_t)2 << 30)
+
 /* ---------------------------------------------------------------- which device (device_choice.c) */
 
 /* This process among those of its machine, as its launcher counts them; 0 where none says. */

@@ -238,7 +238,7 @@ static gr_err cross_entropy(gr_backend *b, gr_lane lane, const gr_cross_entropy 
     g.x = in(&all, a->x, a->n, a->D, a->D);
     g.w = in(&all, a->w, a->V, a->D, a->D);
     g.dx = out(&all, a->dx, a->n, a->D, a->D);
-    g.logits = out(&all, a->logits, gr_logits_chunk(a->n, a->V), a->V, a->V);
+    g.logits = out(&all, a->logits, gr_logits_chunk(real(b), a->n, a->V), a->V, a->V);
     return finish(&all, real(b)->cross_entropy(real(b), lane, &g));
 }
 
