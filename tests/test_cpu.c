@@ -31,7 +31,7 @@ static void backends_open_by_name_and_unknown_names_are_refused(void **state) {
     (void)state;
     gr_backend *b;
     assert_int_equal(gr_backend_open(&b, "auto", GR_F32), 0);
-    assert_string_equal(b->name, "cpu");
+    assert_true(strcmp(b->name, "cpu") == 0 || strcmp(b->name, "cuda") == 0);
     gr_backend_close(b);
     assert_int_equal(gr_backend_open(&b, "gpu", GR_F32), GR_CONFIG);
     assert_non_null(strstr(gr_error_text(), "\"gpu\""));

@@ -20,7 +20,7 @@ static gr_backend *backend;
 
 static int open_backend(void **state) {
     (void)state;
-    return gr_backend_open(&backend, "cpu", GR_F32);
+    return check_backend_open(&backend, GR_F32);
 }
 
 static int close_backend(void **state) {
@@ -163,7 +163,7 @@ static void results_do_not_depend_on_the_threads(void **state) {
     for (int n_thread = 1; n_thread <= 3; n_thread++) {
         gr_backend *b;
         check_set_threads(n_thread);
-        assert_int_equal(gr_backend_open(&b, "cpu", GR_F32), 0);
+        assert_int_equal(check_backend_open(&b, GR_F32), 0);
         layer_norm_case c = open_case(1111, 33);
         run(b, n_thread == 1 ? &first : &c, true);
         if (n_thread > 1) {

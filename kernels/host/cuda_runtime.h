@@ -14,6 +14,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "cuda_runtime_api.h"
+
 #define __global__
 #define __device__
 #define __host__
@@ -28,8 +30,6 @@ struct dim3 {
     }
 };
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
-typedef struct CUstream_st *cudaStream_t;
 
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 

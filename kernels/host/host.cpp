@@ -2,6 +2,7 @@
 #include "cuda_runtime.h"
 #include "host.h"
 
+#include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <ucontext.h>
@@ -14,10 +15,13 @@ static const int THREADS_MAX = 1024, WARP = 32;
 static const size_t STACK = 64 << 10;
 
 /* Where a fiber stands. */
-enum state { READY, AT_BLOCK_BARRIER, AT_WARP, DONE };
+enum state { IDLE, READY, AT_BLOCK_BARRIER, AT_WARP };
 
+/* Fibers live as long as the process: one is started by setcontext, which asks the system, and goes on by longjmp, which
+ * does not. */
 struct fiber {
-    ucontext_t context;
+    bool started;
+    jmp_buf here;
     state at;
     dim3 index;
 };
@@ -36,7 +40,7 @@ static struct {
     fiber thread[THREADS_MAX];
     warp warps[THREADS_MAX / WARP];
     int n_thread, current, n_at_barrier;
-    ucontext_t scheduler;
+    jmp_buf scheduler;
     void (*body)(const void *arguments);
     const void *arguments;
 } host;
@@ -54,7 +58,8 @@ int lane(void) {
 static void wait_as(state at) {
     fiber *f = &host.thread[host.current];
     f->at = at;
-    swapcontext(&f->context, &host.scheduler);
+    if (_setjmp(f->here) == 0)
+        _longjmp(host.scheduler, 1);
 }
 
 static void release(int first, int n, state at) {
@@ -82,26 +87,43 @@ uint64_t exchange(collective what, unsigned lanes, uint64_t value, int from) {
     return w->word[turn % 2][from >= 0 && from < WARP ? from : here];
 }
 
+/* One thread of block after block. */
 static void enter(void) {
-    host.body(host.arguments);
-    host.thread[host.current].at = DONE;
-    swapcontext(&host.thread[host.current].context, &host.scheduler);
+    for (;;) {
+        wait_as(IDLE);
+        host.body(host.arguments);
+    }
+}
+
+static void start_fiber(int i) {
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = host.stacks + (size_t)i * STACK;
+    context.uc_stack.ss_size = STACK;
+    context.uc_link = NULL;
+    makecontext(&context, enter, 0);
+    host.current = i;
+    if (_setjmp(host.scheduler) == 0)
+        setcontext(&context);
+    host.thread[i].started = true;
 }
 
 static void start_thread(int i) {
     fiber *f = &host.thread[i];
     const unsigned u = (unsigned)i;
+    if (!f->started)
+        start_fiber(i);
     f->at = READY;
     f->index = dim3(u % blockDim.x, u / blockDim.x % blockDim.y, u / blockDim.x / blockDim.y);
-    getcontext(&f->context);
-    f->context.uc_stack.ss_sp = host.stacks + (size_t)i * STACK;
-    f->context.uc_stack.ss_size = STACK;
-    f->context.uc_link = NULL;
-    makecontext(&f->context, enter, 0);
 }
 
 static int place(int i, int n) {
     return host.order == GR_HOST_RISING ? i : n - 1 - i;
+}
+
+static void resume(fiber *f) {
+    if (_setjmp(host.scheduler) == 0)
+        _longjmp(f->here, 1);
 }
 
 /* Gives each ready thread its turn; how many had one. */
@@ -114,7 +136,7 @@ static int run_round(void) {
             continue;
         n_run++;
         threadIdx = f->index;
-        swapcontext(&host.scheduler, &f->context);
+        resume(f);
     }
     return n_run;
 }
@@ -128,7 +150,7 @@ static void run_block(void) {
     while (run_round() > 0) {
     }
     for (int i = 0; i < host.n_thread; i++)
-        if (host.thread[i].at != DONE) {
+        if (host.thread[i].at != IDLE) {
             host.current = i;
             die("waits for threads that returned or took another way");
         }

@@ -392,7 +392,8 @@ static gr_err cross_entropy(gr_backend *b, gr_lane lane, const gr_cross_entropy 
     g.x = in(&all, a->x, a->n, a->D, a->D);
     g.w = in(&all, a->w, a->V, a->D, a->D);
     g.dx = out(&all, a->dx, a->n, a->D, a->D);
-    g.logits = out(&all, a->logits, gr_logits_chunk(a->n, a->V), a->V, a->V);
+    real(b)->logits_room = b->logits_room;
+    g.logits = out(&all, a->logits, gr_logits_chunk(b, a->n, a->V), a->V, a->V);
     IN(&all, g.target, a->n);
     OUT(&all, g.loss_sum, 1);
     OUT(&all, g.token_loss, a->n);
@@ -475,6 +476,7 @@ gr_err far_open(gr_backend **opened, gr_backend *inner) {
     b->name = inner->name;
     b->dtype = inner->dtype;
     b->elem_size = inner->elem_size;
+    b->logits_room = inner->logits_room;
     b->host_memory = true; /* of the arrays that ops are given */
     return GR_OK;
 }
