@@ -112,8 +112,8 @@ void gr_comm_close(gr_comm *c, gr_err status);
 /* How many ranks the launcher says it started; 0 without a launcher. */
 int gr_comm_launched(void);
 
-/* Bytes that a comm of n_rank ranks uses for sums over ranks. */
-size_t gr_comm_memory(int n_rank);
+/* Bytes of host memory that the comm uses for sums over ranks, and as it is attached, for device memory on its way. */
+size_t gr_comm_memory(const gr_comm *c);
 
 /* All ranks pass their own status; all return the first failing rank's code (only that rank has the text to print), and
  * the error counts as agreed for gr_comm_close. */

@@ -180,6 +180,8 @@ const char *gr_traffic_name(gr_traffic t) {
     return names[t];
 }
 
-size_t gr_comm_memory(int n_rank) {
-    return n_rank > 1 ? gr_comm_mpi_scratch(&GR_COMM_MPI_LIMITS, n_rank) : 0;
+size_t gr_comm_memory(const gr_comm *c) {
+    int n_rank = c->size[GR_WORLD];
+    size_t stage = c->device && strcmp(c->name, "mpi") == 0 ? GR_COMM_STAGE : 0;
+    return n_rank > 1 ? gr_comm_mpi_scratch(&GR_COMM_MPI_LIMITS, n_rank) + stage : 0;
 }

@@ -102,7 +102,7 @@ static gr_err fill_table(const gr_trainer *t, const gr_model *model, size_t plan
             {"tables", m.tables, MICRO_BATCH},
             {"teacher and balance", objective, MICRO_BATCH},
             {"Grouter", grouter.n_byte, 0},
-            {"sums over ranks", gr_comm_memory(t->comm->size[GR_WORLD]), 0, .host = true},
+            {"sums over ranks", gr_comm_memory(t->comm), 0, .host = true},
             {"weights being saved", saving, 0, .host = true},
         }};
     if (rounded)
