@@ -56,8 +56,9 @@ static void end_all(nccl *s) {
     if (gr_alloc(&p, 1, sizeof(abortion), "end of NCCL"))
         return;
     abortion *a = p;
+    ncclComm_t world = s->comm[GR_WORLD];
     for (gr_group g = GR_WORLD; g < GR_N_GROUP; g++) {
-        if (s->comm[g] && (g == GR_WORLD || s->comm[g] != s->comm[GR_WORLD]))
+        if (s->comm[g] && (g == GR_WORLD || s->comm[g] != world))
             a->comm[a->n++] = s->comm[g];
         s->comm[g] = NULL;
     }
