@@ -1,6 +1,6 @@
 /* mover_suite.h: what holds for device memory at any number of ranks, by whatever moves it: the results are those of
- * the comm `mpi` on the same data in host memory. Run over comm `mpi` by mpi_<n>_staged, over comm `nccl` with a stand-in
- * for NCCL by mpi_<n>_nccl. */
+ * the comm `mpi` on the same data in host memory. Run over comm `mpi` by mpi_<n>_staged, over comm `nccl` with a
+ * stand-in for NCCL by mpi_<n>_nccl. */
 #ifndef GROUTER_TESTS_MOVER_SUITE_H
 #define GROUTER_TESTS_MOVER_SUITE_H
 
@@ -18,11 +18,11 @@
 #include "comm/kinds.h"
 #include "lane_double.h"
 
-static gr_comm *suite_comm;       /* with `suite_backend` */
-static gr_comm *suite_host;       /* the same ranks without a backend */
+static gr_comm *suite_comm; /* with `suite_backend` */
+static gr_comm *suite_host; /* the same ranks without a backend */
 static gr_backend *suite_backend;
-static bool suite_in_rank_order;  /* sums have the bits of those in host memory */
-static uint64_t suite_waits_max;  /* waits of the host for the device per call */
+static bool suite_in_rank_order; /* sums have the bits of those in host memory */
+static uint64_t suite_waits_max; /* waits of the host for the device per call */
 
 static void *device_alloc(size_t n_byte) {
     void *p;
@@ -150,10 +150,14 @@ static gr_err run_collective(gr_comm *c, collective what, gr_group g, gr_dtype d
     size_t n = (size_t)c->size[g];
     c->traffic = GR_TRAFFIC_GRADIENTS;
     switch (what) {
-    case SUM: return c->sum(c, g, dtype, data, n_shard * n - (n_shard > 1)); /* not a multiple */
-    case SCATTER: return c->reduce_scatter(c, g, dtype, data, n_shard);
-    case GATHER: return c->all_gather(c, g, dtype, data, n_shard);
-    default: return c->bcast(c, g, data, n_shard * gr_dtype_size(dtype), (int)n - 1);
+    case SUM:
+        return c->sum(c, g, dtype, data, n_shard * n - (n_shard > 1)); /* not a multiple */
+    case SCATTER:
+        return c->reduce_scatter(c, g, dtype, data, n_shard);
+    case GATHER:
+        return c->all_gather(c, g, dtype, data, n_shard);
+    default:
+        return c->bcast(c, g, data, n_shard * gr_dtype_size(dtype), (int)n - 1);
     }
 }
 
@@ -207,8 +211,8 @@ static void check_collective(collective what, gr_group g, gr_dtype dtype, size_t
             fractions && !suite_in_rank_order);
     else
         expect_equal(in, host, dtype, n, fractions && what == SUM && !suite_in_rank_order);
-    uint64_t all[2] = {suite_comm->sent[GR_TRAFFIC_GRADIENTS] - sent,
-        suite_host->sent[GR_TRAFFIC_GRADIENTS] - host_sent};
+    uint64_t all[2] = {
+        suite_comm->sent[GR_TRAFFIC_GRADIENTS] - sent, suite_host->sent[GR_TRAFFIC_GRADIENTS] - host_sent};
     if (what != SUM)
         assert_true(all[0] == all[1]);
     assert_int_equal(suite_host->sum(suite_host, g, GR_U64, all, 2), 0); /* pieces may share it out in another way */
@@ -279,8 +283,13 @@ static void compute_goes_on_beside_an_exchange(void **state) {
     }
     float *send = device_alloc(sizeof out), *recv = device_alloc(sizeof in), *other = device_alloc(sizeof beside);
     put(send, out, sizeof out);
-    gr_exchange x = {
-        .group = GR_WORLD, .dtype = GR_F32, .width = 1, .send = send, .send_rows = rows, .recv = recv, .recv_rows = rows};
+    gr_exchange x = {.group = GR_WORLD,
+        .dtype = GR_F32,
+        .width = 1,
+        .send = send,
+        .send_rows = rows,
+        .recv = recv,
+        .recv_rows = rows};
     bool first = c->rank[GR_WORLD] == 0;
     if (!first)
         assert_int_equal(suite_host->barrier(suite_host, GR_WORLD), 0);
@@ -303,7 +312,7 @@ static void compute_goes_on_beside_an_exchange(void **state) {
     suite_backend->release(suite_backend, other);
 }
 
-#define MOVER_SUITE                                                                                                   \
+#define MOVER_SUITE                                                                                                    \
     cmocka_unit_test(exchanged_rows_are_those_of_their_ranks),                                                         \
         cmocka_unit_test(collectives_give_what_they_give_in_host_memory),                                              \
         cmocka_unit_test(host_memory_is_moved_as_before), cmocka_unit_test(compute_goes_on_beside_an_exchange)

@@ -46,7 +46,7 @@ struct ncclComm {
     MPI_Request request[RANKS_MAX];
     int n_request;
     bool answering;
-    int questions; /* still to be asked before what is in progress is over */
+    int questions;     /* still to be asked before what is in progress is over */
     struct work *work; /* in progress, to be put into the stream then */
     bool destroyed;
     atomic_bool aborted;
@@ -112,12 +112,18 @@ static bool is_collective(const call *c) {
 static size_t carried_to(const struct ncclComm *m, const call *c, int r, int from) {
     size_t n = (size_t)m->n;
     switch (c->kind) {
-    case KIND_SEND: return r == c->peer ? c->n_byte : 0;
-    case KIND_RECEIVE: return from == c->peer ? c->n_byte : 0;
-    case KIND_SUM: return c->n_byte;
-    case KIND_SCATTER: return n * c->n_byte;
-    case KIND_GATHER: return c->n_byte;
-    default: return from == c->peer ? c->n_byte : 0;
+    case KIND_SEND:
+        return r == c->peer ? c->n_byte : 0;
+    case KIND_RECEIVE:
+        return from == c->peer ? c->n_byte : 0;
+    case KIND_SUM:
+        return c->n_byte;
+    case KIND_SCATTER:
+        return n * c->n_byte;
+    case KIND_GATHER:
+        return c->n_byte;
+    default:
+        return from == c->peer ? c->n_byte : 0;
     }
 }
 
@@ -145,7 +151,8 @@ static void post_call(work *w, int i) {
             w->out[i][r] = take(sizeof h + n);
             memcpy(w->out[i][r], &h, sizeof h);
             memcpy(w->out[i][r] + sizeof h, c->send, n);
-            MPI_Isend(w->out[i][r], (int)(sizeof h + n), MPI_BYTE, m->world[r], m->tag, moving, &w->request[w->n_request++]);
+            MPI_Isend(
+                w->out[i][r], (int)(sizeof h + n), MPI_BYTE, m->world[r], m->tag, moving, &w->request[w->n_request++]);
         }
         if (receives) { /* room for a message that is too long as well: it is to be seen, not to be cut off */
             size_t room = sizeof(head) + carried_to(m, c, m->rank, r) + 65536;
@@ -161,7 +168,8 @@ static void check_head(work *w, const call *c, int r, const uint8_t *message) {
     memcpy(&h, message, sizeof h);
     kind expected = is_collective(c) ? c->kind : KIND_SEND;
     MUST(h.tag == m->tag && h.number == m->n_received[r]++, "message %d from rank %d out of order", h.number, r);
-    MUST(h.kind == (int)expected, "rank %d calls %s where this one calls %s", r, kind_names[h.kind], kind_names[c->kind]);
+    MUST(h.kind == (int)expected, "rank %d calls %s where this one calls %s", r, kind_names[h.kind],
+        kind_names[c->kind]);
     MUST(h.n_byte == c->n_byte, "%s: rank %d has %zu bytes, this one %zu", kind_names[c->kind], r, (size_t)h.n_byte,
         c->n_byte);
     MUST(h.type == (int)c->type && (!is_collective(c) || h.root == c->peer), "%s: rank %d has another type or root",
@@ -335,8 +343,8 @@ ncclResult_t ncclAllGather(
     return put(m, stream, (call){.kind = KIND_GATHER, .send = send, .recv = recv, .n_byte = shard, .type = type});
 }
 
-ncclResult_t ncclBroadcast(const void *send, void *recv, size_t count, ncclDataType_t type, int root, ncclComm_t m,
-    cudaStream_t stream) {
+ncclResult_t ncclBroadcast(
+    const void *send, void *recv, size_t count, ncclDataType_t type, int root, ncclComm_t m, cudaStream_t stream) {
     MUST(send == recv, "ncclBroadcast: not in place");
     return put(m, stream,
         (call){.kind = KIND_BCAST,

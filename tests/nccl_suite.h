@@ -1,5 +1,5 @@
-/* nccl_suite.h: src/comm/nccl.c over a strict stand-in for NCCL (nccl_double.h); run by mpi_<n>_nccl. Built where nccl.h
- * is. */
+/* nccl_suite.h: src/comm/nccl.c over a strict stand-in for NCCL (nccl_double.h); run by mpi_<n>_nccl. Built where
+ * nccl.h is. */
 #ifndef GROUTER_TESTS_NCCL_SUITE_H
 #define GROUTER_TESTS_NCCL_SUITE_H
 
@@ -59,7 +59,8 @@ static void every_group_of_its_own_has_a_communicator(void **state) {
         nccl_double_counts before = nccl_double_count();
         assert_int_equal(gr_comm_group(suite_comm, R_ep), 0);
         nccl_double_counts now = nccl_double_count();
-        assert_int_equal(now.init - before.init, R_ep > 1 && R_ep < n ? 2 : 0); /* else it is the world's, or no one's */
+        assert_int_equal(
+            now.init - before.init, R_ep > 1 && R_ep < n ? 2 : 0); /* else it is the world's, or no one's */
         assert_int_equal(now.finalized, now.destroyed);
         assert_int_equal(now.aborted, before.aborted);
     }

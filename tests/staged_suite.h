@@ -85,7 +85,7 @@ static int run_staged_suite(int n_rank) {
     };
     const struct CMUnitTest one[] = {MOVER_SUITE, cmocka_unit_test(attaching_is_undone_by_detaching)};
     return close_mover_suite(n_rank > 1 ? cmocka_run_group_tests_name("staged", many, NULL, NULL)
-                                         : cmocka_run_group_tests_name("alone", one, NULL, NULL));
+                                        : cmocka_run_group_tests_name("alone", one, NULL, NULL));
 }
 
 #endif

@@ -11,7 +11,8 @@ static gr_err check_comm(const gr_config *config) {
     if (launched <= 1 || strcmp(gr_config_comm_name(config), "self") != 0)
         return GR_OK;
     return gr_fail(GR_CONFIG,
-        "parallel.comm: expected \"auto\", \"mpi\" or \"nccl\" since the launcher started %d ranks, got \"self\", which is one "
+        "parallel.comm: expected \"auto\", \"mpi\" or \"nccl\" since the launcher started %d ranks, got \"self\", "
+        "which is one "
         "rank",
         launched);
 }

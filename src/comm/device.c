@@ -93,7 +93,8 @@ static gr_err exchange_wait(gr_comm *c) {
     return end(c);
 }
 
-/* ---------------------------------------------------------------- collectives: one rank's data are the result already */
+/* ---------------------------------------------------------------- collectives: one rank's data are the result already
+ */
 
 static gr_err sum(gr_comm *c, gr_group g, gr_dtype dtype, void *data, size_t n) {
     gr_comm_device *d = c->device_state;

@@ -387,7 +387,8 @@ static gr_err open_nccl(nccl *s) {
     gr_err e = GR_OK;
     s->stream = b->lane_native(b, GR_LANE_COMM);
     if (!s->stream)
-        e = gr_fail(GR_CONFIG, "parallel.comm: expected a backend with CUDA streams for NCCL, got %s; use mpi", b->name);
+        e = gr_fail(
+            GR_CONFIG, "parallel.comm: expected a backend with CUDA streams for NCCL, got %s; use mpi", b->name);
     /* The one algorithm whose sums come out with the same bits in every run. */
     if (!e && setenv("NCCL_ALGO", "Ring", 0))
         e = gr_fail(GR_RESOURCE, "NCCL_ALGO: expected room in the environment, got none");

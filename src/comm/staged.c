@@ -37,8 +37,8 @@ static size_t least(size_t a, size_t b) {
 }
 
 /* ---------------------------------------------------------------- exchange of rows
- * In rounds: in round i every pair of ranks moves rows [i * piece, (i+1) * piece) of its count, which both know. Rows to
- * others are in the first half of the memory, rows from others in the second. */
+ * In rounds: in round i every pair of ranks moves rows [i * piece, (i+1) * piece) of its count, which both know. Rows
+ * to others are in the first half of the memory, rows from others in the second. */
 
 static size_t round_rows(const staged *s, uint32_t n_row) {
     size_t done = s->round * s->piece;
