@@ -2,7 +2,6 @@
 #include "nccl_double.h"
 
 #include <mpi.h>
-#include <nccl.h>
 
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -12,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "comm/nccl_library.h"
 #include "lane_double.h"
 
 enum { CALLS_MAX = 256, COMMS_MAX = 256, RANKS_MAX = 16, QUESTIONS = 3 };
@@ -487,6 +487,14 @@ const char *cudaGetErrorString(cudaError_t rc) {
 }
 
 /* ---------------------------------------------------------------- for tests */
+
+/* In the place of nccl_library.c. */
+gr_err gr_nccl_load(gr_nccl *out) {
+#define FIND(name) out->name = name;
+    GR_NCCL_FUNCTIONS(FIND)
+#undef FIND
+    return GR_OK;
+}
 
 void nccl_double_start(void) {
     MPI_Comm_dup(MPI_COMM_WORLD, &meeting);

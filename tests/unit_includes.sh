@@ -30,7 +30,7 @@ owner() {
     omp.h) echo src/base/version.c ;;
     dnnl*) echo src/backend/cpu_gemm.c ;;
     mpi.h) echo src/comm/mpi.c ;;
-    nccl.h) echo src/comm/nccl.c ;;
+    nccl.h) echo 'src/comm/nccl*.[ch]' ;;
     cuda* | cublas*) echo 'src/backend/cuda_*.c src/comm/nccl.c' ;;
     *) echo none ;;
     esac
@@ -38,7 +38,7 @@ owner() {
 
 is_system() {
     case $1 in
-    assert.h | ctype.h | dirent.h | errno.h | fcntl.h | float.h | immintrin.h | inttypes.h | libgen.h | limits.h | \
+    assert.h | ctype.h | dirent.h | dlfcn.h | errno.h | fcntl.h | float.h | immintrin.h | inttypes.h | libgen.h | limits.h | \
         locale.h | math.h | pthread.h | sched.h | signal.h | stdarg.h | stdatomic.h | stdbool.h | stddef.h | stdint.h | stdio.h | stdlib.h | \
         string.h | sys/*.h | time.h | unistd.h) return 0 ;;
     *) return 1 ;;

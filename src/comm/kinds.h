@@ -76,6 +76,6 @@ typedef struct gr_comm_nccl_limits {
 } gr_comm_nccl_limits;
 #define GR_COMM_NCCL_LIMITS ((gr_comm_nccl_limits){.start_s = 300, .wait_s = 600, .abort_s = 10})
 GR_MUST gr_err gr_comm_nccl_open(gr_mover **out, gr_comm *c, gr_backend *b, const gr_comm_nccl_limits *limits);
-const char *gr_comm_nccl_library(void); /* "NCCL 2.28.9" */
+const char *gr_comm_nccl_library(void); /* "NCCL 2.28.9": what it was built with */
 
 #endif

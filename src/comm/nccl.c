@@ -1,12 +1,11 @@
-/* nccl.c: rows and sums between GPUs by NCCL; the only file that knows it.
+/* nccl.c: rows and sums between GPUs by NCCL; with nccl_library.c the only file that knows it.
  *
  * Communicators are non-blocking: NCCL works on a call in a thread of its own, and the communicator says "in progress"
  * until the call's kernels are in the stream. Every call here therefore is one group of operations on one communicator,
  * followed by asking until they are queued; the device is not waited for. While the host does wait for the device it
  * asks after errors (watch). Whatever goes wrong ends all communicators: a run goes on from its checkpoint. */
 #include "comm/kinds.h"
-
-#include <nccl.h>
+#include "comm/nccl_library.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -17,7 +16,8 @@
 #include <unistd.h>
 
 typedef struct nccl {
-    gr_mover mover;              /* first: what the calls get */
+    gr_mover mover; /* first: what the calls get */
+    gr_nccl call;
     ncclComm_t comm[GR_N_GROUP]; /* NULL: a group of one rank, or none. A group as large as the world has the world's */
     cudaStream_t stream;         /* of lane COMM */
     gr_group moving;             /* of the exchange in flight */
@@ -32,6 +32,7 @@ typedef struct nccl {
 
 /* Communicators in work for a thread that may never come back. */
 typedef struct abortion {
+    gr_nccl call;
     ncclComm_t comm[GR_N_GROUP];
     int n;
     atomic_bool done;
@@ -40,11 +41,11 @@ typedef struct abortion {
 /* All in one group: each may wait for kernels behind which another's wait. */
 static void *abort_all(void *argument) {
     abortion *a = argument;
-    bool grouped = ncclGroupStart() == ncclSuccess;
+    bool grouped = a->call.ncclGroupStart() == ncclSuccess;
     for (int i = 0; i < a->n; i++)
-        (void)ncclCommAbort(a->comm[i]);
+        (void)a->call.ncclCommAbort(a->comm[i]);
     if (grouped)
-        (void)ncclGroupEnd();
+        (void)a->call.ncclGroupEnd();
     atomic_store(&a->done, true);
     return NULL;
 }
@@ -57,6 +58,7 @@ static void end_all(nccl *s) {
         return;
     abortion *a = p;
     ncclComm_t world = s->comm[GR_WORLD];
+    a->call = s->call;
     for (gr_group g = GR_WORLD; g < GR_N_GROUP; g++) {
         if (s->comm[g] && (g == GR_WORLD || s->comm[g] != world))
             a->comm[a->n++] = s->comm[g];
@@ -97,8 +99,9 @@ static gr_err lose(nccl *s, gr_group g, const char *why) {
 
 static gr_err lose_for(nccl *s, gr_group g, ncclResult_t rc) {
     char why[512];
-    const char *more = s->comm[g] ? ncclGetLastError(s->comm[g]) : NULL;
-    snprintf(why, sizeof why, "%s%s%s", ncclGetErrorString(rc), more && *more ? ": " : "", more && *more ? more : "");
+    const char *more = s->comm[g] ? s->call.ncclGetLastError(s->comm[g]) : NULL;
+    snprintf(why, sizeof why, "%s%s%s", s->call.ncclGetErrorString(rc), more && *more ? ": " : "",
+        more && *more ? more : "");
     return lose(s, g, why);
 }
 
@@ -116,7 +119,7 @@ static gr_err stay_lost(const nccl *s) {
 /* ---------------------------------------------------------------- calls */
 
 static ncclResult_t state_of(const nccl *s, gr_group g) {
-    ncclResult_t state = ncclSuccess, rc = ncclCommGetAsyncError(s->comm[g], &state);
+    ncclResult_t state = ncclSuccess, rc = s->call.ncclCommGetAsyncError(s->comm[g], &state);
     return rc == ncclSuccess ? state : rc;
 }
 
@@ -141,7 +144,7 @@ static gr_err call_begin(nccl *s, gr_group g, const char *what) {
         return stay_lost(s);
     s->group = g;
     s->what = what;
-    ncclResult_t rc = ncclGroupStart();
+    ncclResult_t rc = s->call.ncclGroupStart();
     return rc == ncclSuccess ? GR_OK : lose_for(s, g, rc);
 }
 
@@ -151,7 +154,7 @@ static bool is_well(ncclResult_t rc) {
 }
 
 static gr_err call_end(nccl *s, gr_group g, ncclResult_t rc, double limit_s) {
-    ncclResult_t end = ncclGroupEnd();
+    ncclResult_t end = s->call.ncclGroupEnd();
     rc = is_well(rc) ? end : rc;
     return is_well(rc) ? settle(s, g, limit_s) : lose_for(s, g, rc);
 }
@@ -183,9 +186,9 @@ static gr_err exchange_start(gr_mover *m, const gr_exchange *x) {
         size_t n_send = x->send_rows[r] * row, n_recv = x->recv_rows[r] * row;
         bool other = r != c->rank[x->group];
         if (other && n_send && is_well(rc))
-            rc = ncclSend(send, n_send, ncclUint8, r, s->comm[x->group], s->stream);
+            rc = s->call.ncclSend(send, n_send, ncclUint8, r, s->comm[x->group], s->stream);
         if (other && n_recv && is_well(rc))
-            rc = ncclRecv(recv, n_recv, ncclUint8, r, s->comm[x->group], s->stream);
+            rc = s->call.ncclRecv(recv, n_recv, ncclUint8, r, s->comm[x->group], s->stream);
         count(s, other ? n_send : 0);
         send += n_send;
         recv += n_recv;
@@ -215,7 +218,7 @@ static size_t sum_bytes(const gr_comm *c, gr_group g, size_t n, size_t elem) {
 static gr_err sum(gr_mover *m, gr_group g, gr_dtype dtype, void *data, size_t n) {
     nccl *s = (nccl *)m;
     GR_TRY(call_begin(s, g, "a sum"));
-    ncclResult_t rc = ncclAllReduce(data, data, n, number(dtype), ncclSum, s->comm[g], s->stream);
+    ncclResult_t rc = s->call.ncclAllReduce(data, data, n, number(dtype), ncclSum, s->comm[g], s->stream);
     count(s, sum_bytes(m->comm, g, n, gr_dtype_size(dtype)));
     return call_end(s, g, rc, s->limits.wait_s);
 }
@@ -225,7 +228,7 @@ static gr_err reduce_scatter(gr_mover *m, gr_group g, gr_dtype dtype, void *data
     size_t shard = n_shard * gr_dtype_size(dtype), others = (size_t)m->comm->size[g] - 1;
     uint8_t *own = (uint8_t *)data + (size_t)m->comm->rank[g] * shard;
     GR_TRY(call_begin(s, g, "a reduce-scatter"));
-    ncclResult_t rc = ncclReduceScatter(data, own, n_shard, number(dtype), ncclSum, s->comm[g], s->stream);
+    ncclResult_t rc = s->call.ncclReduceScatter(data, own, n_shard, number(dtype), ncclSum, s->comm[g], s->stream);
     count(s, others * shard);
     return call_end(s, g, rc, s->limits.wait_s);
 }
@@ -235,7 +238,7 @@ static gr_err all_gather(gr_mover *m, gr_group g, gr_dtype dtype, void *data, si
     size_t shard = n_shard * gr_dtype_size(dtype), others = (size_t)m->comm->size[g] - 1;
     const uint8_t *own = (const uint8_t *)data + (size_t)m->comm->rank[g] * shard;
     GR_TRY(call_begin(s, g, "an all-gather"));
-    ncclResult_t rc = ncclAllGather(own, data, shard, ncclUint8, s->comm[g], s->stream);
+    ncclResult_t rc = s->call.ncclAllGather(own, data, shard, ncclUint8, s->comm[g], s->stream);
     count(s, others * shard);
     return call_end(s, g, rc, s->limits.wait_s);
 }
@@ -243,7 +246,7 @@ static gr_err all_gather(gr_mover *m, gr_group g, gr_dtype dtype, void *data, si
 static gr_err bcast(gr_mover *m, gr_group g, void *data, size_t n_byte, int root) {
     nccl *s = (nccl *)m;
     GR_TRY(call_begin(s, g, "a broadcast"));
-    ncclResult_t rc = ncclBroadcast(data, data, n_byte, ncclUint8, root, s->comm[g], s->stream);
+    ncclResult_t rc = s->call.ncclBroadcast(data, data, n_byte, ncclUint8, root, s->comm[g], s->stream);
     count(s, m->comm->rank[g] == root ? n_byte * (size_t)(m->comm->size[g] - 1) : 0);
     return call_end(s, g, rc, s->limits.wait_s);
 }
@@ -292,19 +295,19 @@ static gr_err warm_up(nccl *s, gr_group g) {
     ncclResult_t rc = ncclSuccess;
     for (size_t r = 0; r < n; r++) {
         if (r != me && is_well(rc))
-            rc = ncclSend(out + r, sizeof *out, ncclUint8, (int)r, s->comm[g], s->stream);
+            rc = s->call.ncclSend(out + r, sizeof *out, ncclUint8, (int)r, s->comm[g], s->stream);
         if (r != me && is_well(rc))
-            rc = ncclRecv(in + r, sizeof *in, ncclUint8, (int)r, s->comm[g], s->stream);
+            rc = s->call.ncclRecv(in + r, sizeof *in, ncclUint8, (int)r, s->comm[g], s->stream);
     }
     GR_TRY(call_end(s, g, rc, s->limits.start_s));
     GR_TRY(call_begin(s, g, "the first sum"));
-    rc = ncclAllReduce(out, out, n, ncclFloat32, ncclSum, s->comm[g], s->stream);
+    rc = s->call.ncclAllReduce(out, out, n, ncclFloat32, ncclSum, s->comm[g], s->stream);
     GR_TRY(call_end(s, g, rc, s->limits.start_s));
     GR_TRY(call_begin(s, g, "the first reduce-scatter"));
-    rc = ncclReduceScatter(out, out + me, 1, ncclFloat32, ncclSum, s->comm[g], s->stream);
+    rc = s->call.ncclReduceScatter(out, out + me, 1, ncclFloat32, ncclSum, s->comm[g], s->stream);
     GR_TRY(call_end(s, g, rc, s->limits.start_s));
     GR_TRY(call_begin(s, g, "the first all-gather"));
-    rc = ncclAllGather(out + me, out, sizeof *out, ncclUint8, s->comm[g], s->stream);
+    rc = s->call.ncclAllGather(out + me, out, sizeof *out, ncclUint8, s->comm[g], s->stream);
     GR_TRY(call_end(s, g, rc, s->limits.start_s));
     return drain(s, g, s->limits.start_s);
 }
@@ -314,7 +317,7 @@ static gr_err create(nccl *s, gr_group g, const ncclUniqueId *id) {
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
     s->what = "creating the communicator";
-    ncclResult_t rc = ncclCommInitRankConfig(&s->comm[g], c->size[g], *id, c->rank[g], &config);
+    ncclResult_t rc = s->call.ncclCommInitRankConfig(&s->comm[g], c->size[g], *id, c->rank[g], &config);
     if (!is_well(rc))
         return lose_for(s, g, rc);
     GR_TRY(settle(s, g, s->limits.start_s));
@@ -333,7 +336,7 @@ static gr_err form(nccl *s, gr_group g) {
     ncclUniqueId id;
     memset(&id, 0, sizeof id);
     s->what = "making an id";
-    ncclResult_t rc = c->rank[g] == 0 ? ncclGetUniqueId(&id) : ncclSuccess;
+    ncclResult_t rc = c->rank[g] == 0 ? s->call.ncclGetUniqueId(&id) : ncclSuccess;
     GR_TRY(gr_comm_agree(c, rc == ncclSuccess ? GR_OK : lose_for(s, g, rc)));
     GR_TRY(c->bcast(c, g, &id, sizeof id, 0));
     return gr_comm_agree(c, create(s, g, &id));
@@ -349,10 +352,10 @@ static void dissolve(nccl *s, gr_group g) {
         return;
     }
     s->what = "closing the communicator";
-    ncclResult_t rc = ncclCommFinalize(comm);
+    ncclResult_t rc = s->call.ncclCommFinalize(comm);
     gr_err e = is_well(rc) ? settle(s, g, s->limits.abort_s) : lose_for(s, g, rc);
-    if (!e && !is_well(rc = ncclCommDestroy(comm)))
-        gr_debug("closing: ncclCommDestroy: %s", ncclGetErrorString(rc));
+    if (!e && !is_well(rc = s->call.ncclCommDestroy(comm)))
+        gr_debug("closing: ncclCommDestroy: %s", s->call.ncclGetErrorString(rc));
     if (e)
         gr_debug("closing: %s", gr_error_text());
     s->comm[g] = NULL;
@@ -394,12 +397,17 @@ static gr_err open_nccl(nccl *s) {
         e = gr_fail(GR_RESOURCE, "NCCL_ALGO: expected room in the environment, got none");
     if (!e)
         e = b->alloc(b, n_int * sizeof(uint32_t), "NCCL's first exchange", &s->scratch);
+    if (!e)
+        e = gr_nccl_load(&s->call);
     GR_TRY(gr_comm_agree(c, e));
     GR_ASSERT(!b->watch, "backend %s has a comm already", b->name);
     b->watch = watch;
     b->watched = s;
     for (gr_group g = GR_WORLD; g < GR_N_GROUP; g++)
         GR_TRY(form(s, g));
+    int version = 0;
+    if (s->call.ncclGetVersion(&version) == ncclSuccess && version != NCCL_VERSION_CODE)
+        gr_info("comm nccl: built with version %d, runs with %d", NCCL_VERSION_CODE, version);
     return GR_OK;
 }
 
@@ -433,11 +441,8 @@ gr_err gr_comm_nccl_open(gr_mover **out, gr_comm *c, gr_backend *b, const gr_com
     return GR_OK;
 }
 
+#define TEXT_OF(x) #x
+#define TEXT(x) TEXT_OF(x)
 const char *gr_comm_nccl_library(void) {
-    static char text[32];
-    int version = 0;
-    if (ncclGetVersion(&version) != ncclSuccess)
-        return "NCCL";
-    snprintf(text, sizeof text, "NCCL %d.%d.%d", version / 10000, version / 100 % 100, version % 100);
-    return text;
+    return "NCCL " TEXT(NCCL_MAJOR) "." TEXT(NCCL_MINOR) "." TEXT(NCCL_PATCH);
 }

@@ -1,7 +1,7 @@
 # NCCL for comm nccl, where backend cuda is built (kernels/cuda.cmake). Sets GROUTER_HAS_NCCL; with it comes target
 # grouter_nccl. Header and library are the toolkit's, Debian's libnccl-dev, or those of the wheel nvidia-nccl-cu13
-# (site-packages/nvidia/nccl). The header alone (GROUTER_NCCL_INCLUDE, with GROUTER_CUDART_INCLUDE) is enough for the
-# tests on a stand-in for the library.
+# (site-packages/nvidia/nccl); the library is not linked but loaded when it is needed (nccl_library.c). The headers
+# (GROUTER_NCCL_INCLUDE, GROUTER_CUDART_INCLUDE) are enough for the tests on a stand-in for the library.
 set(GROUTER_HAS_NCCL OFF)
 set(GROUTER_WHEELS $ENV{VIRTUAL_ENV}/lib/python3*/site-packages /usr/local/lib/python3*/site-packages
   /usr/local/lib/python3*/dist-packages /usr/lib/python3*/site-packages /usr/lib/python3/dist-packages)
@@ -19,5 +19,6 @@ if(GROUTER_HAS_CUDA AND GROUTER_NCCL_INCLUDE AND GROUTER_NCCL)
   set(GROUTER_HAS_NCCL ON)
   add_library(grouter_nccl INTERFACE)
   target_include_directories(grouter_nccl SYSTEM INTERFACE ${GROUTER_NCCL_INCLUDE})
-  target_link_libraries(grouter_nccl INTERFACE ${GROUTER_NCCL} grouter_cuda)
+  target_compile_definitions(grouter_nccl INTERFACE GR_NCCL_LIBRARY="${GROUTER_NCCL}")
+  target_link_libraries(grouter_nccl INTERFACE grouter_cuda ${CMAKE_DL_LIBS})
 endif()
