@@ -100,6 +100,11 @@ gr_err gr_cuda_peak(gr_backend *b, double *flops_per_s) {
     return cpu->peak(cpu, flops_per_s);
 }
 
+/* Small enough that windows of a few rows have many blocks and several batches of heads. */
+gr_attend_limits gr_cuda_attend_limits(void) {
+    return (gr_attend_limits){.n_query = 32, .n_score = 6000};
+}
+
 /* ---------------------------------------------------------------- opening */
 
 static void close_both(gr_backend *b) {

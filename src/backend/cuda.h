@@ -7,6 +7,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include "kernels/geometry.h"
+
 #include "device.h"
 
 enum {
@@ -104,6 +106,7 @@ gr_err gr_cuda_ffn_backward(gr_backend *b, gr_lane lane, const gr_ffn *a);
 gr_err gr_cuda_attention_forward(gr_backend *b, gr_lane lane, const gr_attention *a);
 gr_err gr_cuda_attention_backward(gr_backend *b, gr_lane lane, const gr_attention *a);
 gr_err gr_cuda_cross_entropy(gr_backend *b, gr_lane lane, const gr_cross_entropy *a);
+gr_attend_limits gr_cuda_attend_limits(void); /* cuda_limits.c */
 /* Fills in every op of the table. */
 void gr_cuda_set_ops(gr_backend *b);
 

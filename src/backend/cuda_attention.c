@@ -10,7 +10,6 @@
  *
  * Products: 4 T^2 head_dim flops per head in forward and 10 in backward, half of that where the mask is causal and blocks
  * are short. Not yet run on a GPU. */
-#include "kernels/geometry.h"
 #include "kernels/kernels.h"
 
 #include "cuda.h"
@@ -30,7 +29,7 @@ static bool is_causal(const gr_attention *a) {
 }
 
 static gr_err attend_open(attend *t, gr_backend *b, gr_lane lane, const gr_attention *a, bool backward) {
-    *t = (attend){.b = b, .lane = lane, .a = a, .tiles = gr_attend_tiles_of(a->T, a->H_kv)};
+    *t = (attend){.b = b, .lane = lane, .a = a, .tiles = gr_attend_tiles_of(gr_cuda_attend_limits(), a->T, a->H_kv)};
     const gr_attend_room room = gr_attend_room_of(&t->tiles, a->T, a->head_dim, b->elem_size, backward);
     void *memory;
     GR_TRY(gr_cuda_scratch(b, lane, room.n_byte, &memory));
