@@ -12,7 +12,10 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
+
+#include <new>
 
 #include "cuda_runtime_api.h"
 
@@ -37,11 +40,6 @@ static inline cudaError_t cudaGetLastError(void) {
     return cudaSuccess;
 }
 
-static inline cudaError_t cudaMemsetAsync(void *p, int value, size_t n_byte, cudaStream_t) {
-    memset(p, value, n_byte);
-    return cudaSuccess;
-}
-
 namespace gr_host {
 
 enum collective { SYNC_WARP, SHUFFLE_XOR, SHUFFLE_DOWN, SHUFFLE };
@@ -61,19 +59,38 @@ template <typename T> T shuffle(collective what, unsigned lanes, T value, int fr
     return value;
 }
 
+/* What is done with work of a stream: at once where NULL. `run` frees the work. See gr_host_queue_launches. */
+extern void (*queue)(void *stream, void (*run)(void *work), void *work);
+
+template <typename W> void enqueue(cudaStream_t stream, const W &work) {
+    if (!queue)
+        return work();
+    void *later = malloc(sizeof(W));
+    queue(stream, [](void *p) { (*(W *)p)(); free(p); }, new (later) W(work));
+}
+
 struct grid {
     dim3 blocks, threads;
-    grid(dim3 blocks_, dim3 threads_, size_t, cudaStream_t) : blocks(blocks_), threads(threads_) {
+    cudaStream_t stream;
+    grid(dim3 blocks_, dim3 threads_, size_t, cudaStream_t stream_) : blocks(blocks_), threads(threads_), stream(stream_) {
     }
 
     template <typename... P, typename... Q> void run(void (*kernel)(P...), Q... arguments) const {
-        const auto body = [=] { kernel(arguments...); };
-        gr_host::run(
-            blocks, threads, [](const void *b) { (*static_cast<decltype(&body)>(b))(); }, &body);
+        const dim3 b = blocks, t = threads;
+        enqueue(stream, [=] {
+            const auto body = [=] { kernel(arguments...); };
+            gr_host::run(
+                b, t, [](const void *p) { (*static_cast<decltype(&body)>(p))(); }, &body);
+        });
     }
 };
 
 } // namespace gr_host
+
+static inline cudaError_t cudaMemsetAsync(void *p, int value, size_t n_byte, cudaStream_t stream) {
+    gr_host::enqueue(stream, [=] { memset(p, value, n_byte); });
+    return cudaSuccess;
+}
 
 void __syncthreads(void);
 

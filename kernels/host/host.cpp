@@ -11,6 +11,8 @@ dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace gr_host {
 
+void (*queue)(void *stream, void (*run)(void *work), void *work);
+
 static const int THREADS_MAX = 1024, WARP = 32;
 static const size_t STACK = 64 << 10;
 
@@ -191,4 +193,8 @@ void __syncthreads(void) {
 
 void gr_host_set_order(gr_host_order order) {
     gr_host::host.order = order;
+}
+
+void gr_host_queue_launches(void (*queue)(void *stream, void (*run)(void *work), void *work)) {
+    gr_host::queue = queue;
 }
