@@ -60,6 +60,14 @@ GR_MUST int gr_kernel_attend_gradient(void *stream, gr_dtype dtype, const gr_att
 GR_MUST int gr_kernel_attend_round(
     void *stream, gr_dtype dtype, const gr_attention *a, int64_t n_head, const float *from, void *to, int64_t ld);
 
+/* ---------------------------------------------------------------- flash_forward.cu, flash_backward.cu: attention in bf16 */
+
+/* Whether these kernels do the op: bf16, head_dim a multiple of 8 up to 128, every row that is there at 16 bytes. */
+bool gr_kernel_flash_fits(gr_dtype dtype, const gr_attention *a);
+GR_MUST int gr_kernel_flash_forward(void *stream, const gr_attention *a);
+GR_MUST int gr_kernel_flash_backward(void *stream, const gr_attention *a, void *scratch);
+size_t gr_kernel_flash_backward_scratch(const gr_attention *a);
+
 /* ---------------------------------------------------------------- cross_entropy.cu */
 
 /* Logits of n tokens (act [n, V]) become scale * (softmax - onehot of target), zeros for target -1; loss[i] is the loss of

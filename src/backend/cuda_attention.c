@@ -1,5 +1,6 @@
-/* cuda_attention.c: attention over packed windows by products of cuBLAS and the kernels between them: the plain path, for
- * every shape and mask.
+/* cuda_attention.c: attention over packed windows. In bf16, where heads are of a usual size and rows begin at 16 bytes, by
+ * kernels that keep no scores (kernels/flash_*.cu); for every other shape, and in fp32, by products of cuBLAS and the kernels
+ * between them, the plain path:
  *
  * A block of query rows against all keys they may see, for one query head of each of several key/value heads at once: the
  * heads of a batch lie side by side in a row, so their products are one strided batch. Scores take gr_attend_tiles_of
@@ -195,14 +196,25 @@ static gr_err each_batch(attend *t, gr_err (*run)(attend *t)) {
 
 gr_err gr_cuda_attention_forward(gr_backend *b, gr_lane lane, const gr_attention *a) {
     attend t;
+    if (gr_kernel_flash_fits(b->dtype, a))
+        return gr_cuda_check(gr_kernel_flash_forward(b->lane_native(b, lane), a), "attention");
     if (a->n_window == 0 || a->T == 0)
         return GR_OK;
     GR_TRY(attend_open(&t, b, lane, a, false));
     return each_batch(&t, forward_batch);
 }
 
+/* No scores in memory. */
+static gr_err flash_backward(gr_backend *b, gr_lane lane, const gr_attention *a) {
+    void *scratch;
+    GR_TRY(gr_cuda_scratch(b, lane, gr_kernel_flash_backward_scratch(a), &scratch));
+    return gr_cuda_check(gr_kernel_flash_backward(b->lane_native(b, lane), a, scratch), "attention's gradient");
+}
+
 gr_err gr_cuda_attention_backward(gr_backend *b, gr_lane lane, const gr_attention *a) {
     attend t;
+    if (gr_kernel_flash_fits(b->dtype, a))
+        return flash_backward(b, lane, a);
     if (a->n_window == 0 || a->T == 0)
         return GR_OK;
     GR_TRY(attend_open(&t, b, lane, a, true));
