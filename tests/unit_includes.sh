@@ -40,7 +40,7 @@ owner() {
 
 is_system() {
     case $1 in
-    assert.h | ctype.h | dirent.h | errno.h | fcntl.h | float.h | immintrin.h | inttypes.h | libgen.h | limits.h | \
+    assert.h | ctype.h | dirent.h | dlfcn.h | errno.h | fcntl.h | float.h | immintrin.h | inttypes.h | libgen.h | limits.h | \
         locale.h | math.h | pthread.h | sched.h | signal.h | stdarg.h | stdatomic.h | stdbool.h | stddef.h | stdint.h | stdio.h | stdlib.h | \
         string.h | sys/*.h | time.h | unistd.h) return 0 ;;
     *) return 1 ;;
