@@ -33,6 +33,7 @@ owner() {
     dnnl*) echo src/backend/cpu_gemm.c ;;
     mpi.h) echo src/comm/mpi.c ;;
     nccl.h) echo src/comm/nccl.c ;;
+    nvtx3/*) echo src/backend/cuda_range.c ;;
     cuda* | cublas*) echo 'src/backend/cuda*.[ch] src/comm/nccl*.[ch] kernels/*' ;;
     *) echo none ;;
     esac

@@ -111,4 +111,10 @@ gr_attend_limits gr_cuda_attend_limits(void); /* cuda_limits.c */
 /* Fills in every op of the table. */
 void gr_cuda_set_ops(gr_backend *b);
 
+/* ---------------------------------------------------------------- names for profilers (cuda_range.c) */
+
+/* What the host queues between the two is shown under that name. */
+void gr_cuda_range_push(const char *name);
+void gr_cuda_range_pop(void);
+
 #endif
