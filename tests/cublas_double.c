@@ -7,12 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <cublasLt.h>
-#include <cublas_v2.h>
-
 #include "cuda_double.h"
 
-#include "grouter/base.h"
+#include "backend/cuda_blas.h"
 
 /* ---------------------------------------------------------------- products */
 
@@ -312,4 +309,12 @@ cublasStatus_t cublasGemmStridedBatchedEx_64(cublasHandle_t handle, cublasOperat
         enqueue_product(handle->stream, &p);
     }
     return CUBLAS_STATUS_SUCCESS;
+}
+
+gr_err gr_cublas_load(gr_cublas *out) {
+#define FILL(name) out->name = name;
+    GR_CUBLASLT_FUNCTIONS(FILL)
+    GR_CUBLAS_FUNCTIONS(FILL)
+#undef FILL
+    return GR_OK;
 }

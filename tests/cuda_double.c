@@ -333,8 +333,19 @@ cudaError_t cudaGetLastError(void) {
     return cudaSuccess;
 }
 
+#define NAME(error)                                                                                                    \
+    case error:                                                                                                        \
+        return #error
 const char *cudaGetErrorName(cudaError_t error) {
-    return error == cudaErrorInvalidValue ? "cudaErrorInvalidValue" : "an error";
+    switch (error) {
+        NAME(cudaErrorInvalidValue);
+        NAME(cudaErrorIllegalAddress);
+        NAME(cudaErrorMemoryAllocation);
+        NAME(cudaErrorECCUncorrectable);
+        NAME(cudaErrorSystemDriverMismatch);
+    default:
+        return "another error";
+    }
 }
 
 const char *cudaGetErrorString(cudaError_t error) {

@@ -153,6 +153,8 @@ static void attention_matches_the_reference_at_every_window_length(void **state)
     for (size_t i = 0; i < sizeof T / sizeof *T; i++) {
         check_attention(GR_ATTEND_CAUSAL, 2, T[i], 2, 1, 20);
         check_attention(GR_ATTEND_BIDIRECTIONAL, 1, T[i], 2, 2, 6);
+        check_attention(GR_ATTEND_CAUSAL, 2, T[i], 2, 1, 16);
+        check_attention(GR_ATTEND_BIDIRECTIONAL, 1, T[i], 2, 2, 40);
     }
 }
 

@@ -244,6 +244,7 @@ struct gr_backend {
     uint64_t n_sync;
     gr_err (*alloc)(gr_backend *b, size_t n_byte, const char *what, void **out); /* zeroed, 64-byte aligned; 69 */
     void (*release)(gr_backend *b, void *p);
+    uint64_t (*room)(gr_backend *b); /* bytes that alloc can still give; NULL: as many as the host has */
     /* Whether p lies in memory of `alloc` that host code must not touch: never, where host_memory. */
     bool (*owns)(const gr_backend *b, const void *p);
     /* Zeroed host memory between which and the device copies are fastest (page-locked); 69. */
