@@ -58,7 +58,7 @@ static __device__ __forceinline__ void gr_flash_operand(
 /* s [16, ROWS] = operand times the tile's rows. */
 template <int HD, int ROWS>
 static __device__ __forceinline__ void gr_flash_scores(
-    const uint32_t (&a)[HD / 16][4], const gr_bf16 (*tile)[HD + GR_FLASH_PAD], float (&s)[ROWS / 8][4]) {
+    const uint32_t (&a)[HD / 16][4], gr_bf16 (*tile)[HD + GR_FLASH_PAD], float (&s)[ROWS / 8][4]) {
     const int lane = (int)threadIdx.x % GR_WARP, g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int j = 0; j < ROWS / 8; j++) {
@@ -76,7 +76,7 @@ static __device__ __forceinline__ void gr_flash_scores(
 /* sum [16, HD] += p [16, ROWS], rounded, times the tile. */
 template <int HD, int ROWS>
 static __device__ __forceinline__ void gr_flash_add(
-    const float (&p)[ROWS / 8][4], const gr_bf16 (*tile)[HD + GR_FLASH_PAD], float (&sum)[HD / 8][4]) {
+    const float (&p)[ROWS / 8][4], gr_bf16 (*tile)[HD + GR_FLASH_PAD], float (&sum)[HD / 8][4]) {
     const int lane = (int)threadIdx.x % GR_WARP;
 #pragma unroll
     for (int kk = 0; kk < ROWS / 16; kk++) {
