@@ -1,9 +1,8 @@
 /* cublas_double.c: stands in for cuBLAS where cuda_double.c stands in for the CUDA runtime. Products are sums in double.
  *
  * Ends the process where cuBLAS would be used wrongly: an address less aligned than the algorithm was chosen for, a
- * workspace that two streams share. Some products have no algorithm, and some algorithms
- * do not take every number of rows, so that both ways around are taken. Products too large for a test's time are left
- * undone. */
+ * workspace that two streams share. Some products have no algorithm, and some algorithms do not take every number of rows,
+ * so that both ways around are taken. Products too large for a test's time are left undone. */
 #include <stdlib.h>
 #include <string.h>
 
