@@ -17,7 +17,6 @@
     X(cublasLtMatmulPreferenceInit_internal)                                                                           \
     X(cublasLtMatmulPreferenceSetAttribute)                                                                            \
     X(cublasLtMatmulAlgoGetHeuristic)                                                                                  \
-    X(cublasLtMatmulAlgoCheck)                                                                                         \
     X(cublasLtMatmul)
 #define GR_CUBLAS_FUNCTIONS(X)                                                                                         \
     X(cublasCreate_v2)                                                                                                 \

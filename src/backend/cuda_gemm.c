@@ -143,26 +143,26 @@ static gr_err find_plan(gr_cuda_products *p, const gr_gemm *g, plan *out) {
     return GR_OK;
 }
 
-/* Whether an algorithm found for the canonical shape also does this one, within the workspace. */
-static bool suits(gr_cuda_products *p, descriptors *d, const plan *kept) {
-    cublasLtMatmulHeuristicResult_t found;
-    return p->call.cublasLtMatmulAlgoCheck(
-               p->lt, &d->product, &d->left, &d->right, &d->result, &d->result, &kept->algorithm, &found) ==
-               CUBLAS_STATUS_SUCCESS &&
-           found.workspaceSize <= WORKSPACE;
-}
-
 /* ---------------------------------------------------------------- products */
+
+/* Where a product runs. */
+typedef struct place {
+    cudaStream_t stream;
+    void *workspace;
+} place;
+
+static place place_of(const gr_cuda *s, int queue) {
+    return (place){.stream = s->queue[queue], .workspace = s->products->workspace + (size_t)queue * WORKSPACE};
+}
 
 static const float one = 1.0f, zero = 0.0f;
 
 /* Of a batch's first product; g says where its arrays are. */
-static cublasStatus_t run_plain(
-    gr_cuda_products *p, cudaStream_t stream, void *workspace, const gr_gemm *g, gr_cuda_batch batch) {
+static cublasStatus_t run_plain(gr_cuda_products *p, place at, const gr_gemm *g, gr_cuda_batch batch) {
     const gr_product_view v = gr_product_view_of(g);
-    cublasStatus_t status = p->call.cublasSetStream_v2(p->blas, stream); /* takes the workspace away */
+    cublasStatus_t status = p->call.cublasSetStream_v2(p->blas, at.stream); /* takes the workspace away */
     if (!status)
-        status = p->call.cublasSetWorkspace_v2(p->blas, workspace, WORKSPACE);
+        status = p->call.cublasSetWorkspace_v2(p->blas, at.workspace, WORKSPACE);
     if (!status)
         status = p->call.cublasGemmStridedBatchedEx_64(p->blas, v.turn_left ? CUBLAS_OP_T : CUBLAS_OP_N,
             v.turn_right ? CUBLAS_OP_T : CUBLAS_OP_N, g->n, g->m, g->k, &one, g->b, p->act, g->ldb, batch.stride_b, g->a,
@@ -171,48 +171,58 @@ static cublasStatus_t run_plain(
     return status;
 }
 
+static cublasStatus_t run_plan(gr_cuda_products *p, place at, const gr_gemm *g, const plan *use, descriptors *d) {
+    if (!use->is_lt)
+        return run_plain(p, at, g, (gr_cuda_batch){.n = 1});
+    return p->call.cublasLtMatmul(p->lt, &d->product, &one, g->b, &d->left, g->a, &d->right,
+        g->write == GR_ACCUMULATE ? &one : &zero, g->c, &d->result, g->c, &d->result, &use->algorithm, at.workspace,
+        WORKSPACE, at.stream);
+}
+
+/* Nothing was queued: the algorithm is not for this shape, or needs more room for it. */
+static bool is_refused(cublasStatus_t status) {
+    return status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE;
+}
+
 /* No inner dimension: zeros, or nothing to add. */
 static gr_err without_terms(cudaStream_t stream, const gr_gemm *g) {
     const size_t size = gr_dtype_size(g->c_dtype);
     if (g->write == GR_ACCUMULATE)
         return GR_OK;
-    return gr_cuda_check((int)cudaMemset2DAsync(g->c, (size_t)g->ldc * size, 0, (size_t)g->n * size, (size_t)g->m, stream),
+    return gr_cuda_check(
+        (int)cudaMemset2DAsync(g->c, (size_t)g->ldc * size, 0, (size_t)g->n * size, (size_t)g->m, stream),
         "an empty product");
 }
 
 gr_err gr_cuda_product(gr_backend *b, int queue, const gr_gemm *g, gr_rows rows) {
     gr_cuda *s = b->state;
     gr_cuda_products *p = s->products;
-    void *workspace = p->workspace + (size_t)queue * WORKSPACE;
-    const cudaStream_t stream = s->queue[queue];
+    const place at = place_of(s, queue);
     GR_ASSERT(g->c_dtype == GR_F32 || g->c_dtype == b->dtype, "c_dtype %s", gr_dtype_name(g->c_dtype));
     if (g->m == 0 || g->n == 0)
         return GR_OK;
     if (g->k == 0)
-        return without_terms(stream, g);
+        return without_terms(at.stream, g);
     const gr_gemm canonical = gr_product_canonical(g, rows);
     plan use;
     descriptors d;
     GR_TRY(find_plan(p, &canonical, &use));
     GR_TRY(check(p, describe(p, g, &d), "describing a product"));
+    cublasStatus_t status = run_plan(p, at, g, &use, &d);
     const bool is_canonical = canonical.m == g->m && canonical.k == g->k;
-    if (use.is_lt && !is_canonical && !suits(p, &d, &use))
+    if (is_refused(status) && !is_canonical) {
         GR_TRY(find_plan(p, g, &use));
-    if (!use.is_lt)
-        return check(p, run_plain(p, stream, workspace, g, (gr_cuda_batch){.n = 1}), "a matrix product");
-    return check(p, p->call.cublasLtMatmul(p->lt, &d.product, &one, g->b, &d.left, g->a, &d.right,
-                     g->write == GR_ACCUMULATE ? &one : &zero, g->c, &d.result, g->c, &d.result, &use.algorithm,
-                     workspace, WORKSPACE, stream),
-        "a matrix product");
+        status = run_plan(p, at, g, &use, &d);
+    }
+    return check(p, status, "a matrix product");
 }
 
 gr_err gr_cuda_product_batch(gr_backend *b, int queue, const gr_gemm *g, gr_cuda_batch batch) {
     gr_cuda *s = b->state;
-    gr_cuda_products *p = s->products;
     GR_ASSERT(g->k > 0, "a batch of products without an inner dimension");
     if (g->m == 0 || g->n == 0 || batch.n == 0)
         return GR_OK;
-    return check(p, run_plain(p, s->queue[queue], p->workspace + (size_t)queue * WORKSPACE, g, batch), "matrix products");
+    return check(s->products, run_plain(s->products, place_of(s, queue), g, batch), "matrix products");
 }
 
 gr_err gr_cuda_gemm(gr_backend *b, gr_lane lane, const gr_gemm *a) {
