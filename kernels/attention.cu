@@ -5,15 +5,14 @@
  *   round      sums of dk and dv to the activations' type
  *
  * Shapes and layout: a block of n_query rows of n_head query heads (one of each key/value head in the batch), scores
- * s, dp fp32 and p, ds act at [head][row][ld], of which n_key columns are written: those the next product reads. scale =
- * 1/sqrt(head_dim). p and ds may lie on s and dp: an element is written by the thread that read it last.
- * delta is taken from p and dp rather than from <dout, o>: o is rounded, and its error would stay in dp - delta where both
- * are nearly equal, as they are for the first tokens of a window.
- * Order: fp32; a thread takes every 256th group of 4 keys, then the lanes as gr_warp_sum, then the warps in order. In the
- * softmax a thread's sum is scaled whenever it meets a larger score.
- * Grid: a block of 256 threads per row: rows are hundreds to thousands of keys long, and all rows of a block together fill
- * the GPU; the second pass reads the row from the first-level cache (16 KiB at 4096 keys).
- * Bytes per score of softmax: 4 read, 2 (bf16) or 4 written; gradient 8 read, 4 or 8 written. Flops: 5 and 9 with an
+ * s, dp fp32 and p, ds act at [head][row][ld], of which n_key columns are written: those the next product reads. scale
+ * = 1/sqrt(head_dim). p and ds may lie on s and dp: an element is written by the thread that read it last. delta is
+ * taken from p and dp rather than from <dout, o>: o is rounded, and its error would stay in dp - delta where both are
+ * nearly equal, as they are for the first tokens of a window. Order: fp32; a thread takes every 256th group of 4 keys,
+ * then the lanes as gr_warp_sum, then the warps in order. In the softmax a thread's sum is scaled whenever it meets a
+ * larger score. Grid: a block of 256 threads per row: rows are hundreds to thousands of keys long, and all rows of a
+ * block together fill the GPU; the second pass reads the row from the first-level cache (16 KiB at 4096 keys). Bytes
+ * per score of softmax: 4 read, 2 (bf16) or 4 written; gradient 8 read, 4 or 8 written. Flops: 5 and 9 with an
  * exponential or two. Limits: T < 2^31 - 8, 65535 heads of a batch. No rows: nothing is launched.
  * A row sees itself at least. CPU: cpu_attention.c. */
 #include "kernels/warp.cuh"
@@ -105,7 +104,8 @@ __global__ void __launch_bounds__(THREADS) gradient(gr_attention a, gr_attend_bl
 
 /* to[(head), t, c] = from[head, t, c] for the heads of the batch; a thread per element. */
 template <typename A>
-__global__ void __launch_bounds__(THREADS) round_heads(int64_t T, int64_t head_dim, const float *from, A *to, int64_t ld) {
+__global__ void __launch_bounds__(THREADS)
+    round_heads(int64_t T, int64_t head_dim, const float *from, A *to, int64_t ld) {
     const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, head = blockIdx.y;
     if (i < T * head_dim)
         to[i / head_dim * ld + head * head_dim + i % head_dim] = gr_act_store<A>(from[head * T * head_dim + i]);

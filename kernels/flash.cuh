@@ -1,6 +1,6 @@
-/* flash.cuh: tiles and products that the kernels of flash_forward.cu and flash_backward.cu share. A block has 4 warps; a
- * warp owns 16 rows, of which a lane holds two: g and g + 8 (see mma.cuh). HD is head_dim or more: a multiple of 16, the
- * columns beyond are zeros. Rows begin at 16 bytes. */
+/* flash.cuh: tiles and products that the kernels of flash_forward.cu and flash_backward.cu share. A block has 4 warps;
+ * a warp owns 16 rows, of which a lane holds two: g and g + 8 (see mma.cuh). HD is head_dim or more: a multiple of 16,
+ * the columns beyond are zeros. Rows begin at 16 bytes. */
 #ifndef GROUTER_KERNELS_FLASH_CUH
 #define GROUTER_KERNELS_FLASH_CUH
 

@@ -1,22 +1,19 @@
-/* flash_backward.cu: gradients of attention in bf16 without scores in memory, on the tensor cores by mma.sync. Not yet run
- * on a GPU.
+/* flash_backward.cu: gradients of attention in bf16 without scores in memory, on the tensor cores by mma.sync. Not yet
+ * run on a GPU.
  *
  *   queries  delta = <dout, o>;  ds = p (dp - delta),  dq = scale ds k
  *   keys     dv = p^T dout,  dk = scale ds^T q,  summed over the query heads of a key/value head
  *   with p = exp(scale q k^T - lse) over the keys a row sees, dp = dout v^T
  *
- * Two kernels, each with one owner for what it writes, make p and dp once each: 7 products where one kernel with atomics
- * would make 5, but the same bits at every call. delta is taken from the rounded o, as everywhere but in cpu_attention.c and
- * attention.cu: its error is a rounding of o against the distance of a value from o.
- * Shapes and layout: gr_attention as flash_forward.cu; delta fp32 [n_window, H, T] in scratch. Sums in fp32; p and ds are
- * rounded for the products.
- * Order: tiles of 32 keys, or of 32 queries, from the first that counts; query heads in order; within a tile as the tensor
- * cores add.
- * Grid: queries as flash_forward.cu; keys (window, key/value head) x blocks of 64 keys, 4 warps of 16. The other side's
- * tiles are in shared memory (17 KiB at 128), the block's own rows in registers.
- * Bytes: q, k, v, o, dout, dq, dk, dv once from memory, tiles again from the second-level cache. Flops: 14 head_dim per
- * query and key of the tiles. Limits: T < 2^22.
- * No rows: nothing is launched. CPU: cpu_attention.c. */
+ * Two kernels, each with one owner for what it writes, make p and dp once each: 7 products where one kernel with
+ * atomics would make 5, but the same bits at every call. delta is taken from the rounded o, as everywhere but in
+ * cpu_attention.c and attention.cu: its error is a rounding of o against the distance of a value from o. Shapes and
+ * layout: gr_attention as flash_forward.cu; delta fp32 [n_window, H, T] in scratch. Sums in fp32; p and ds are rounded
+ * for the products. Order: tiles of 32 keys, or of 32 queries, from the first that counts; query heads in order; within
+ * a tile as the tensor cores add. Grid: queries as flash_forward.cu; keys (window, key/value head) x blocks of 64 keys,
+ * 4 warps of 16. The other side's tiles are in shared memory (17 KiB at 128), the block's own rows in registers. Bytes:
+ * q, k, v, o, dout, dq, dk, dv once from memory, tiles again from the second-level cache. Flops: 14 head_dim per query
+ * and key of the tiles. Limits: T < 2^22. No rows: nothing is launched. CPU: cpu_attention.c. */
 #include "kernels/flash.cuh"
 
 namespace {
@@ -29,7 +26,8 @@ template <int HD> using tile = gr_bf16[TILE][HD + GR_FLASH_PAD];
 
 /* <dout, o> of the lane's two rows. */
 template <int HD>
-__device__ __forceinline__ void deltas(const uint32_t (&dout)[HD / 16][4], const gr_flash_rows &o, int64_t row, float (&delta)[2]) {
+__device__ __forceinline__ void deltas(
+    const uint32_t (&dout)[HD / 16][4], const gr_flash_rows &o, int64_t row, float (&delta)[2]) {
     uint32_t other[HD / 16][4];
     gr_flash_operand<HD>(o, row, other);
     delta[0] = delta[1] = 0;
@@ -100,7 +98,7 @@ __global__ void __launch_bounds__(GR_FLASH_THREADS) of_queries(gr_attention a, f
 
 /* What is known of the queries of a tile. */
 typedef struct queries {
-    float lse[TILE], delta[TILE]; /* lse in powers of 2 */
+    float lse[TILE], delta[TILE];   /* lse in powers of 2 */
     int64_t first[TILE], end[TILE]; /* keys seen */
 } queries;
 
@@ -138,7 +136,9 @@ __device__ gr_attend_seen queries_of(const gr_attention &a, int64_t window, int6
     const uint32_t *document_first = a.documents.first ? a.documents.first + window * a.T : NULL;
     const uint32_t *document_end = a.documents.end ? a.documents.end + window * a.T : NULL;
     const bool causal = a.mask == GR_ATTEND_CAUSAL;
-    return {causal ? first : document_first ? (int64_t)document_first[first] : 0,
+    return {causal           ? first
+            : document_first ? (int64_t)document_first[first]
+                             : 0,
         document_end ? (int64_t)document_end[last] : a.T};
 }
 
@@ -176,7 +176,8 @@ __global__ void __launch_bounds__(GR_FLASH_THREADS) of_keys(gr_attention a, floa
 template <int HD> int launch_backward(cudaStream_t stream, const gr_attention *a, float *delta) {
     const float scale = 1.0f / sqrtf((float)a->head_dim);
     const unsigned n_block = (unsigned)gr_ceil_div(a->T, GR_FLASH_ROWS);
-    const dim3 query_grid((unsigned)(a->n_window * a->H), n_block), key_grid((unsigned)(a->n_window * a->H_kv), n_block);
+    const dim3 query_grid((unsigned)(a->n_window * a->H), n_block),
+        key_grid((unsigned)(a->n_window * a->H_kv), n_block);
     of_queries<HD><<<query_grid, GR_FLASH_THREADS, 0, stream>>>(*a, scale, delta);
     of_keys<HD><<<key_grid, GR_FLASH_THREADS, 0, stream>>>(*a, scale, delta);
     return gr_launched();

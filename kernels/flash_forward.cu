@@ -1,5 +1,5 @@
-/* flash_forward.cu: attention in bf16 without scores in memory: softmax over tiles of keys (Dao 2023, FlashAttention-2), on
- * the tensor cores by mma.sync. Not yet run on a GPU.
+/* flash_forward.cu: attention in bf16 without scores in memory: softmax over tiles of keys (Dao 2023,
+ * FlashAttention-2), on the tensor cores by mma.sync. Not yet run on a GPU.
  *
  *   o = softmax(scale q k^T) v over the keys a row sees, lse = log sum exp(scale q k^T)
  *
@@ -7,11 +7,10 @@
  * probabilities relative to the largest score so far are rounded for the product with v and summed before they are.
  * Order: tiles of 64 keys from the first one that any row of the block sees; within a tile as the tensor cores add; a
  * row's sum over its four lanes. The same bits at every call.
- * Grid: (window, head) x blocks of 64 query rows, the last, longest of a causal window first; 4 warps of 16 rows. A tile
- * of k and one of v in shared memory (35 KiB at 128) are read by all warps; rows of q stay in registers.
- * Bytes: q, o once; k, v once per block of queries, from the second-level cache. Flops: 4 head_dim per query and key of
- * the tiles, up to 63 keys more than seen. Limits: T < 2^22.
- * No rows: nothing is launched. CPU: cpu_attention.c. */
+ * Grid: (window, head) x blocks of 64 query rows, the last, longest of a causal window first; 4 warps of 16 rows. A
+ * tile of k and one of v in shared memory (35 KiB at 128) are read by all warps; rows of q stay in registers. Bytes: q,
+ * o once; k, v once per block of queries, from the second-level cache. Flops: 4 head_dim per query and key of the
+ * tiles, up to 63 keys more than seen. Limits: T < 2^22. No rows: nothing is launched. CPU: cpu_attention.c. */
 #include "kernels/flash.cuh"
 
 namespace {
@@ -25,8 +24,8 @@ typedef struct progress {
 
 /* Scores of a tile from key `first` on become probabilities relative to the largest so far; o is scaled to that. */
 template <int HD>
-__device__ __forceinline__ void soften(
-    const gr_attend_seen (&seen)[2], int64_t first, float scale, float (&s)[KEYS / 8][4], progress &r, float (&o)[HD / 8][4]) {
+__device__ __forceinline__ void soften(const gr_attend_seen (&seen)[2], int64_t first, float scale,
+    float (&s)[KEYS / 8][4], progress &r, float (&o)[HD / 8][4]) {
     const int t = (int)threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -61,8 +60,7 @@ __device__ __forceinline__ void soften(
     }
 }
 
-template <int HD>
-__global__ void __launch_bounds__(GR_FLASH_THREADS) forward(gr_attention a, float scale) {
+template <int HD> __global__ void __launch_bounds__(GR_FLASH_THREADS) forward(gr_attention a, float scale) {
     __shared__ __align__(16) gr_bf16 k[KEYS][HD + GR_FLASH_PAD], v[KEYS][HD + GR_FLASH_PAD];
     const int64_t head = blockIdx.x % a.H, window = blockIdx.x / a.H, kv_head = head / (a.H / a.H_kv);
     const int64_t block = (int64_t)(gridDim.y - 1 - blockIdx.y) * GR_FLASH_ROWS;

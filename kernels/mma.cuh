@@ -1,5 +1,6 @@
-/* mma.cuh: the tensor cores' bf16 product of a warp (PTX mma.sync.m16n8k16, sm_80 and later), and how its operands lie in
- * the lanes. With g = lane / 4 and t = lane % 4, and pairs of neighbours in one register, the lower one in the lower half:
+/* mma.cuh: the tensor cores' bf16 product of a warp (PTX mma.sync.m16n8k16, sm_80 and later), and how its operands lie
+ * in the lanes. With g = lane / 4 and t = lane % 4, and pairs of neighbours in one register, the lower one in the lower
+ * half:
  *
  *   a [16,16]  a[0]: row g, columns 2t, 2t+1   a[1]: row g+8   a[2]: row g, columns 2t+8, 2t+9   a[3]: row g+8 of these
  *   b [16,8]   b0: rows 2t, 2t+1 of column g   b1: rows 2t+8, 2t+9 of it
@@ -18,8 +19,8 @@ static __device__ __forceinline__ void gr_mma(float (&d)[4], const uint32_t (&a)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/* Four 8 x 8 matrices in shared memory, turned: lane l points to row l % 8 of matrix l / 8 (16 bytes, aligned); b[m] are
- * then rows 2t, 2t+1 of column g of matrix m. */
+/* Four 8 x 8 matrices in shared memory, turned: lane l points to row l % 8 of matrix l / 8 (16 bytes, aligned); b[m]
+ * are then rows 2t, 2t+1 of column g of matrix m. */
 static __device__ __forceinline__ void gr_load_turned(const gr_bf16 *row, uint32_t (&b)[4]) {
     const uint32_t address = (uint32_t)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"

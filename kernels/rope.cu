@@ -1,7 +1,7 @@
 /* rope.cu: rotary embedding in place, half-split. Not yet run on a GPU.
  *
- *   x1' = x1 c - x2 s,  x2' = x2 c + x1 s  with x1, x2 at i and i + head_dim/2 of a head, c and s of position row % T and
- *   i; inverse turns by the negative angle
+ *   x1' = x1 c - x2 s,  x2' = x2 c + x1 s  with x1, x2 at i and i + head_dim/2 of a head, c and s of position row % T
+ * and i; inverse turns by the negative angle
  *
  * Shapes and layout: n_row rows every ld elements, n_head heads of head_dim at the start of each; cosine and sine fp32
  * [T, head_dim/2]. An odd head_dim's last element stays. In fp32, each result rounded once; no sums.
@@ -63,5 +63,6 @@ int gr_kernel_rope(void *stream, gr_dtype dtype, const gr_rope *a) {
         return cudaErrorInvalidValue;
     if (a->n_row == 0 || a->n_head == 0 || a->head_dim < 2)
         return 0;
-    return dtype == GR_BF16 ? launch_turn<gr_bf16>((cudaStream_t)stream, a) : launch_turn<float>((cudaStream_t)stream, a);
+    return dtype == GR_BF16 ? launch_turn<gr_bf16>((cudaStream_t)stream, a)
+                            : launch_turn<float>((cudaStream_t)stream, a);
 }

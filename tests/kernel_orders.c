@@ -1,5 +1,5 @@
-/* kernel_orders.c: the bits of kernels do not depend on the order in which blocks and threads run. Linked with the kernels
- * on the CPU (kernels_backend.c), whose order is chosen when the backend is opened. */
+/* kernel_orders.c: the bits of kernels do not depend on the order in which blocks and threads run. Linked with the
+ * kernels on the CPU (kernels_backend.c), whose order is chosen when the backend is opened. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -84,7 +84,8 @@ static size_t run_norm(gr_backend *b, uint8_t *out) {
 static size_t run_layer_norm(gr_backend *b, uint8_t *out) {
     float *x = check_random(1, ROWS * WIDTH), *w = check_random(2, WIDTH), *bias = check_random(4, WIDTH);
     float *dy = check_random(3, ROWS * WIDTH), *y = check_poisoned(ROWS * WIDTH), *dx = check_poisoned(ROWS * WIDTH);
-    float *mean = check_poisoned(ROWS), *rstd = check_poisoned(ROWS), *dw = check_zeros(WIDTH), *db = check_zeros(WIDTH);
+    float *mean = check_poisoned(ROWS), *rstd = check_poisoned(ROWS), *dw = check_zeros(WIDTH),
+          *db = check_zeros(WIDTH);
     const gr_layer_norm a = {.n_row = ROWS,
         .width = WIDTH,
         .eps = 1e-6f,
@@ -183,7 +184,8 @@ static size_t run_cross_entropy(gr_backend *b, uint8_t *out) {
     int32_t target[N];
     for (int32_t i = 0; i < N; i++)
         target[i] = i % 7 == 3 ? -1 : i * i % V;
-    float *x = check_random(1, N * D), *w = check_random(2, V * D), *dx = check_poisoned(N * D), *dw = check_zeros(V * D);
+    float *x = check_random(1, N * D), *w = check_random(2, V * D), *dx = check_poisoned(N * D),
+          *dw = check_zeros(V * D);
     float *logits = check_poisoned(N * V);
     double sum = 0;
     const gr_cross_entropy a = {.n = N,

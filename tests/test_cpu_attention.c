@@ -230,7 +230,8 @@ static void a_document_of_one_token_sees_itself(void **state) {
         every[i] = i + 1;
     divide(70, 69, every, &rows);
     for (int mask = 0; mask < 2; mask++) {
-        attention_case c = open_attention(divided_shape(mask ? GR_ATTEND_BIDIRECTIONAL : GR_ATTEND_CAUSAL, 70, 12, &rows));
+        attention_case c =
+            open_attention(divided_shape(mask ? GR_ATTEND_BIDIRECTIONAL : GR_ATTEND_CAUSAL, 70, 12, &rows));
         add_backward(&c);
         assert_int_equal(backend->attention_forward(backend, GR_LANE_COMPUTE, &c.a), 0);
         assert_int_equal(backend->attention_backward(backend, GR_LANE_COMPUTE, &c.a), 0);

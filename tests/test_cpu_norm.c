@@ -53,11 +53,8 @@ typedef struct gaps {
 static const gaps odd = {2, 5}, even = {8, 16}; /* after even ones a row may begin where vectors may */
 
 static norm_case open_norm(gaps gap, int64_t n_outer, int64_t n_sub, int64_t width) {
-    norm_case c = {.n_outer = n_outer,
-        .n_sub = n_sub,
-        .width = width,
-        .ldx = n_sub * width + gap.x,
-        .ldy = n_sub * width + gap.y};
+    norm_case c = {
+        .n_outer = n_outer, .n_sub = n_sub, .width = width, .ldx = n_sub * width + gap.x, .ldy = n_sub * width + gap.y};
     c.x = random_rows(1, n_outer, n_sub * width, c.ldx);
     c.dy = random_rows(2, n_outer, n_sub * width, c.ldy);
     c.w = check_random(3, width);

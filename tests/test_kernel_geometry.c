@@ -1,4 +1,5 @@
-/* test_kernel_geometry.c: the arithmetic that kernels share with the host: every row, key and byte once, within bounds. */
+/* test_kernel_geometry.c: the arithmetic that kernels share with the host: every row, key and byte once, within bounds.
+ */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -69,8 +70,7 @@ static void lists_of_the_embedding_do_not_overlap(void **state) {
         assert_true(l.cursor == 0 && l.count >= 1 && l.start >= l.count + n_vocab && l.slot >= l.start + n_vocab);
         assert_true(l.rough >= l.slot + n && l.list >= l.rough + n && l.n_word >= l.list + n);
         assert_true(l.n_zero >= l.count + n_vocab); /* the counts and the cursor start at 0 */
-        assert_true(
-            gr_kernel_embed_backward_scratch(&(gr_embed){.n = n, .n_vocab = n_vocab}) == (size_t)l.n_word * 4);
+        assert_true(gr_kernel_embed_backward_scratch(&(gr_embed){.n = n, .n_vocab = n_vocab}) == (size_t)l.n_word * 4);
     }
 }
 
@@ -106,8 +106,8 @@ static void rows_see_what_their_mask_and_document_allow(void **state) {
     for (int causal = 0; causal < 2; causal++)
         for (int documents = 0; documents < 2; documents++)
             for (int64_t row = 0; row < T; row++) {
-                const gr_attend_seen s = gr_attend_seen_by(
-                    causal, T, row, documents ? &first[row] : NULL, documents ? &end[row] : NULL);
+                const gr_attend_seen s =
+                    gr_attend_seen_by(causal, T, row, documents ? &first[row] : NULL, documents ? &end[row] : NULL);
                 for (int64_t key = 0; key < T; key++) {
                     const bool same = !documents || first[key] == first[row];
                     assert_int_equal(key >= s.first && key < s.end, same && (!causal || key <= row));

@@ -19,8 +19,8 @@ static const size_t STACK = 64 << 10;
 /* Where a fiber stands. */
 enum state { IDLE, READY, AT_BLOCK_BARRIER, AT_WARP };
 
-/* Fibers live as long as the process: one is started by setcontext, which asks the system, and goes on by longjmp, which
- * does not. */
+/* Fibers live as long as the process: one is started by setcontext, which asks the system, and goes on by longjmp,
+ * which does not. */
 struct fiber {
     bool started;
     jmp_buf here;

@@ -1,16 +1,17 @@
-/* cuda_attention.c: attention over packed windows. In bf16, where heads are of a usual size and rows begin at 16 bytes, by
- * kernels that keep no scores (kernels/flash_*.cu); for every other shape, and in fp32, by products of cuBLAS and the kernels
- * between them, the plain path:
+/* cuda_attention.c: attention over packed windows. In bf16, where heads are of a usual size and rows begin at 16 bytes,
+ * by kernels that keep no scores (kernels/flash_*.cu); for every other shape, and in fp32, by products of cuBLAS and
+ * the kernels between them, the plain path:
  *
- * A block of query rows against all keys they may see, for one query head of each of several key/value heads at once: the
- * heads of a batch lie side by side in a row, so their products are one strided batch. Scores take gr_attend_tiles_of
- * (kernels/geometry.h) floats, whatever the length of a window; of documents, which lie on the device, the kernels know.
+ * A block of query rows against all keys they may see, for one query head of each of several key/value heads at once:
+ * the heads of a batch lie side by side in a row, so their products are one strided batch. Scores take
+ * gr_attend_tiles_of (kernels/geometry.h) floats, whatever the length of a window; of documents, which lie on the
+ * device, the kernels know.
  *
- * Backward walks the query heads of a key/value head in order and their blocks from the last to the first: the first one
- * sees every key, so that it sets the fp32 sums of dk and dv and the others add to them; they are rounded once.
+ * Backward walks the query heads of a key/value head in order and their blocks from the last to the first: the first
+ * one sees every key, so that it sets the fp32 sums of dk and dv and the others add to them; they are rounded once.
  *
- * Products: 4 T^2 head_dim flops per head in forward and 10 in backward, half of that where the mask is causal and blocks
- * are short. Not yet run on a GPU. */
+ * Products: 4 T^2 head_dim flops per head in forward and 10 in backward, half of that where the mask is causal and
+ * blocks are short. Not yet run on a GPU. */
 #include "kernels/kernels.h"
 
 #include "cuda.h"
@@ -102,21 +103,15 @@ static gr_err product(const attend *t, gr_gemm g, operand a, operand b, operand 
 
 /* to [queries, keys] = rows keys^T: q k^T, or dout v^T. */
 static gr_err score(const attend *t, operand rows, operand keys, float *to) {
-    const gr_gemm g = {.layout = GR_NT,
-        .m = t->block.n_query,
-        .n = t->block.n_key,
-        .k = t->a->head_dim,
-        .c_dtype = GR_F32};
+    const gr_gemm g = {
+        .layout = GR_NT, .m = t->block.n_query, .n = t->block.n_key, .k = t->a->head_dim, .c_dtype = GR_F32};
     return product(t, g, rows, keys, of_scores(t, to));
 }
 
 /* to [queries, head_dim] = from keys: p v, or ds k. */
 static gr_err mix(const attend *t, const void *from, operand keys, operand to) {
-    const gr_gemm g = {.layout = GR_NN,
-        .m = t->block.n_query,
-        .n = t->a->head_dim,
-        .k = t->block.n_key,
-        .c_dtype = t->b->dtype};
+    const gr_gemm g = {
+        .layout = GR_NN, .m = t->block.n_query, .n = t->a->head_dim, .k = t->block.n_key, .c_dtype = t->b->dtype};
     return product(t, g, of_scores(t, from), keys, to);
 }
 

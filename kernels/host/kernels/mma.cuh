@@ -8,8 +8,8 @@ static inline float gr_host_half(uint32_t pair, int high) {
     return __bfloat162float(__nv_bfloat16{(uint16_t)(pair >> 16 * high)});
 }
 
-/* Row (of a) or column (of b) i of the lanes 4 i .. 4 i + 3, as floats [16]: their registers low and high hold the numbers
- * 2t, 2t+1 and 2t+8, 2t+9. */
+/* Row (of a) or column (of b) i of the lanes 4 i .. 4 i + 3, as floats [16]: their registers low and high hold the
+ * numbers 2t, 2t+1 and 2t+8, 2t+9. */
 static inline void gr_host_gather(uint32_t low, uint32_t high, int i, float (&to)[16]) {
     for (int t = 0; t < 4; t++) {
         const uint64_t both = gr_host::shuffle(gr_host::SHUFFLE, 0xffffffffu, (uint64_t)high << 32 | low, 4 * i + t);
