@@ -19,7 +19,7 @@
 
 namespace {
 
-constexpr int THREADS = 256;
+constexpr int THREADS = 256; /* of a block, at most */
 constexpr int N = 4; /* keys a thread takes at once: rows begin at 16 bytes */
 
 /* One row: what it sees, where its scores are, where its lse is. */
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(THREADS) softmax(gr_attention a, gr_attend_blo
     const float *s = b.scores + r.scores;
     A *p = (A *)b.p + r.scores;
     gr_exponentials e = gr_exponentials_none();
-    for (int64_t j = threadIdx.x * N; j < b.n_key; j += THREADS * N) {
+    for (int64_t j = threadIdx.x * N; j < b.n_key; j += blockDim.x * N) {
         float score[N];
         gr_load<N>(s + j, score);
 #pragma unroll
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(THREADS) softmax(gr_attention a, gr_attend_blo
     const float sum = gr_warps_sum(gr_exponentials_share(&e, largest), room), inverse = 1.0f / sum;
     if (threadIdx.x == 0)
         a.lse[r.lse] = largest + logf(sum);
-    for (int64_t j = threadIdx.x * N; j < b.n_key; j += THREADS * N) {
+    for (int64_t j = threadIdx.x * N; j < b.n_key; j += blockDim.x * N) {
         float score[N];
         gr_load<N>(s + j, score);
 #pragma unroll
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(THREADS) gradient(gr_attention a, gr_attend_bl
     const float *s = b.scores + r.scores, *d = b.dscores + r.scores, lse = a.lse[r.lse];
     A *p = (A *)b.p + r.scores, *ds = (A *)b.ds + r.scores;
     float sum = 0;
-    for (int64_t j = threadIdx.x * N; j < b.n_key; j += THREADS * N) {
+    for (int64_t j = threadIdx.x * N; j < b.n_key; j += blockDim.x * N) {
         float score[N], dp[N];
         gr_load<N>(s + j, score);
         gr_load<N>(d + j, dp);
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(THREADS) gradient(gr_attention a, gr_attend_bl
                 sum += expf(scale * score[k] - lse) * dp[k];
     }
     const float delta = gr_warps_sum(sum, room);
-    for (int64_t j = threadIdx.x * N; j < b.n_key; j += THREADS * N) {
+    for (int64_t j = threadIdx.x * N; j < b.n_key; j += blockDim.x * N) {
         float score[N], dp[N];
         gr_load<N>(s + j, score);
         gr_load<N>(d + j, dp);
@@ -111,15 +111,20 @@ __global__ void __launch_bounds__(THREADS)
         to[i / head_dim * ld + head * head_dim + i % head_dim] = gr_act_store<A>(from[head * T * head_dim + i]);
 }
 
+/* As many as a row has work for. */
+unsigned threads_of(const gr_attend_block *b) {
+    return (unsigned)gr_at_most(gr_round_up(gr_ceil_div(b->n_key, N), GR_WARP), THREADS);
+}
+
 template <typename A> int launch_softmax(cudaStream_t stream, const gr_attention *a, const gr_attend_block *b) {
     const dim3 grid((unsigned)b->n_query, (unsigned)b->n_head);
-    softmax<A><<<grid, THREADS, 0, stream>>>(*a, *b, 1.0f / sqrtf((float)a->head_dim));
+    softmax<A><<<grid, threads_of(b), 0, stream>>>(*a, *b, 1.0f / sqrtf((float)a->head_dim));
     return gr_launched();
 }
 
 template <typename A> int launch_gradient(cudaStream_t stream, const gr_attention *a, const gr_attend_block *b) {
     const dim3 grid((unsigned)b->n_query, (unsigned)b->n_head);
-    gradient<A><<<grid, THREADS, 0, stream>>>(*a, *b, 1.0f / sqrtf((float)a->head_dim));
+    gradient<A><<<grid, threads_of(b), 0, stream>>>(*a, *b, 1.0f / sqrtf((float)a->head_dim));
     return gr_launched();
 }
 
@@ -132,7 +137,7 @@ int launch_round(cudaStream_t stream, const gr_attention *a, int64_t n_head, con
 
 bool is_block(gr_dtype dtype, const gr_attention *a, const gr_attend_block *b) {
     return gr_is_act(dtype) && a->H_kv > 0 && a->H % a->H_kv == 0 && a->head_dim > 0 && b->n_query >= 0 &&
-           b->n_query <= 0x7fffffff && b->n_head >= 0 && b->n_head <= 65535 && b->n_key <= a->T && b->ld % 8 == 0 &&
+           b->n_query <= 0x7fffffff && b->n_head >= 0 && b->n_head <= 65535 && b->n_key > 0 && b->n_key <= a->T && b->ld % 8 == 0 &&
            b->ld >= b->n_key && gr_is_aligned16(b->scores) && gr_is_aligned16(b->p);
 }
 
