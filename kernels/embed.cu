@@ -11,12 +11,13 @@
  *   5 sum     a block per row that speaks for an id: each of its threads has columns of its own
  * Where a list lies, and which row speaks, may differ from run to run; what is summed, and in which order, does not.
  * Order: what dtable held, then the rows from the first on: one sum, as the CPU makes it, to the bit.
- * Grid: 1-4 a thread per row. 5 n x width / (256 N) blocks, of which those that speak for no id end at once: no launch
- * needs the number of ids on the host. A frequent id is one block's work; 8 of its rows are on their way at a time, so
- * that one of 1000 rows takes some 100 us beside the others. Bytes: n width elements, 8 width per distinct id, about 40
- * n + 4 n_vocab. 4 compares a row with the others of its id: n^2 compares when all are equal (32,768 rows: 10^9, a
- * fraction of a millisecond), few in text. Limit: n < 2^31. No rows: nothing is launched, dtable keeps its values. CPU:
- * cpu_rows.c. */
+ * Grid: 1-4 a thread per row. 5 n x width / (256 N) blocks, of which those that speak for no id end at once: no
+ * launch needs the number of ids on the host. A frequent id is one block's work; 8 of its rows are on their way at a
+ * time, so that one of 1000 rows takes some 100 us beside the others.
+ * Bytes: n width elements, 8 width per distinct id, about 40 n + 4 n_vocab. 4 compares a row with the others of its
+ * id: n^2 compares when all are equal (32,768 rows: 10^9, a fraction of a millisecond), few in text. Limit: n <
+ * 2^31.
+ * No rows: nothing is launched, dtable keeps its values. CPU: cpu_rows.c. */
 #include "kernels/warp.cuh"
 
 namespace {

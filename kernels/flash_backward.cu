@@ -1,5 +1,5 @@
-/* flash_backward.cu: gradients of attention in bf16 without scores in memory, on the tensor cores by mma.sync. Not yet
- * run on a GPU.
+/* flash_backward.cu: gradients of attention in bf16 without scores in memory, on the tensor cores by mma.sync. Not
+ * yet run on a GPU.
  *
  *   queries  delta = <dout, o>;  ds = p (dp - delta),  dq = scale ds k
  *   keys     dv = p^T dout,  dk = scale ds^T q,  summed over the query heads of a key/value head
@@ -7,13 +7,16 @@
  *
  * Two kernels, each with one owner for what it writes, make p and dp once each: 7 products where one kernel with
  * atomics would make 5, but the same bits at every call. delta is taken from the rounded o, as everywhere but in
- * cpu_attention.c and attention.cu: its error is a rounding of o against the distance of a value from o. Shapes and
- * layout: gr_attention as flash_forward.cu; delta fp32 [n_window, H, T] in scratch. Sums in fp32; p and ds are rounded
- * for the products. Order: tiles of 32 keys, or of 32 queries, from the first that counts; query heads in order; within
- * a tile as the tensor cores add. Grid: queries as flash_forward.cu; keys (window, key/value head) x blocks of 64 keys,
- * 4 warps of 16. The other side's tiles are in shared memory (17 KiB at 128), the block's own rows in registers. Bytes:
- * q, k, v, o, dout, dq, dk, dv once from memory, tiles again from the second-level cache. Flops: 14 head_dim per query
- * and key of the tiles. Limits: T < 2^22. No rows: nothing is launched. CPU: cpu_attention.c. */
+ * cpu_attention.c and attention.cu: its error is a rounding of o against the distance of a value from o.
+ * Shapes and layout: gr_attention as flash_forward.cu; delta fp32 [n_window, H, T] in scratch. Sums in fp32; p and
+ * ds are rounded for the products.
+ * Order: tiles of 32 keys, or of 32 queries, from the first that counts; query heads in order; within a tile as the
+ * tensor cores add.
+ * Grid: queries as flash_forward.cu; keys (window, key/value head) x blocks of 64 keys, 4 warps of 16. The other
+ * side's tiles are in shared memory (17 KiB at 128), the block's own rows in registers.
+ * Bytes: q, k, v, o, dout, dq, dk, dv once from memory, tiles again from the second-level cache. Flops: 14 head_dim
+ * per query and key of the tiles. Limits: T < 2^22.
+ * No rows: nothing is launched. CPU: cpu_attention.c. */
 #include "kernels/flash.cuh"
 
 namespace {

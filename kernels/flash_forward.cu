@@ -3,14 +3,16 @@
  *
  *   o = softmax(scale q k^T) v over the keys a row sees, lse = log sum exp(scale q k^T)
  *
- * Shapes and layout: gr_attention; head_dim a multiple of 8 up to 128, rows at 16 bytes. Scores, sums and lse in fp32;
- * probabilities relative to the largest score so far are rounded for the product with v and summed before they are.
- * Order: tiles of 64 keys from the first one that any row of the block sees; within a tile as the tensor cores add; a
- * row's sum over its four lanes. The same bits at every call.
+ * Shapes and layout: gr_attention; head_dim a multiple of 8 up to 128, rows at 16 bytes. Scores, sums and lse in
+ * fp32; probabilities relative to the largest score so far are rounded for the product with v and summed before they
+ * are.
+ * Order: tiles of 64 keys from the first one that any row of the block sees; within a tile as the tensor cores add;
+ * a row's sum over its four lanes. The same bits at every call.
  * Grid: (window, head) x blocks of 64 query rows, the last, longest of a causal window first; 4 warps of 16 rows. A
- * tile of k and one of v in shared memory (35 KiB at 128) are read by all warps; rows of q stay in registers. Bytes: q,
- * o once; k, v once per block of queries, from the second-level cache. Flops: 4 head_dim per query and key of the
- * tiles, up to 63 keys more than seen. Limits: T < 2^22. No rows: nothing is launched. CPU: cpu_attention.c. */
+ * tile of k and one of v in shared memory (35 KiB at 128) are read by all warps; rows of q stay in registers.
+ * Bytes: q, o once; k, v once per block of queries, from the second-level cache. Flops: 4 head_dim per query and key
+ * of the tiles, up to 63 keys more than seen. Limits: T < 2^22.
+ * No rows: nothing is launched. CPU: cpu_attention.c. */
 #include "kernels/flash.cuh"
 
 namespace {

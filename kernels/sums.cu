@@ -3,13 +3,13 @@
  *   partials  out[j] += sum_p partial[p,j]              n_partial rows of ld floats, `width` of them summed
  *   tokens    *out += factor * sum_i x[i]               doubles
  *
- * Order. Partials: GR_PARTIAL_PARTS parts of neighbours, each summed from its first on, then the parts from the first
- * on. Tokens: GR_SUM_PARTS parts of neighbours likewise. Neither depends on the device. Grid. Partials: a block per 32
- * columns, of 32 x 32 threads: x is the column, so that a warp reads lines, y the part, so that a thread has at most
- * GR_PARTIAL_MAX / 32 = 32 loads one after the other. Tokens: one block of 1024 threads: a token's number is 8 bytes,
- * 32,768 of them 256 KiB, a few microseconds. Bytes: 4 n_partial width, 8 n. No partials, no tokens: nothing is
- * launched, out keeps its value. CPU: the last loops of cpu_norm.c, cpu_layer_norm.c, cpu_loss.c, cpu_router.c,
- * cpu_divergence.c. */
+ * Order. Partials: GR_PARTIAL_PARTS parts of neighbours, each summed from its first on, then the parts from the
+ * first on. Tokens: GR_SUM_PARTS parts of neighbours likewise. Neither depends on the device.
+ * Grid. Partials: a block per 32 columns, of 32 x 32 threads: x is the column, so that a warp reads lines, y the
+ * part, so that a thread has at most GR_PARTIAL_MAX / 32 = 32 loads one after the other. Tokens: one block of 1024
+ * threads: a token's number is 8 bytes, 32,768 of them 256 KiB, a few microseconds.
+ * Bytes: 4 n_partial width, 8 n. No partials, no tokens: nothing is launched, out keeps its value.
+ * CPU: the last loops of cpu_norm.c, cpu_layer_norm.c, cpu_loss.c, cpu_router.c, cpu_divergence.c. */
 #include "kernels/warp.cuh"
 
 namespace {
