@@ -80,12 +80,13 @@ if(GROUTER_HAS_CUDA)
   add_library(grouter_cuda INTERFACE)
   target_include_directories(grouter_cuda SYSTEM INTERFACE ${GROUTER_CUDA_INCLUDE})
   find_package(Threads REQUIRED)
-  target_link_libraries(grouter_cuda INTERFACE ${GROUTER_CUDA_cudart} Threads::Threads ${CMAKE_DL_LIBS} rt)
+  # libstdc++ for what nvcc puts around kernels; oneDNN brings it anyway.
+  target_link_libraries(grouter_cuda INTERFACE ${GROUTER_CUDA_cudart} Threads::Threads ${CMAKE_DL_LIBS} rt stdc++)
   target_compile_definitions(grouter_cuda INTERFACE GR_CUDA_LIBRARY_DIR="${GROUTER_CUDA_LIBRARY_DIR}")
 endif()
 
 # SASS for both targets, and PTX of the older, which a driver compiles for GPUs that came later. No exceptions and no
-# run-time types: nothing of libstdc++ is linked.
+# run-time types.
 set(GROUTER_NVCC_FLAGS -std=c++17 -O3 -lineinfo --Werror all-warnings
   -gencode arch=compute_80,code=sm_80 -gencode arch=compute_80,code=compute_80 -gencode arch=compute_90a,code=sm_90a
   -Xcompiler=-Wall,-Wextra,-Werror,-fPIC,-fno-exceptions,-fno-rtti,-fstack-protector-strong,-g
