@@ -2,14 +2,14 @@
  *
  *   loss_i = log sum_v exp(z_iv) - z_i,target;   z_iv := scale * (exp(z_iv) / sum_v exp(z_iv) - [v = target])
  *
- * Shapes and layout: logits act [n, V] packed, target [n] (-1: row zeroed, loss 0), loss double [n]. The target's logit is
- * read before the block's first barrier, and nothing is written before its last.
- * Order: fp32 within a thread, which takes every 128th or 1024th group of N logits and scales its sum whenever it meets a
- * larger one; then doubles: the lanes as gr_warp_sum, the warps in order. Gradients are rounded once.
- * Grid: a block per token: of 1024 threads, so that the few hundred KiB of a row of a large vocabulary are in flight at
- * once and its second reading finds it in the second-level cache; of 128 below 8192 logits.
- * Bytes: 2 n V elements read (the second time mostly from the second-level cache: 132 rows of 151,680 bf16 logits are
- * 40 MB), n V written. Flops: about 8 with two exponentials per logit. Limit: n < 2^31.
+ * Shapes and layout: logits act [n, V] packed, target [n] (-1: row zeroed, loss 0), loss double [n]. The target's
+ * logit is read before the block's first barrier, and nothing is written before its last.
+ * Order: fp32 within a thread, which takes every 128th or 1024th group of N logits and scales its sum whenever it
+ * meets a larger one; then doubles: the lanes as gr_warp_sum, the warps in order. Gradients are rounded once.
+ * Grid: a block per token: of 1024 threads, so that the few hundred KiB of a row of a large vocabulary are in flight
+ * at once and its second reading finds it in the second-level cache; of 128 below 8192 logits.
+ * Bytes: 2 n V elements read (the second time mostly from the second-level cache: 132 rows of 151,680 bf16 logits
+ * are 40 MB), n V written. Flops: about 8 with two exponentials per logit. Limit: n < 2^31.
  * No tokens: nothing is launched. CPU: cpu_loss.c. */
 #include "kernels/warp.cuh"
 

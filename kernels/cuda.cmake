@@ -39,9 +39,12 @@ function(grouter_find_cuda_libraries)
   if(NOT GROUTER_CUDA_INCLUDE)
     list(APPEND missing "cublasLt.h")
   endif()
-  foreach(library cudart cublas cublasLt)
-    find_library(GROUTER_CUDA_${library} NAMES ${library} lib${library}.so.${GROUTER_CUDA_MAJOR} HINTS ${GROUTER_CUDA_ROOT}
-      PATH_SUFFIXES lib64 lib targets/x86_64-linux/lib)
+  # cuBLAS is loaded when the backend is opened (src/backend/cuda_blas.c): here only its folder is looked for.
+  find_library(GROUTER_CUDA_cudart NAMES cudart_static cudart libcudart.so.${GROUTER_CUDA_MAJOR} HINTS ${GROUTER_CUDA_ROOT}
+    PATH_SUFFIXES lib64 lib targets/x86_64-linux/lib DOC "CUDA runtime, static where that is there")
+  find_library(GROUTER_CUDA_cublas NAMES cublas libcublas.so.${GROUTER_CUDA_MAJOR} HINTS ${GROUTER_CUDA_ROOT}
+    PATH_SUFFIXES lib64 lib targets/x86_64-linux/lib)
+  foreach(library cudart cublas)
     if(NOT GROUTER_CUDA_${library})
       list(APPEND missing "lib${library}.so")
     endif()
@@ -73,14 +76,17 @@ if(GROUTER_HAS_CUDA)
     message(FATAL_ERROR "${GROUTER_NVCC} --version: expected \"release N.N\", got: ${text}")
   endif()
   set(GROUTER_CUDA_FOUND "toolkit ${CMAKE_MATCH_1}, compiled for sm_80 and sm_90a")
-  get_filename_component(GROUTER_CUDA_LIBRARY_DIR "${GROUTER_CUDA_cudart}" DIRECTORY)
+  get_filename_component(GROUTER_CUDA_LIBRARY_DIR "${GROUTER_CUDA_cublas}" DIRECTORY)
   add_library(grouter_cuda INTERFACE)
   target_include_directories(grouter_cuda SYSTEM INTERFACE ${GROUTER_CUDA_INCLUDE})
-  target_link_libraries(grouter_cuda INTERFACE ${GROUTER_CUDA_cublasLt} ${GROUTER_CUDA_cublas} ${GROUTER_CUDA_cudart})
+  find_package(Threads REQUIRED)
+  # libstdc++ for what nvcc puts around kernels; oneDNN brings it anyway.
+  target_link_libraries(grouter_cuda INTERFACE ${GROUTER_CUDA_cudart} Threads::Threads ${CMAKE_DL_LIBS} rt stdc++)
+  target_compile_definitions(grouter_cuda INTERFACE GR_CUDA_LIBRARY_DIR="${GROUTER_CUDA_LIBRARY_DIR}")
 endif()
 
 # SASS for both targets, and PTX of the older, which a driver compiles for GPUs that came later. No exceptions and no
-# run-time types: nothing of libstdc++ is linked.
+# run-time types.
 set(GROUTER_NVCC_FLAGS -std=c++17 -O3 -lineinfo --Werror all-warnings
   -gencode arch=compute_80,code=sm_80 -gencode arch=compute_80,code=compute_80 -gencode arch=compute_90a,code=sm_90a
   -Xcompiler=-Wall,-Wextra,-Werror,-fPIC,-fno-exceptions,-fno-rtti,-fstack-protector-strong,-g

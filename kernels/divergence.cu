@@ -3,10 +3,10 @@
  *   d_i = t^2 sum_e p_e (ln p_e - ln q_e),  p = softmax(teacher/t), q = softmax(student/t);  *loss_sum += sum_i d_i
  *   dstudent = scale t (q - p)
  *
- * Shapes and layout: teacher, student, dstudent fp32 [n,E] packed; dstudent may be student: an element is written by the
- * lane that read it, after both normalisers are complete. In double: near the end of a distillation the two are so close
- * that fp32 would lose what is left. ln p is (z - largest)/t - log sum, never largest + log sum: large scores would swallow
- * the log.
+ * Shapes and layout: teacher, student, dstudent fp32 [n,E] packed; dstudent may be student: an element is written by
+ * the lane that read it, after both normalisers are complete. In double: near the end of a distillation the two are
+ * so close that fp32 would lose what is left. ln p is (z - largest)/t - log sum, never largest + log sum: large
+ * scores would swallow the log.
  * Order: doubles, a lane every 32nd score, then gr_warp_sum; a number per token, summed by gr_kernel_sum_tokens.
  * Grid: a warp per token, 8 a block: E is 8 to a few hundred. Bytes: 8 n E (three times, twice from the first-level
  * cache), 4 n E of gradient. Flops: 4 exponentials in double per score. Limit: n < 2^34.

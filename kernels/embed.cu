@@ -8,21 +8,22 @@
  *   2 start   these rows take room for their id's list, by another integer atomic
  *   3 rough   each row writes itself into its slot: the right rows in an order that may differ from run to run
  *   4 list    each row's true place is the number of smaller rows in its list: that is the same in every run
- *   5 sum     a block per row that speaks for an id and 128 columns
+ *   5 sum     a block per row that speaks for an id: each of its threads has columns of its own
  * Where a list lies, and which row speaks, may differ from run to run; what is summed, and in which order, does not.
- * Order: a list is cut into 8 parts of neighbours, one a warp; each is summed from its first row on, then the parts, then
- * what dtable held.
- * Grid: 1-4 a thread per row; 5 n x width/128 blocks of 8 warps, of which those that speak for no id end at once: no
- * launch needs to know the number of ids on the host. Parts let a frequent token's rows be read 8 at a time.
- * Bytes: n width elements, 8 width per distinct id, about 40 n + 4 n_vocab. 4 compares a row with the others of its id: n^2
- * compares when all are equal (32,768 rows: 10^9, a fraction of a millisecond), few in text. Limit: n < 2^31.
+ * Order: what dtable held, then the rows from the first on: one sum, as the CPU makes it, to the bit.
+ * Grid: 1-4 a thread per row. 5 n x width / (256 N) blocks, of which those that speak for no id end at once: no
+ * launch needs the number of ids on the host. A frequent id is one block's work; 8 of its rows are on their way at a
+ * time, so that one of 1000 rows takes some 100 us beside the others.
+ * Bytes: n width elements, 8 width per distinct id, about 40 n + 4 n_vocab. 4 compares a row with the others of its
+ * id: n^2 compares when all are equal (32,768 rows: 10^9, a fraction of a millisecond), few in text. Limit: n <
+ * 2^31.
  * No rows: nothing is launched, dtable keeps its values. CPU: cpu_rows.c. */
 #include "kernels/warp.cuh"
 
 namespace {
 
 constexpr int THREADS = 256; /* of the blocks that make the lists */
-constexpr int PARTS = 8;     /* warps of a block that sums */
+constexpr int COLUMNS = 256; /* threads of a block that sums, at most: N columns each */
 
 /* The arrays in scratch. */
 typedef struct lists {
@@ -58,40 +59,25 @@ __global__ void order(int64_t n, const uint32_t *id, lists l) {
     l.list[begin + before] = (uint32_t)i;
 }
 
-/* N columns a lane. */
-template <typename A, int N> __global__ void __launch_bounds__(GR_WARP *PARTS) sum(gr_embed a, lists l) {
-    __shared__ float of_part[PARTS][GR_WARP * N];
-    if (l.slot[blockIdx.x] != 0)
+/* N columns a thread. */
+template <typename A, int N> __global__ void __launch_bounds__(COLUMNS) sum(gr_embed a, lists l) {
+    const int64_t column = ((int64_t)blockIdx.y * blockDim.x + threadIdx.x) * N;
+    if (l.slot[blockIdx.x] != 0 || column >= a.width)
         return;
-    const int64_t id = a.id[blockIdx.x], column = ((int64_t)blockIdx.y * GR_WARP + threadIdx.x) * N;
-    const uint32_t *list = l.list + l.start[id];
-    const int64_t n_row = l.count[id], each = gr_ceil_div(n_row, PARTS), first = threadIdx.y * each;
-    const int64_t end = gr_at_most(first + each, n_row);
-    const bool inside = column < a.width;
-    float total[N] = {};
-#pragma unroll 4
-    for (int64_t j = first; inside && j < end; j++) {
+    const int64_t id = a.id[blockIdx.x];
+    const uint32_t *list = l.list + l.start[id], n_row = l.count[id];
+    const A *dout = (const A *)a.dout + column;
+    float *out = a.dtable + id * a.width + column, total[N];
+    gr_load<N>(out, total);
+#pragma unroll 8
+    for (uint32_t j = 0; j < n_row; j++) {
         float d[N];
-        gr_load<N>((const A *)a.dout + list[j] * a.width + column, d);
+        gr_load<N>(dout + list[j] * a.width, d);
 #pragma unroll
         for (int k = 0; k < N; k++)
             total[k] += d[k];
     }
-#pragma unroll
-    for (int k = 0; k < N; k++)
-        of_part[threadIdx.y][k * GR_WARP + threadIdx.x] = total[k];
-    __syncthreads();
-    if (threadIdx.y > 0 || !inside)
-        return;
-    float *out = a.dtable + id * a.width + column, old[N];
-    gr_load<N>(out, old);
-#pragma unroll
-    for (int k = 0; k < N; k++) {
-        for (int part = 1; part < PARTS; part++)
-            total[k] += of_part[part][k * GR_WARP + threadIdx.x];
-        old[k] += total[k];
-    }
-    gr_store<N>(out, old);
+    gr_store<N>(out, total);
 }
 
 int make_lists(cudaStream_t stream, const gr_embed *a, const gr_embed_lists *size, lists l) {
@@ -107,21 +93,22 @@ int make_lists(cudaStream_t stream, const gr_embed *a, const gr_embed_lists *siz
 }
 
 template <typename A, int N> int launch_sum(cudaStream_t stream, const gr_embed *a, lists l) {
-    const dim3 grid((unsigned)a->n, gr_blocks(a->width, GR_WARP * N)), block(GR_WARP, PARTS);
-    sum<A, N><<<grid, block, 0, stream>>>(*a, l);
+    const int n_thread = (int)gr_at_most(gr_round_up(gr_ceil_div(a->width, N), GR_WARP), COLUMNS);
+    const dim3 grid((unsigned)a->n, gr_blocks(a->width, (int64_t)n_thread * N));
+    sum<A, N><<<grid, n_thread, 0, stream>>>(*a, l);
     return gr_launched();
 }
 
-/* 4 columns a lane where their addresses allow it. */
 template <typename A> int launch_sum_of(cudaStream_t stream, const gr_embed *a, lists l) {
-    const bool wide = a->width % 4 == 0 && gr_is_aligned16(a->dout) && gr_is_aligned16(a->dtable);
-    return wide ? launch_sum<A, 4>(stream, a, l) : launch_sum<A, 1>(stream, a, l);
+    const bool wide = a->width % GR_WIDE<A> == 0 && gr_is_aligned16(a->dout) && gr_is_aligned16(a->dtable);
+    return wide ? launch_sum<A, GR_WIDE<A>>(stream, a, l) : launch_sum<A, 1>(stream, a, l);
 }
 
 } // namespace
 
 int gr_kernel_embed_backward(void *stream, gr_dtype dtype, const gr_embed *a, void *scratch) {
-    if (!gr_is_act(dtype) || a->n < 0 || a->n > 0x7fffffff || a->width < 0 || a->width > 32 * 65535 || a->n_vocab < 0)
+    if (!gr_is_act(dtype) || a->n < 0 || a->n > 0x7fffffff || a->width < 0 || a->width > COLUMNS * 65535 ||
+        a->n_vocab < 0)
         return cudaErrorInvalidValue;
     if (a->n == 0 || a->width == 0)
         return 0;

@@ -95,8 +95,13 @@ GR_EVERYWHERE gr_embed_lists gr_embed_lists_of(int64_t n, int64_t n_vocab) {
  *
  * Scores of a block of query rows against all keys they may see, for several key/value heads at once. */
 
-enum { GR_ATTEND_BLOCK_MIN = 16, GR_ATTEND_BLOCK_MAX = 512 };
-#define GR_ATTEND_SCORES_MAX (INT64_C(1) << 24) /* floats of one array of scores; more only for the smallest block */
+enum { GR_ATTEND_BLOCK_MIN = 16 };
+
+/* What a block may take. */
+typedef struct gr_attend_limits {
+    int64_t n_query; /* rows: a power of two, at least GR_ATTEND_BLOCK_MIN */
+    int64_t n_score; /* floats of one array of scores; more only for the smallest block */
+} gr_attend_limits;
 
 typedef struct gr_attend_tiles {
     int64_t n_query; /* query rows of a block */
@@ -105,15 +110,15 @@ typedef struct gr_attend_tiles {
     int64_t n_score; /* elements of one array of scores: n_head * n_query * ld */
 } gr_attend_tiles;
 
-/* All heads and at most GR_ATTEND_BLOCK_MAX rows; then fewer rows, then fewer heads, until the scores fit. */
-GR_EVERYWHERE gr_attend_tiles gr_attend_tiles_of(int64_t T, int64_t H_kv) {
+/* All heads and as many rows as the limit says; then fewer rows, then fewer heads, until the scores fit. */
+GR_EVERYWHERE gr_attend_tiles gr_attend_tiles_of(gr_attend_limits most, int64_t T, int64_t H_kv) {
     gr_attend_tiles t;
     t.ld = gr_round_up(T, 8);
     t.n_head = H_kv;
-    t.n_query = GR_ATTEND_BLOCK_MAX;
-    while (t.n_query > GR_ATTEND_BLOCK_MIN && (t.n_query >= 2 * T || t.n_head * t.n_query * t.ld > GR_ATTEND_SCORES_MAX))
+    t.n_query = most.n_query;
+    while (t.n_query > GR_ATTEND_BLOCK_MIN && (t.n_query >= 2 * T || t.n_head * t.n_query * t.ld > most.n_score))
         t.n_query /= 2;
-    while (t.n_head > 1 && t.n_head * t.n_query * t.ld > GR_ATTEND_SCORES_MAX)
+    while (t.n_head > 1 && t.n_head * t.n_query * t.ld > most.n_score)
         t.n_head = gr_ceil_div(t.n_head, 2);
     t.n_score = t.n_head * t.n_query * t.ld;
     return t;

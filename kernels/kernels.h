@@ -1,13 +1,13 @@
 /* kernels.h: the CUDA kernels, as C sees them: one launcher per kernel, one family of kernels per .cu file.
  *
  * A launcher queues its work on `stream` (a cudaStream_t) and returns a cudaError_t value: 0 when it is queued,
- * cudaErrorInvalidValue for a shape it cannot do. It never waits and never allocates. Arrays are in device memory unless
- * said otherwise; their shapes and meaning are those of the argument structs in grouter/backend.h. `dtype` is the
- * storage type behind "act": GR_F32 or GR_BF16. Rows are found with 64-bit offsets. No rows: 0, nothing is launched.
- * Sums are in fixed order, none by atomics on floats, so the same call gives the same bits.
+ * cudaErrorInvalidValue for a shape it cannot do. It never waits and never allocates. Arrays are in device memory
+ * unless said otherwise; their shapes and meaning are those of the argument structs in grouter/backend.h. `dtype` is
+ * the storage type behind "act": GR_F32 or GR_BF16. Rows are found with 64-bit offsets. No rows: 0, nothing is
+ * launched. Sums are in fixed order, none by atomics on floats, so the same call gives the same bits.
  *
- * Scratch is the caller's: `gr_kernel_<op>_scratch` (C of the host, kernels/<family>.c) says how many bytes; it need not
- * be zeroed, is aligned to 256 bytes and may be reused by the next call on the same stream. */
+ * Scratch is the caller's: `gr_kernel_<op>_scratch` (C of the host, kernels/<family>.c) says how many bytes; it need
+ * not be zeroed, is aligned to 256 bytes and may be reused by the next call on the same stream. */
 #ifndef GROUTER_KERNELS_H
 #define GROUTER_KERNELS_H
 
@@ -44,7 +44,8 @@ size_t gr_kernel_embed_backward_scratch(const gr_embed *a);
 /* ---------------------------------------------------------------- attention.cu: what is between the products */
 
 /* Rows [first, first + n_query) of one window, of query heads h * (H / H_kv) + member for the n_head key/value heads h
- * from kv_head on. Arrays [n_head, n_query, ld], n_key columns of a row in use; aligned to 16 bytes, ld a multiple of 8. */
+ * from kv_head on. Arrays [n_head, n_query, ld], n_key columns of a row in use; aligned to 16 bytes, ld a multiple
+ * of 8. */
 typedef struct gr_attend_block {
     int64_t window, kv_head, n_head, member, first, n_query, n_key, ld;
     float *scores;  /* q k^T */
@@ -60,10 +61,19 @@ GR_MUST int gr_kernel_attend_gradient(void *stream, gr_dtype dtype, const gr_att
 GR_MUST int gr_kernel_attend_round(
     void *stream, gr_dtype dtype, const gr_attention *a, int64_t n_head, const float *from, void *to, int64_t ld);
 
+/* ---------------------------------------------------------------- flash_forward.cu, flash_backward.cu: attention in
+ * bf16 */
+
+/* Whether these kernels do the op: bf16, head_dim a multiple of 8 up to 128, every row that is there at 16 bytes. */
+bool gr_kernel_flash_fits(gr_dtype dtype, const gr_attention *a);
+GR_MUST int gr_kernel_flash_forward(void *stream, const gr_attention *a);
+GR_MUST int gr_kernel_flash_backward(void *stream, const gr_attention *a, void *scratch);
+size_t gr_kernel_flash_backward_scratch(const gr_attention *a);
+
 /* ---------------------------------------------------------------- cross_entropy.cu */
 
-/* Logits of n tokens (act [n, V]) become scale * (softmax - onehot of target), zeros for target -1; loss[i] is the loss of
- * token i, 0 where ignored. WITHOUT a gradient only the zeros are written. */
+/* Logits of n tokens (act [n, V]) become scale * (softmax - onehot of target), zeros for target -1; loss[i] is the loss
+ * of token i, 0 where ignored. WITHOUT a gradient only the zeros are written. */
 typedef struct gr_token_losses {
     int64_t n, V;
     const int32_t *target; /* [n] */

@@ -4,15 +4,17 @@
  *   backward  g = dy where n w + b > 0, else 0;  dx = rstd * (w g - mean(w g) - n mean(w g n)),
  *             dw += sum_i g n,  db += sum_i g
  *
- * Shapes and layout: packed rows [n_row, width]; w, b, dw, db fp32 [width]. A NaN in a row makes its y and dx NaN. w g is
- * rounded once for the sum and for what is compared with it (__fmul_rn: never part of a fused operation): a row of one
- * element has no gradient, not even a rounding error.
- * Order: fp32, as norm.cu: a lane takes every 32nd group of N elements, then the lanes as gr_warp_sum; dw and db a warp's
- * rows ascending, the warps of a block, the blocks as gr_partials_add. The variance is summed around the mean.
- * Grid: a warp per row, 8 rows a block; backward: a block per gr_partial_rows rows with as many warps as have room in
- * shared memory for 2 width sums of their own.
- * Bytes: forward 2 (3 with a residual) n_row width elements; backward 3 and at most 1/2 of an fp32 element per element for
- * partials; rows are read again from the first-level cache. Flops: 8 and 16 per element. Limit: n_row < 2^34.
+ * Shapes and layout: packed rows [n_row, width]; w, b, dw, db fp32 [width]. A NaN in a row makes its y and dx NaN. w
+ * g is rounded once for the sum and for what is compared with it (__fmul_rn: never part of a fused operation): a row
+ * of one element has no gradient, not even a rounding error.
+ * Order: fp32, as norm.cu: a lane takes every 32nd group of N elements, then the lanes as gr_warp_sum; dw and db a
+ * warp's rows ascending, the warps of a block, the blocks as gr_partials_add. The variance is summed around the
+ * mean.
+ * Grid: a warp per row, 8 rows a block; backward: a block per gr_partial_rows rows with as many warps as have room
+ * in shared memory for 2 width sums of their own.
+ * Bytes: forward 2 (3 with a residual) n_row width elements; backward 3 and at most 1/2 of an fp32 element per
+ * element for partials; rows are read again from the first-level cache. Flops: 8 and 16 per element. Limit: n_row <
+ * 2^34.
  * No rows: nothing is launched, dw and db keep their values. CPU: cpu_layer_norm.c. */
 #include "kernels/warp.cuh"
 

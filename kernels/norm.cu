@@ -3,17 +3,18 @@
  *   forward   y = x * rstd * w,  rstd = 1/sqrt(mean(x^2) + eps), saved
  *   backward  dx (+)= rstd * (w dy - x rstd^2 mean(w dy x)),  dw += sum_i dy x rstd
  *
- * Shapes and layout: n_row sub-rows of `width`; sub-row i at gr_sub_row_at (geometry.h); x and dx start outer rows every
- * ldx elements, y and dy every ldy. w and dw fp32. dx may be dy: a row's only sum is complete before its first element is
- * written, and every element is written by the lane that read it.
- * Order: fp32. A row's sum: a lane takes every 32nd group of N elements, then the lanes as gr_warp_sum. dw: a warp's rows
- * ascending, the warps of a block, then the blocks as gr_partials_add; equal on every GPU.
+ * Shapes and layout: n_row sub-rows of `width`; sub-row i at gr_sub_row_at (geometry.h); x and dx start outer rows
+ * every ldx elements, y and dy every ldy. w and dw fp32. dx may be dy: a row's only sum is complete before its first
+ * element is written, and every element is written by the lane that read it.
+ * Order: fp32. A row's sum: a lane takes every 32nd group of N elements, then the lanes as gr_warp_sum. dw: a warp's
+ * rows ascending, the warps of a block, then the blocks as gr_partials_add; equal on every GPU.
  * Grid: a warp per row, 8 rows a block: widths of 48 to 8192 all keep 32 lanes reading whole lines, and nothing is
- * synchronised. Backward: a block per gr_partial_rows rows, as many warps as have room in shared memory for their own sums
- * of dw (8 up to a width of 1536; wider than 12288: one, whose sums are its partial), which no two lanes share.
- * Bytes: forward 2 n_row width elements and 4 n_row; backward 3 (4 with GR_ACCUMULATE) and at most 1/4 of an fp32 element
- * per element for partials. A row is read twice but from memory once: 8 rows stay in the first-level cache. Flops: 4 and 10
- * per element. Limit: n_row < 2^34.
+ * synchronised. Backward: a block per gr_partial_rows rows, as many warps as have room in shared memory for their
+ * own sums of dw (8 up to a width of 1536; wider than 12288: one, whose sums are its partial), which no two lanes
+ * share.
+ * Bytes: forward 2 n_row width elements and 4 n_row; backward 3 (4 with GR_ACCUMULATE) and at most 1/4 of an fp32
+ * element per element for partials. A row is read twice but from memory once: 8 rows stay in the first-level cache.
+ * Flops: 4 and 10 per element. Limit: n_row < 2^34.
  * No rows: nothing is launched, dw keeps its value. CPU: cpu_norm.c. */
 #include "kernels/warp.cuh"
 

@@ -1,12 +1,13 @@
 /* rope.cu: rotary embedding in place, half-split. Not yet run on a GPU.
  *
- *   x1' = x1 c - x2 s,  x2' = x2 c + x1 s  with x1, x2 at i and i + head_dim/2 of a head, c and s of position row % T and
+ *   x1' = x1 c - x2 s,  x2' = x2 c + x1 s  with x1, x2 at i and i + head_dim/2 of a head, c and s of position row %
+ *     T and
  *   i; inverse turns by the negative angle
  *
- * Shapes and layout: n_row rows every ld elements, n_head heads of head_dim at the start of each; cosine and sine fp32
- * [T, head_dim/2]. An odd head_dim's last element stays. In fp32, each result rounded once; no sums.
- * Grid: 4 rows per block, 64 threads each over the row's pairs, N at a time: a row of q and k has 48 to 320 groups of
- * pairs; heads of one row read the same angles from the first-level cache.
+ * Shapes and layout: n_row rows every ld elements, n_head heads of head_dim at the start of each; cosine and sine
+ * fp32 [T, head_dim/2]. An odd head_dim's last element stays. In fp32, each result rounded once; no sums.
+ * Grid: 4 rows per block, 64 threads each over the row's pairs, N at a time: a row of q and k has 48 to 320 groups
+ * of pairs; heads of one row read the same angles from the first-level cache.
  * Bytes: 2 n_row n_head head_dim elements and 4 n_row head_dim of angles; 3 flops per element. Limit: n_row < 2^33.
  * No rows: nothing is launched. CPU: cpu_norm.c. */
 #include "kernels/warp.cuh"
@@ -63,5 +64,6 @@ int gr_kernel_rope(void *stream, gr_dtype dtype, const gr_rope *a) {
         return cudaErrorInvalidValue;
     if (a->n_row == 0 || a->n_head == 0 || a->head_dim < 2)
         return 0;
-    return dtype == GR_BF16 ? launch_turn<gr_bf16>((cudaStream_t)stream, a) : launch_turn<float>((cudaStream_t)stream, a);
+    return dtype == GR_BF16 ? launch_turn<gr_bf16>((cudaStream_t)stream, a)
+                            : launch_turn<float>((cudaStream_t)stream, a);
 }

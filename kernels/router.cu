@@ -1,18 +1,20 @@
 /* router.cu: the learned router of a layer. Not yet run on a GPU.
  *
  *   forward   p = softmax(l), lse; the K largest logits or given experts; gates; counts by window; loads; both losses
- *   backward  dl_i = p_i (aux_scale (count_i - a) + 2 z_scale lse) + [i in S] g_i (dg_i - m / scale)   with `normalise`,
+ *   backward  dl_i = p_i (aux_scale (count_i - a) + 2 z_scale lse) + [i in S] g_i (dg_i - m / scale)
+ *             with `normalise`,
  *             else ... + [i in S] g_i dg_i - p_i m,  with m = sum_S dg g and a = sum_i count_i p_i (backend.h)
  *
  * Shapes and layout: logits fp32 [n,E], made p in place; ids u16, gate fp32 [n,K]; count u32 [n/T,E]; load u64 [E];
  * loss double [2]; dlogits act [n,E].
- * Choice: the largest of all keys (logit, lower id first) below the last one, K times. Keys are integers in which -0 is 0
- * and NaN is below everything, so that any logits give K distinct experts; where there is no NaN it is the CPU's choice.
- * Order: fp32, a lane every 32nd expert or gate, then gr_warp_sum; the softmax's and the balance's sum in double. Counts
- * are integer atomics: no order shows. Losses: a number per token, summed by gr_kernel_sum_tokens.
+ * Choice: the largest of all keys (logit, lower id first) below the last one, K times. Keys are integers in which -0
+ * is 0 and NaN is below everything, so that any logits give K distinct experts; where there is no NaN it is the
+ * CPU's choice.
+ * Order: fp32, a lane every 32nd expert or gate, then gr_warp_sum; the softmax's and the balance's sum in double.
+ * Counts are integer atomics: no order shows. Losses: a number per token, summed by gr_kernel_sum_tokens.
  * Grid: a warp per token, 8 a block: E is 32 to 512 in practice, 1 to 16 logits a lane; loads a thread per expert.
- * Bytes: forward 8 n E (again K times from the first-level cache to choose), losses 8 n E, backward 8 n E and an element.
- * Flops: about K E / 32 steps of a warp to choose. Limits: E <= 4096, K <= 64, n < 2^34.
+ * Bytes: forward 8 n E (again K times from the first-level cache to choose), losses 8 n E, backward 8 n E and an
+ * element. Flops: about K E / 32 steps of a warp to choose. Limits: E <= 4096, K <= 64, n < 2^34.
  * No tokens: nothing is launched, load and loss keep their values. CPU: cpu_router.c. */
 #include "kernels/warp.cuh"
 

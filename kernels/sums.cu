@@ -3,11 +3,11 @@
  *   partials  out[j] += sum_p partial[p,j]              n_partial rows of ld floats, `width` of them summed
  *   tokens    *out += factor * sum_i x[i]               doubles
  *
- * Order. Partials: GR_PARTIAL_PARTS parts of neighbours, each summed from its first on, then the parts from the first on.
- * Tokens: GR_SUM_PARTS parts of neighbours likewise. Neither depends on the device.
- * Grid. Partials: a block per 32 columns, of 32 x 32 threads: x is the column, so that a warp reads lines, y the part, so
- * that a thread has at most GR_PARTIAL_MAX / 32 = 32 loads one after the other. Tokens: one block of 1024 threads: a
- * token's number is 8 bytes, 32,768 of them 256 KiB, a few microseconds.
+ * Order. Partials: GR_PARTIAL_PARTS parts of neighbours, each summed from its first on, then the parts from the
+ * first on. Tokens: GR_SUM_PARTS parts of neighbours likewise. Neither depends on the device.
+ * Grid. Partials: a block per 32 columns, of 32 x 32 threads: x is the column, so that a warp reads lines, y the
+ * part, so that a thread has at most GR_PARTIAL_MAX / 32 = 32 loads one after the other. Tokens: one block of 1024
+ * threads: a token's number is 8 bytes, 32,768 of them 256 KiB, a few microseconds.
  * Bytes: 4 n_partial width, 8 n. No partials, no tokens: nothing is launched, out keeps its value.
  * CPU: the last loops of cpu_norm.c, cpu_layer_norm.c, cpu_loss.c, cpu_router.c, cpu_divergence.c. */
 #include "kernels/warp.cuh"
@@ -55,7 +55,8 @@ __global__ void __launch_bounds__(GR_SUM_PARTS) tokens(const double *x, int64_t 
 
 } // namespace
 
-int gr_partials_add(cudaStream_t stream, const float *partial, int64_t n_partial, int64_t ld, int64_t width, float *out) {
+int gr_partials_add(
+    cudaStream_t stream, const float *partial, int64_t n_partial, int64_t ld, int64_t width, float *out) {
     if (n_partial == 0 || width == 0)
         return 0;
     partials<<<gr_blocks(width, COLUMNS), dim3(COLUMNS, PARTS), 0, stream>>>(partial, n_partial, ld, width, out);

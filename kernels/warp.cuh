@@ -1,7 +1,8 @@
-/* warp.cuh: what kernels with a warp per row or a block per row share: several elements at a time, sums over a warp or a
- * block in fixed order, exponentials summed while their largest is still looked for.
+/* warp.cuh: what kernels with a warp per row or a block per row share: several elements at a time, sums over a warp or
+ * a block in fixed order, exponentials summed while their largest is still looked for.
  *
- * N is the number of elements a thread moves at once: 16 bytes of activations where rows and addresses allow it, else 1. */
+ * N is the number of elements a thread moves at once: 16 bytes of activations where rows and addresses allow it,
+ * else 1. */
 #ifndef GROUTER_KERNELS_WARP_CUH
 #define GROUTER_KERNELS_WARP_CUH
 
@@ -18,9 +19,7 @@ template <typename A> constexpr int GR_WIDE = (int)(16 / sizeof(A));
 
 /* ---------------------------------------------------------------- elements */
 
-template <typename A, int N> struct alignas(sizeof(A) * N) gr_pack {
-    A x[N];
-};
+template <typename A, int N> struct alignas(sizeof(A) * N) gr_pack { A x[N]; };
 
 /* N elements at `from` as floats, in loads of up to 16 bytes, to which `from` is aligned. */
 template <int N, typename A> static __device__ __forceinline__ void gr_load(const A *from, float (&to)[N]) {
@@ -104,8 +103,8 @@ static __device__ __forceinline__ gr_exponentials gr_exponentials_none(void) {
     return {-INFINITY, 0.0f};
 }
 
-/* As if all were summed once the largest is known: -infinity adds nothing, NaN and +infinity make the sum NaN. The first
- * score finds exp(-infinity) = 0. */
+/* As if all were summed once the largest is known: -infinity adds nothing, NaN and +infinity make the sum NaN. The
+ * first score finds exp(-infinity) = 0. */
 static __device__ __forceinline__ void gr_exponentials_take(gr_exponentials *e, float score) {
     if (score > e->largest) {
         e->sum = e->sum * expf(e->largest - score) + (1.0f + (score - score));
@@ -122,6 +121,7 @@ static __device__ __forceinline__ float gr_exponentials_share(const gr_exponenti
 /* ---------------------------------------------------------------- launching (host) */
 
 /* out[j] += sum over p < n_partial of partial[p * ld + j], for j < width; see geometry.h for the order. In sums.cu. */
-int gr_partials_add(cudaStream_t stream, const float *partial, int64_t n_partial, int64_t ld, int64_t width, float *out);
+int gr_partials_add(
+    cudaStream_t stream, const float *partial, int64_t n_partial, int64_t ld, int64_t width, float *out);
 
 #endif

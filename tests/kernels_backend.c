@@ -1,9 +1,10 @@
-/* kernels_backend.c: backend "cpu" whose ops are those of backend cuda, their kernels run on the CPU (kernels/host): linked
- * with --wrap into test programs that were written for the CPU backend, so that each kernel passes the same tests. Here are
- * stand-ins for what needs a GPU: memory, streams and products are the CPU's; the ops themselves are src/backend/cuda_*.c.
+/* kernels_backend.c: backend "cpu" whose ops are those of backend cuda, their kernels run on the CPU (kernels/host):
+ * linked with --wrap into test programs that were written for the CPU backend, so that each kernel passes the same
+ * tests. Here are stand-ins for what needs a GPU: memory, streams and products are the CPU's; the ops themselves are
+ * src/backend/cuda_*.c.
  *
- * Scratch is poisoned before each op and guarded behind its end. GR_HOST_ORDER=falling in the environment runs blocks and
- * threads in the other order. */
+ * Scratch is poisoned before each op and guarded behind its end. GR_HOST_ORDER=falling in the environment runs blocks
+ * and threads in the other order. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -54,7 +55,8 @@ gr_err gr_cuda_join(gr_cuda *s, gr_lane lane, int n_worker) {
 
 static void check_guard(const kernels *s) {
     for (int i = 0; s->scratch && i < GUARD; i++)
-        GR_ASSERT(s->scratch[s->n_scratch + (size_t)i] == 0x5a, "an op wrote behind its %zu bytes of scratch", s->n_scratch);
+        GR_ASSERT(
+            s->scratch[s->n_scratch + (size_t)i] == 0x5a, "an op wrote behind its %zu bytes of scratch", s->n_scratch);
 }
 
 gr_err gr_cuda_scratch(gr_backend *b, gr_lane lane, size_t n_byte, void **out) {
@@ -98,6 +100,11 @@ gr_err gr_cuda_product_batch(gr_backend *b, int queue, const gr_gemm *g, gr_cuda
 gr_err gr_cuda_peak(gr_backend *b, double *flops_per_s) {
     gr_backend *cpu = state_of(b)->cpu;
     return cpu->peak(cpu, flops_per_s);
+}
+
+/* Small enough that windows of a few rows have many blocks and several batches of heads. */
+gr_attend_limits gr_cuda_attend_limits(void) {
+    return (gr_attend_limits){.n_query = 32, .n_score = 6000};
 }
 
 /* ---------------------------------------------------------------- opening */

@@ -1,4 +1,5 @@
-/* test_kernel_geometry.c: the arithmetic that kernels share with the host: every row, key and byte once, within bounds. */
+/* test_kernel_geometry.c: the arithmetic that kernels share with the host: every row, key and byte once, within bounds.
+ */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -69,30 +70,31 @@ static void lists_of_the_embedding_do_not_overlap(void **state) {
         assert_true(l.cursor == 0 && l.count >= 1 && l.start >= l.count + n_vocab && l.slot >= l.start + n_vocab);
         assert_true(l.rough >= l.slot + n && l.list >= l.rough + n && l.n_word >= l.list + n);
         assert_true(l.n_zero >= l.count + n_vocab); /* the counts and the cursor start at 0 */
-        assert_true(
-            gr_kernel_embed_backward_scratch(&(gr_embed){.n = n, .n_vocab = n_vocab}) == (size_t)l.n_word * 4);
+        assert_true(gr_kernel_embed_backward_scratch(&(gr_embed){.n = n, .n_vocab = n_vocab}) == (size_t)l.n_word * 4);
     }
 }
 
 /* ---------------------------------------------------------------- attention */
 
-static void check_tiles(int64_t T, int64_t H_kv) {
-    const gr_attend_tiles t = gr_attend_tiles_of(T, H_kv);
-    assert_true(t.n_query >= GR_ATTEND_BLOCK_MIN && t.n_query <= GR_ATTEND_BLOCK_MAX);
+static const gr_attend_limits most = {.n_query = 512, .n_score = 1 << 24};
+
+static void check_tiles(int64_t n, int64_t H_kv) {
+    const gr_attend_tiles t = gr_attend_tiles_of(most, n, H_kv);
+    assert_true(t.n_query >= GR_ATTEND_BLOCK_MIN && t.n_query <= most.n_query);
     assert_true(t.n_head >= 1 && t.n_head <= H_kv);
-    assert_true(t.ld >= T && t.ld < T + 8 && t.ld % 8 == 0);
+    assert_true(t.ld >= n && t.ld < n + 8 && t.ld % 8 == 0);
     assert_true(t.n_score == t.n_head * t.n_query * t.ld);
-    assert_true(t.n_score <= GR_ATTEND_SCORES_MAX || (t.n_query == GR_ATTEND_BLOCK_MIN && t.n_head == 1));
-    assert_true(t.n_query < 2 * T || t.n_query == GR_ATTEND_BLOCK_MIN); /* no block of mostly nothing */
+    assert_true(t.n_score <= most.n_score || (t.n_query == GR_ATTEND_BLOCK_MIN && t.n_head == 1));
+    assert_true(t.n_query < 2 * n || t.n_query == GR_ATTEND_BLOCK_MIN); /* no block of mostly nothing */
 }
 
 static void scores_do_not_grow_with_the_square_of_a_window(void **state) {
     (void)state;
-    for (int64_t T = 1; T <= 1 << 20; T += 1 + T / 3)
+    for (int64_t n = 1; n <= 1 << 20; n += 1 + n / 3)
         for (int64_t H_kv = 1; H_kv <= 128; H_kv += 1 + H_kv / 2)
-            check_tiles(T, H_kv);
-    assert_int_equal(gr_attend_tiles_of(4096, 8).n_query, 512); /* a window of the paper: as large as may be */
-    assert_int_equal(gr_attend_tiles_of(1 << 20, 8).n_score, GR_ATTEND_SCORES_MAX);
+            check_tiles(n, H_kv);
+    assert_int_equal(gr_attend_tiles_of(most, 4096, 8).n_query, 512); /* a window of the paper: as large as may be */
+    assert_int_equal(gr_attend_tiles_of(most, 1 << 20, 8).n_score, most.n_score);
 }
 
 /* A window of three documents: positions 0-2, 3, 4-9. */
@@ -104,8 +106,8 @@ static void rows_see_what_their_mask_and_document_allow(void **state) {
     for (int causal = 0; causal < 2; causal++)
         for (int documents = 0; documents < 2; documents++)
             for (int64_t row = 0; row < T; row++) {
-                const gr_attend_seen s = gr_attend_seen_by(
-                    causal, T, row, documents ? &first[row] : NULL, documents ? &end[row] : NULL);
+                const gr_attend_seen s =
+                    gr_attend_seen_by(causal, T, row, documents ? &first[row] : NULL, documents ? &end[row] : NULL);
                 for (int64_t key = 0; key < T; key++) {
                     const bool same = !documents || first[key] == first[row];
                     assert_int_equal(key >= s.first && key < s.end, same && (!causal || key <= row));
@@ -129,7 +131,7 @@ static void blocks_hold_all_keys_that_their_rows_see(void **state) {
 
 static void arrays_of_attention_do_not_overlap(void **state) {
     (void)state;
-    const gr_attend_tiles t = gr_attend_tiles_of(131, 3);
+    const gr_attend_tiles t = gr_attend_tiles_of(most, 131, 3);
     const size_t scores = (size_t)t.n_score * 4, sums = (size_t)t.n_head * 131 * 20 * 4;
     const gr_attend_room f = gr_attend_room_of(&t, 131, 20, 4, true), b = gr_attend_room_of(&t, 131, 20, 2, true);
     assert_true(f.p == f.scores && f.ds == f.dscores); /* in place */

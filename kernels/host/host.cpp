@@ -11,14 +11,16 @@ dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace gr_host {
 
+void (*queue)(void *stream, void (*run)(void *work), void *work);
+
 static const int THREADS_MAX = 1024, WARP = 32;
 static const size_t STACK = 64 << 10;
 
 /* Where a fiber stands. */
 enum state { IDLE, READY, AT_BLOCK_BARRIER, AT_WARP };
 
-/* Fibers live as long as the process: one is started by setcontext, which asks the system, and goes on by longjmp, which
- * does not. */
+/* Fibers live as long as the process: one is started by setcontext, which asks the system, and goes on by longjmp,
+ * which does not. */
 struct fiber {
     bool started;
     jmp_buf here;
@@ -191,4 +193,8 @@ void __syncthreads(void) {
 
 void gr_host_set_order(gr_host_order order) {
     gr_host::host.order = order;
+}
+
+void gr_host_queue_launches(void (*queue)(void *stream, void (*run)(void *work), void *work)) {
+    gr_host::queue = queue;
 }

@@ -7,6 +7,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include "kernels/geometry.h"
+
 #include "device.h"
 
 enum {
@@ -59,6 +61,7 @@ GR_MUST gr_err gr_cuda_refuse_memory(const char *what, size_t n_byte, size_t n_f
 
 gr_err gr_cuda_alloc(gr_backend *b, size_t n_byte, const char *what, void **out);
 void gr_cuda_release(gr_backend *b, void *p);
+uint64_t gr_cuda_room(gr_backend *b);
 bool gr_cuda_owns(const gr_backend *b, const void *p);
 gr_err gr_cuda_alloc_host(gr_backend *b, size_t n_byte, const char *what, void **out);
 void gr_cuda_release_host(gr_backend *b, void *p);
@@ -104,7 +107,14 @@ gr_err gr_cuda_ffn_backward(gr_backend *b, gr_lane lane, const gr_ffn *a);
 gr_err gr_cuda_attention_forward(gr_backend *b, gr_lane lane, const gr_attention *a);
 gr_err gr_cuda_attention_backward(gr_backend *b, gr_lane lane, const gr_attention *a);
 gr_err gr_cuda_cross_entropy(gr_backend *b, gr_lane lane, const gr_cross_entropy *a);
+gr_attend_limits gr_cuda_attend_limits(void); /* cuda_limits.c */
 /* Fills in every op of the table. */
 void gr_cuda_set_ops(gr_backend *b);
+
+/* ---------------------------------------------------------------- names for profilers (cuda_range.c) */
+
+/* What the host queues between the two is shown under that name. */
+void gr_cuda_range_push(const char *name);
+void gr_cuda_range_pop(void);
 
 #endif

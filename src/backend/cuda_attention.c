@@ -1,16 +1,17 @@
-/* cuda_attention.c: attention over packed windows by products of cuBLAS and the kernels between them: the plain path, for
- * every shape and mask.
+/* cuda_attention.c: attention over packed windows. In bf16, where heads are of a usual size and rows begin at 16 bytes,
+ * by kernels that keep no scores (kernels/flash_*.cu); for every other shape, and in fp32, by products of cuBLAS and
+ * the kernels between them, the plain path:
  *
- * A block of query rows against all keys they may see, for one query head of each of several key/value heads at once: the
- * heads of a batch lie side by side in a row, so their products are one strided batch. Scores take gr_attend_tiles_of
- * (kernels/geometry.h) floats, whatever the length of a window; of documents, which lie on the device, the kernels know.
+ * A block of query rows against all keys they may see, for one query head of each of several key/value heads at once:
+ * the heads of a batch lie side by side in a row, so their products are one strided batch. Scores take
+ * gr_attend_tiles_of (kernels/geometry.h) floats, whatever the length of a window; of documents, which lie on the
+ * device, the kernels know.
  *
- * Backward walks the query heads of a key/value head in order and their blocks from the last to the first: the first one
- * sees every key, so that it sets the fp32 sums of dk and dv and the others add to them; they are rounded once.
+ * Backward walks the query heads of a key/value head in order and their blocks from the last to the first: the first
+ * one sees every key, so that it sets the fp32 sums of dk and dv and the others add to them; they are rounded once.
  *
- * Products: 4 T^2 head_dim flops per head in forward and 10 in backward, half of that where the mask is causal and blocks
- * are short. Not yet run on a GPU. */
-#include "kernels/geometry.h"
+ * Products: 4 T^2 head_dim flops per head in forward and 10 in backward, half of that where the mask is causal and
+ * blocks are short. Not yet run on a GPU. */
 #include "kernels/kernels.h"
 
 #include "cuda.h"
@@ -30,7 +31,7 @@ static bool is_causal(const gr_attention *a) {
 }
 
 static gr_err attend_open(attend *t, gr_backend *b, gr_lane lane, const gr_attention *a, bool backward) {
-    *t = (attend){.b = b, .lane = lane, .a = a, .tiles = gr_attend_tiles_of(a->T, a->H_kv)};
+    *t = (attend){.b = b, .lane = lane, .a = a, .tiles = gr_attend_tiles_of(gr_cuda_attend_limits(), a->T, a->H_kv)};
     const gr_attend_room room = gr_attend_room_of(&t->tiles, a->T, a->head_dim, b->elem_size, backward);
     void *memory;
     GR_TRY(gr_cuda_scratch(b, lane, room.n_byte, &memory));
@@ -102,21 +103,15 @@ static gr_err product(const attend *t, gr_gemm g, operand a, operand b, operand 
 
 /* to [queries, keys] = rows keys^T: q k^T, or dout v^T. */
 static gr_err score(const attend *t, operand rows, operand keys, float *to) {
-    const gr_gemm g = {.layout = GR_NT,
-        .m = t->block.n_query,
-        .n = t->block.n_key,
-        .k = t->a->head_dim,
-        .c_dtype = GR_F32};
+    const gr_gemm g = {
+        .layout = GR_NT, .m = t->block.n_query, .n = t->block.n_key, .k = t->a->head_dim, .c_dtype = GR_F32};
     return product(t, g, rows, keys, of_scores(t, to));
 }
 
 /* to [queries, head_dim] = from keys: p v, or ds k. */
 static gr_err mix(const attend *t, const void *from, operand keys, operand to) {
-    const gr_gemm g = {.layout = GR_NN,
-        .m = t->block.n_query,
-        .n = t->a->head_dim,
-        .k = t->block.n_key,
-        .c_dtype = t->b->dtype};
+    const gr_gemm g = {
+        .layout = GR_NN, .m = t->block.n_query, .n = t->a->head_dim, .k = t->block.n_key, .c_dtype = t->b->dtype};
     return product(t, g, of_scores(t, from), keys, to);
 }
 
@@ -196,14 +191,25 @@ static gr_err each_batch(attend *t, gr_err (*run)(attend *t)) {
 
 gr_err gr_cuda_attention_forward(gr_backend *b, gr_lane lane, const gr_attention *a) {
     attend t;
+    if (gr_kernel_flash_fits(b->dtype, a))
+        return gr_cuda_check(gr_kernel_flash_forward(b->lane_native(b, lane), a), "attention");
     if (a->n_window == 0 || a->T == 0)
         return GR_OK;
     GR_TRY(attend_open(&t, b, lane, a, false));
     return each_batch(&t, forward_batch);
 }
 
+/* No scores in memory. */
+static gr_err flash_backward(gr_backend *b, gr_lane lane, const gr_attention *a) {
+    void *scratch;
+    GR_TRY(gr_cuda_scratch(b, lane, gr_kernel_flash_backward_scratch(a), &scratch));
+    return gr_cuda_check(gr_kernel_flash_backward(b->lane_native(b, lane), a, scratch), "attention's gradient");
+}
+
 gr_err gr_cuda_attention_backward(gr_backend *b, gr_lane lane, const gr_attention *a) {
     attend t;
+    if (gr_kernel_flash_fits(b->dtype, a))
+        return flash_backward(b, lane, a);
     if (a->n_window == 0 || a->T == 0)
         return GR_OK;
     GR_TRY(attend_open(&t, b, lane, a, true));

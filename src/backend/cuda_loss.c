@@ -1,6 +1,6 @@
-/* cuda_loss.c: head and cross-entropy, a chunk of tokens at a time: logits by a product, one kernel that turns them into
- * losses and their gradients in place, two products of those. The losses of all tokens are summed once, at the end, in
- * their order. Not yet run on a GPU. */
+/* cuda_loss.c: head and cross-entropy, a chunk of tokens at a time: logits by a product, one kernel that turns them
+ * into losses and their gradients in place, two products of those. The losses of all tokens are summed once, at the
+ * end, in their order. Not yet run on a GPU. */
 #include "kernels/kernels.h"
 
 #include "cuda.h"
@@ -73,6 +73,5 @@ gr_err gr_cuda_cross_entropy(gr_backend *b, gr_lane lane, const gr_cross_entropy
         GR_TRY(gr_cuda_scratch(b, lane, (size_t)a->n * sizeof(double), &loss));
     for (int64_t first = 0; first < a->n; first += chunk)
         GR_TRY(chunk_loss(b, lane, a, first, a->n - first < chunk ? a->n - first : chunk, loss));
-    return gr_cuda_check(
-        gr_kernel_sum_tokens(b->lane_native(b, lane), loss, a->n, 1, a->loss_sum), "cross-entropy");
+    return gr_cuda_check(gr_kernel_sum_tokens(b->lane_native(b, lane), loss, a->n, 1, a->loss_sum), "cross-entropy");
 }

@@ -36,6 +36,14 @@ void gr_cuda_release(gr_backend *b, void *p) {
     cudaFree(p);
 }
 
+uint64_t gr_cuda_room(gr_backend *b) {
+    (void)b;
+    size_t n_free = 0, n_total;
+    if (cudaMemGetInfo(&n_free, &n_total))
+        (void)cudaGetLastError(); /* whoever allocates hears of it */
+    return n_free;
+}
+
 bool gr_cuda_owns(const gr_backend *b, const void *p) {
     (void)b;
     struct cudaPointerAttributes found;

@@ -75,6 +75,7 @@ static const gr_backend table = {
     .logits_room = GR_DEVICE_LOGITS_ROOM,
     .alloc = gr_cuda_alloc,
     .release = gr_cuda_release,
+    .room = gr_cuda_room,
     .owns = gr_cuda_owns,
     .alloc_host = gr_cuda_alloc_host,
     .release_host = gr_cuda_release_host,

@@ -5,13 +5,13 @@
 
 gr_err gr_cuda_queues_open(gr_cuda *s) {
     int least, greatest;
-    GR_TRY(gr_cuda_check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "stream priorities"));
+    GR_TRY(gr_cuda_check((int)cudaDeviceGetStreamPriorityRange(&least, &greatest), "stream priorities"));
     for (int q = 0; q < GR_CUDA_QUEUES; q++) {
         /* What other ranks wait for goes first; routes of a later micro-batch have time. */
         const int priority = q == GR_LANE_COMM ? greatest : least;
         GR_TRY(gr_cuda_check(
-            cudaStreamCreateWithPriority(&s->queue[q], cudaStreamNonBlocking, priority), "opening a stream"));
-        GR_TRY(gr_cuda_check(cudaEventCreateWithFlags(&s->mark[q], cudaEventDisableTiming), "opening an event"));
+            (int)cudaStreamCreateWithPriority(&s->queue[q], cudaStreamNonBlocking, priority), "opening a stream"));
+        GR_TRY(gr_cuda_check((int)cudaEventCreateWithFlags(&s->mark[q], cudaEventDisableTiming), "opening an event"));
     }
     return GR_OK;
 }
@@ -32,7 +32,7 @@ static int order(gr_cuda *s, int waiting, int queue) {
 }
 
 gr_err gr_cuda_wait(gr_backend *b, gr_lane waiting, gr_lane for_lane) {
-    return waiting == for_lane ? GR_OK : gr_cuda_check(order(b->state, waiting, for_lane), "waiting for a lane");
+    return waiting == for_lane ? GR_OK : gr_cuda_check(order(b->state, (int)waiting, (int)for_lane), "waiting for a lane");
 }
 
 void *gr_cuda_lane_native(gr_backend *b, gr_lane lane) {
@@ -49,7 +49,7 @@ gr_err gr_cuda_fork(gr_cuda *s, gr_lane lane, int n_worker) {
 gr_err gr_cuda_join(gr_cuda *s, gr_lane lane, int n_worker) {
     int status = 0;
     for (int w = 0; w < n_worker && !status; w++)
-        status = order(s, lane, GR_N_LANE + w);
+        status = order(s, (int)lane, GR_N_LANE + w);
     return gr_cuda_check(status, "waiting for workers");
 }
 
