@@ -214,8 +214,7 @@ static gr_err train_step(gr_trainer *t, int64_t step) {
     float *gradients = gr_model_gradients(t->model);
     GR_TRY(gr_optimizer_reduce(t->optimizer, gradients));
     GR_TRY(gather_losses(t));
-    GR_TRY(gr_optimizer_apply(
-        t->optimizer, step, t->record.loss, gr_model_masters(t->model), gradients, &update));
+    GR_TRY(gr_optimizer_apply(t->optimizer, step, t->record.loss, gr_model_masters(t->model), gradients, &update));
     t->record.lr = update.lr;
     t->record.grad_norm = update.grad_norm;
     t->record.skipped = update.skipped;
