@@ -37,7 +37,7 @@ gr_weights gr_weights_whole(const gr_params *p, float *flat) {
 }
 
 gr_weights gr_weights_shared(const gr_params *p, const gr_comm *comm, float *values) {
-    gr_weights w;
+    gr_weights w = {.backend = NULL};
     gr_share_owned(p, comm, w.share);
     w.at[0] = values;
     w.at[1] = values ? values + w.share[0].n : NULL;
