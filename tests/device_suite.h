@@ -60,12 +60,12 @@ static void check_training(const model_case_options *o, int steps) {
     model_case_state_close(&expected);
 }
 
-/* 20 steps with routes of each kind, then 2 with each kind of recomputation and with whole moments. */
-static void check_all_training(void) {
+/* So many steps with routes of each kind, then 2 with each kind of recomputation and with whole moments. */
+static void check_all_training(int steps) {
     for (int routing = 0; routing < N_ROUTING; routing++) {
         gr_model_config c = config_of(routing);
         model_case_options o = options_of(&c);
-        check_training(&o, 20);
+        check_training(&o, steps);
         for (o.recompute = GR_RECOMPUTE_EXPERTS; o.recompute <= GR_RECOMPUTE_BLOCK; o.recompute++)
             check_training(&o, 2);
         o.zero = GR_ZERO_OFF;

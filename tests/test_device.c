@@ -1,5 +1,5 @@
-/* The model and its optimizer on memory that host code cannot touch: the bits of the CPU backend, and how often the host
- * waits. */
+/* The model and its optimizer on memory that host code cannot touch: the bits of the CPU backend, and how often the
+ * host waits. */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -21,7 +21,7 @@ static int teardown(void **state) {
 
 static void training_has_the_bits_of_the_cpu(void **state) {
     (void)state;
-    check_all_training();
+    check_all_training(20);
 }
 
 static void evaluation_has_the_bits_of_the_cpu(void **state) {

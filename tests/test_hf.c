@@ -180,7 +180,8 @@ static void a_part_opens_only_the_files_that_hold_it(void **state) {
     gr_hf *hf;
     assert_int_equal(gr_hf_open(&hf, WORK), GR_OK);
     hf_table_open(&part, &gr_hf_get(hf)->model, 1, 0);
-    assert_int_equal(gr_hf_load(hf, &part.params, gr_weights_whole(&part.params, part.flat)), GR_CHECKPOINT); /* all of it is not to be had */
+    assert_int_equal(gr_hf_load(hf, &part.params, gr_weights_whole(&part.params, part.flat)),
+        GR_CHECKPOINT); /* all of it is not to be had */
     table_keep(&part.params, is_before_the_first_experts);
     assert_int_equal(part.params.n, 1 + 9); /* 4 norms, q k v o, router */
     if (gr_hf_load(hf, &part.params, gr_weights_whole(&part.params, part.flat)) != GR_OK)

@@ -88,8 +88,9 @@ typedef struct gr_update {
 GR_MUST gr_err gr_optimizer_step(
     gr_optimizer *o, int64_t step, double loss, gr_weights weights, float *gradients, gr_update *out);
 
-/* The same in two halves, for a loss that is still on the backend: the sums and the norm; then, after the caller's sync,
- * the rest. So one wait of the host brings it both loss and norm: by them it decides whether to skip and how to clip. */
+/* The same in two halves, for a loss that is still on the backend: the sums and the norm; then, after the caller's
+ * sync, the rest. So one wait of the host brings it both loss and norm: by them it decides whether to skip and how to
+ * clip. */
 GR_MUST gr_err gr_optimizer_reduce(gr_optimizer *o, float *gradients);
 GR_MUST gr_err gr_optimizer_apply(
     gr_optimizer *o, int64_t step, double loss, gr_weights weights, const float *gradients, gr_update *out);

@@ -21,8 +21,8 @@ typedef struct gr_staging {
 GR_MUST gr_err gr_staging_room(gr_staging *s, void *memory, size_t n_byte, void **host);
 /* Sends what was written there, in the order of lane COMPUTE. */
 GR_MUST gr_err gr_staging_store(gr_staging *s, void *memory, size_t n_byte);
-/* memory[n_byte] as COMPUTE has left it; waits for it. *host is valid until the next call, but for gr_staging_room of the
- * same memory, which gives it to be changed. 69. */
+/* memory[n_byte] as COMPUTE has left it; waits for it. *host is valid until the next call, but for gr_staging_room of
+ * the same memory, which gives it to be changed. 69. */
 GR_MUST gr_err gr_staging_fetch(gr_staging *s, const void *memory, size_t n_byte, const void **host);
 void gr_staging_close(gr_staging *s); /* accepts a zeroed one */
 

@@ -1,5 +1,5 @@
-/* A micro-batch on its way to the ops: everything they read of it goes in one upload, while COMPUTE may still work on the
- * micro-batch before. Where host code and ops share memory nothing is copied. */
+/* A micro-batch on its way to the ops: everything they read of it goes in one upload, while COMPUTE may still work on
+ * the micro-batch before. Where host code and ops share memory nothing is copied. */
 #include "internal.h"
 
 #include <stdlib.h>
@@ -62,8 +62,8 @@ static void moe_set(gr_model *m, const gr_batch *b) {
         .pair_dgate = m->pair_dgate};
 }
 
-/* Two parcels take turns. SIDE waits here for all that COMPUTE has so far, the micro-batch before this one and older: so
- * the next upload goes into a parcel that nobody reads any more, and need not wait for this micro-batch. */
+/* Two parcels take turns. SIDE waits here for all that COMPUTE has so far, the micro-batch before this one and older:
+ * so the next upload goes into a parcel that nobody reads any more, and need not wait for this micro-batch. */
 gr_err gr_model_batch_send(gr_model *m, const gr_batch *b, double loss_scale) {
     gr_parcel *p = &m->parcel[m->parcel_next];
     m->parcel_next ^= 1;

@@ -126,10 +126,10 @@ struct gr_model {
     void *dn, *dqkv, *d_o;  /* act [N, D], [N, A], [N, H*head_dim] */
 
     /* learned gates only */
-    float *dgate;          /* [N + recv_max, K] */
-    float *pair_dgate;     /* [pair_max] */
-    float *gate_send;      /* [send_max, K] */
-    void *dlogits;         /* act [N, E] */
+    float *dgate;        /* [N + recv_max, K] */
+    float *pair_dgate;   /* [pair_max] */
+    float *gate_send;    /* [send_max, K] */
+    void *dlogits;       /* act [N, E] */
     uint64_t *load;      /* [MoE layers, E] since gr_model_zero_gradients */
     uint16_t *group_ids; /* host: [R_ep*N, K] choices of the whole group */
     float *group_used;   /* host: [R_ep*N, K] ones: a learned router leaves no slot unused */

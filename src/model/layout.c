@@ -92,9 +92,8 @@ static bool is_learned(const gr_model *m) {
 
 /* The parcel's memory is what has been taken since `before`. */
 static void parcel_set(const gr_model *m, const gr_arena *arena, size_t before, gr_parcel *p) {
-    *p = (gr_parcel){.backend = m->backend,
-        .memory = arena->base ? arena->base + before : NULL,
-        .size = arena->used - before};
+    *p = (gr_parcel){
+        .backend = m->backend, .memory = arena->base ? arena->base + before : NULL, .size = arena->used - before};
 }
 
 static void layout_batch(const gr_model *m, gr_arena *arena, gr_parcel *p) {
@@ -144,7 +143,6 @@ void gr_model_layout_plans(gr_model *m, gr_arena *arena) {
     m->document_end = is_divided(&m->config) ? GR_TAKE(arena, m->N, uint32_t) : NULL;
     m->memory.plans = taken(arena, &mark);
 }
-
 
 static void layout_saved(gr_model *m, gr_arena *arena) {
     const gr_model_config *c = &m->config;

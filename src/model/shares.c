@@ -37,7 +37,7 @@ gr_weights gr_weights_whole(const gr_params *p, float *flat) {
 }
 
 gr_weights gr_weights_shared(const gr_params *p, const gr_comm *comm, float *values) {
-    gr_weights w;
+    gr_weights w = {.backend = NULL};
     gr_share_owned(p, comm, w.share);
     w.at[0] = values;
     w.at[1] = values ? values + w.share[0].n : NULL;
@@ -124,8 +124,7 @@ static bool has_all(const gr_params *p, const gr_weights *w, int part) {
 }
 
 gr_err gr_weights_reader_open(gr_weights_reader *r, const gr_params *p, gr_comm *comm, const gr_weights *weights) {
-    *r = (gr_weights_reader){
-        .params = p, .comm = comm, .weights = *weights, .staging = {.backend = weights->backend}};
+    *r = (gr_weights_reader){.params = p, .comm = comm, .weights = *weights, .staging = {.backend = weights->backend}};
     if (has_all(p, weights, 0) && has_all(p, weights, 1))
         return GR_OK;
     void *memory;
@@ -147,8 +146,7 @@ void gr_weights_reader_close(gr_weights_reader *r) {
 
 /* Values of `share`, which this rank has, in host memory. */
 static gr_err values_fetch(gr_weights_reader *r, gr_share share, const void **values) {
-    return gr_staging_fetch(
-        &r->staging, gr_weights_at(&r->weights, share), (size_t)share.n * sizeof(float), values);
+    return gr_staging_fetch(&r->staging, gr_weights_at(&r->weights, share), (size_t)share.n * sizeof(float), values);
 }
 
 /* What each member of the group has of `wanted` to its first one. */

@@ -25,8 +25,8 @@ gr_plan gr_moe_plan_add(gr_parcel *p, const gr_plan *plan) {
     there.pair_slot = add(p, plan->pair_slot, plan->n_pair, sizeof *plan->pair_slot);
     there.row_pair_offset = add(p, plan->row_pair_offset, n_row + 1, sizeof *plan->row_pair_offset);
     there.row_pair = add(p, plan->row_pair, plan->n_pair, sizeof *plan->row_pair);
-    there.token_return_offset = add(
-        p, plan->token_return_offset, (size_t)plan->N + 1, sizeof *plan->token_return_offset);
+    there.token_return_offset =
+        add(p, plan->token_return_offset, (size_t)plan->N + 1, sizeof *plan->token_return_offset);
     there.token_return = add(p, plan->token_return, plan->n_send, sizeof *plan->token_return);
     return there;
 }

@@ -17,9 +17,9 @@ typedef struct span {
 
 struct gr_optimizer {
     gr_optimizer_options o;
-    float *m, *v;       /* first and second moments of held[0], then of held[1]; backend memory */
-    gr_moments held[2]; /* dense, experts */
-    double *squares;    /* [1] of the gradients this rank owns, backend memory */
+    float *m, *v;         /* first and second moments of held[0], then of held[1]; backend memory */
+    gr_moments held[2];   /* dense, experts */
+    double *squares;      /* [1] of the gradients this rank owns, backend memory */
     double *squares_read; /* [1] the same in page-locked host memory, after a sync */
     double reduce_ms;
     span *spans;

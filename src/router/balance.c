@@ -106,8 +106,7 @@ static gr_err choose(gr_balance *b, const float *scores, const float *bias) {
     const void *host;
     GR_TRY(gr_staging_fetch(&b->scores, scores, (size_t)(b->N * b->E) * sizeof *scores, &host));
     gr_select(&s, (uint32_t)b->N, host, b->chosen, b->chosen_gates);
-    return b->backend->upload(
-        b->backend, GR_LANE_COMPUTE, b->ids, b->chosen, (size_t)(b->N * b->K) * sizeof *b->ids);
+    return b->backend->upload(b->backend, GR_LANE_COMPUTE, b->ids, b->chosen, (size_t)(b->N * b->K) * sizeof *b->ids);
 }
 
 gr_err gr_balance_forward(gr_balance *b, float *scores, const float *bias, double *loss_sum, uint64_t *load) {

@@ -73,8 +73,9 @@ typedef struct gr_objective {
     /* Once the model is there, weights not yet loaded from a checkpoint: what it needs, and the fp32 weights that a new
      * run starts with (the caller spreads them). Not collective. */
     gr_err (*open)(gr_trainer *t);
-    /* Forward and backward of one micro-batch; gradients are scaled by 1/(tokens of the global batch). The losses of this
-     * rank's tokens are added to the model's sums (gr_model_sums) or, where they are read at once, to *loss_sum. */
+    /* Forward and backward of one micro-batch; gradients are scaled by 1/(tokens of the global batch). The losses of
+     * this rank's tokens are added to the model's sums (gr_model_sums) or, where they are read at once, to *loss_sum.
+     */
     gr_err (*micro_batch)(gr_trainer *t, const gr_micro *micro, double *loss_sum, gr_phases *phases);
     /* After the update of a step, with the loads of its global batch. NULL: nothing. */
     gr_err (*after_update)(gr_trainer *t);
@@ -143,13 +144,13 @@ struct gr_trainer {
 
     gr_micro ready; /* prepared ahead: the next micro-batch */
     double tokens_per_step;
-    int n_load;            /* 1: routes are the same in all layers; with learned routes the MoE layers */
-    uint64_t *load;        /* [n_load, E] pairs per expert in this step's global batch */
-    gr_step_rows *traffic; /* [R] of this step; NULL without tables or where nothing moves */
-    double bytes_sent;     /* by dispatches and combines of this step */
-    double loss_sum;       /* of this step, without what the model has */
+    int n_load;                  /* 1: routes are the same in all layers; with learned routes the MoE layers */
+    uint64_t *load;              /* [n_load, E] pairs per expert in this step's global batch */
+    gr_step_rows *traffic;       /* [R] of this step; NULL without tables or where nothing moves */
+    double bytes_sent;           /* by dispatches and combines of this step */
+    double loss_sum;             /* of this step, without what the model has */
     uint64_t n_download, n_sync; /* of the backend, before this step */
-    gr_staging staging;    /* of weights that host code works on */
+    gr_staging staging;          /* of weights that host code works on */
     gr_step_record record;
     gr_eval_loss first, last;
 

@@ -16,8 +16,8 @@ float *gr_student_bias(gr_trainer *t) {
 
 gr_err gr_student_bias_fetch(gr_trainer *t, const float **bias) {
     const void *host;
-    GR_TRY(gr_staging_fetch(
-        &t->staging, gr_student_bias(t), (size_t)t->config->model.num_labels * sizeof **bias, &host));
+    GR_TRY(
+        gr_staging_fetch(&t->staging, gr_student_bias(t), (size_t)t->config->model.num_labels * sizeof **bias, &host));
     *bias = host;
     return GR_OK;
 }
@@ -119,10 +119,9 @@ static gr_err save_alone(gr_trainer *t, const char *made, gr_train_result *resul
     const void *weights;
     gr_grouter_spec spec = gr_student_spec(t->config);
     snprintf(spec.made, sizeof spec.made, "%s", made);
-    GR_TRY(gr_staging_fetch(
-        &t->staging, gr_model_weights(t->model), (size_t)p->n_element * sizeof(float), &weights));
-    return gr_grouter_write(&spec, p, weights,
-        gr_run_path(t->config, "grouter.safetensors", path), &result->parameter_hash);
+    GR_TRY(gr_staging_fetch(&t->staging, gr_model_weights(t->model), (size_t)p->n_element * sizeof(float), &weights));
+    return gr_grouter_write(
+        &spec, p, weights, gr_run_path(t->config, "grouter.safetensors", path), &result->parameter_hash);
 }
 
 gr_err gr_student_save(gr_trainer *t, const char *made, gr_train_result *result) {

@@ -57,23 +57,24 @@ static size_t whole_pages(size_t n) {
     return (n + page) / page * page; /* at least one */
 }
 
-static region *region_of(device_double *d, const void *p, bool device) {
+/* Does one of the regions hold all n bytes? None lie anywhere in it, its end included. */
+static bool is_in(const device_double *d, const void *p, size_t n, bool device) {
     for (int i = 0; i < d->n_region; i++) {
-        region *r = &d->regions[i];
-        if (r->device == device && (const uint8_t *)p >= r->p && (const uint8_t *)p <= r->p + r->n)
-            return r;
+        const region *r = &d->regions[i];
+        size_t at = (size_t)((uintptr_t)p - (uintptr_t)r->p); /* large below the region */
+        if (r->device == device && at <= r->n && n <= r->n - at)
+            return true;
     }
-    return NULL;
+    return false;
 }
 
-static void check_device(device_double *d, const char *what, const void *p, size_t n) {
-    const region *r = region_of(d, p, true);
-    if (!r || (const uint8_t *)p + n > r->p + r->n)
+static void check_device(const device_double *d, const char *what, const void *p, size_t n) {
+    if (!is_in(d, p, n, true))
         die("%s: %zu bytes at %p are not in its memory", what, n, p);
 }
 
-static void check_host(device_double *d, const char *what, const void *p) {
-    if (region_of(d, p, true))
+static void check_host(const device_double *d, const char *what, const void *p) {
+    if (is_in(d, p, 1, true))
         die("%s: expected host memory, got its own", what);
 }
 
@@ -128,7 +129,7 @@ static void double_release(gr_backend *b, void *p) {
 }
 
 static bool double_owns(const gr_backend *b, const void *p) {
-    return p && region_of(b->state, p, true) != NULL;
+    return is_in(b->state, p, 1, true);
 }
 
 /* ---------------------------------------------------------------- copies */
@@ -194,7 +195,7 @@ static gr_err double_download(gr_backend *b, gr_lane lane, void *to_host, const 
     flush(d, lane);
     b->n_download++;
     set_access(d, PROT_READ);
-    if (region_of(d, to_host, false)) {
+    if (is_in(d, to_host, n_byte, false)) {
         pending_add(d->downloads, &d->n_download, lane, to_host, from, n_byte);
         memset(to_host, 0xFF, n_byte);
     } else {
