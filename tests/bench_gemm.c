@@ -18,7 +18,7 @@ typedef struct shape {
 enum { SHAPES_MAX = 6 };
 
 /* Experts get the rows that uniform routing would give them. */
-static int shapes_of(const gr_config *c, shape list[SHAPES_MAX]) {
+static int shapes_of(const gr_backend *b, const gr_config *c, shape list[SHAPES_MAX]) {
     const gr_model_config *m = &c->model;
     const int64_t N = (int64_t)c->train.micro_batch_windows * c->data.seq_len, D = m->hidden_size,
                   F = m->moe_intermediate_size, hd = m->head_dim;
@@ -28,7 +28,7 @@ static int shapes_of(const gr_config *c, shape list[SHAPES_MAX]) {
     list[n++] = (shape){"attention output", N, D, m->num_attention_heads * hd};
     list[n++] = (shape){"one expert up", row > 0 ? row : 1, 2 * F, D};
     list[n++] = (shape){"one expert down", row > 0 ? row : 1, D, F};
-    list[n++] = (shape){"head, one chunk", gr_logits_chunk(N, m->vocab_size), m->vocab_size, D};
+    list[n++] = (shape){"head, one chunk", gr_logits_chunk(b, N, m->vocab_size), m->vocab_size, D};
     const int64_t wide = m->first_k_dense_replace > 0 ? m->intermediate_size : m->shared_expert_intermediate_size;
     if (wide > 0)
         list[n++] = (shape){"dense or shared up", N, 2 * wide, D};
@@ -101,7 +101,7 @@ static gr_err bench(const gr_config *c) {
     shape list[SHAPES_MAX], largest = {0};
     double rate[3], rate_largest = 0;
     gr_err err = GR_OK;
-    const int n = shapes_of(c, list);
+    const int n = shapes_of(backend, c, list);
     printf("GFLOP/s of y = x W^T, dx = dy W, dW = dy^T x for x [m,k] and W [n,k], as m x n x k\n");
     for (int i = 0; i < n; i++) {
         err = rates_measure(backend, &list[i], rate);

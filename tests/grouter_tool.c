@@ -47,8 +47,9 @@ int main(int argc, char **argv) {
     gr_grouter g;
     gr_grouter_spec spec = spec_of(argv);
     gr_err e = gr_grouter_make(&g, &spec);
+    if (!e)
+        e = gr_params_init(&g.params, strtoull(argv[2], NULL, 10), gr_weights_whole(&g.params, g.weights));
     if (!e) {
-        gr_params_init(&g.params, strtoull(argv[2], NULL, 10), gr_weights_whole(&g.params, g.weights));
         float *bias = g.weights + gr_params_find(&g.params, "score.bias")->offset;
         for (int i = 0; i < spec.network.num_labels; i++)
             bias[i] = i < spec.network.num_labels / 2 ? 100.0f : 0.0f;

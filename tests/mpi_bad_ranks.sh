@@ -27,6 +27,8 @@ ranks 3 64 'parallel.expert_parallel_size = 2 must divide the number of ranks = 
     train good.json --set parallel.expert_parallel_size=2 --set train.global_batch_windows=6
 ranks 2 64 'unknown key "optimizer.lrr"' -- train good.json --set optimizer.lrr=1
 ranks 2 65 'absent.routes: cannot be opened' -- train good.json --set 'data.train[0].routes=absent.routes'
+ranks 2 64 'parallel.comm: expected' 'got "nccl"' 'use mpi' -- \
+    train good.json --set parallel.comm=nccl --set parallel.backend=cpu
 ranks 2 74 'run.dir: expected a place where t.bin/run can be made' -- train good.json --set run.dir=t.bin/run
 place() { # OUT RANKS ROUTES: a placement of them
     "$BINARY_DIR/tests/place_tool" "$1" 1 "$2" 1 equal 257 t "$3" || failed "place_tool"

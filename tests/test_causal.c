@@ -35,7 +35,7 @@ static void make_random(gr_grouter *g, const gr_model_config *network) {
     gr_grouter_spec spec = {.network = *network, .K = K, .scale = 2.5f};
     spec.network.num_labels = LABELS;
     assert_int_equal(gr_grouter_make(g, &spec), GR_OK);
-    gr_params_init(&g->params, 5, gr_weights_whole(&g->params, g->weights));
+    assert_int_equal(gr_params_init(&g->params, 5, gr_weights_whole(&g->params, g->weights)), GR_OK);
     const gr_param *bias = gr_params_find(&g->params, "score.bias");
     for (int e = 0; e < LABELS; e++)
         g->weights[bias->offset + e] = 0.3f * (float)(e % 3);

@@ -101,7 +101,7 @@ static void agreeing_alone_keeps_the_own_error(void **state) {
 
 static void libraries_are_named(void **state) {
     (void)state;
-    assert_string_equal(gr_comm_names(), "self mpi");
+    assert_int_equal(strncmp(gr_comm_names(), "self mpi", 8), 0); /* and nccl where it is built in */
     assert_non_null(strstr(gr_comm_library(), "MPI"));
     assert_null(strchr(gr_comm_library(), ','));
 }

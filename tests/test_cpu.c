@@ -31,7 +31,7 @@ static void backends_open_by_name_and_unknown_names_are_refused(void **state) {
     (void)state;
     gr_backend *b;
     assert_int_equal(gr_backend_open(&b, "auto", GR_F32), 0);
-    assert_string_equal(b->name, "cpu");
+    assert_true(strcmp(b->name, "cpu") == 0 || strcmp(b->name, "cuda") == 0);
     gr_backend_close(b);
     assert_int_equal(gr_backend_open(&b, "gpu", GR_F32), GR_CONFIG);
     assert_non_null(strstr(gr_error_text(), "\"gpu\""));
@@ -92,12 +92,12 @@ static void copies_arrive_whole(void **state) {
 
 static void chunks_of_logits_stay_within_32_mib(void **state) {
     (void)state;
-    assert_int_equal(gr_logits_chunk(4096, 257), 4096);
-    assert_int_equal(gr_logits_chunk(40000, 257), 32640);
-    assert_int_equal(gr_logits_chunk(4096, 151936), 55);
-    assert_int_equal(gr_logits_chunk(4096, 10000000), 16);
-    assert_int_equal(gr_logits_chunk(3, 10000000), 3);
-    assert_int_equal(gr_logits_chunk(0, 257), 0);
+    assert_int_equal(gr_logits_chunk(backend, 4096, 257), 4096);
+    assert_int_equal(gr_logits_chunk(backend, 40000, 257), 32640);
+    assert_int_equal(gr_logits_chunk(backend, 4096, 151936), 55);
+    assert_int_equal(gr_logits_chunk(backend, 4096, 10000000), 16);
+    assert_int_equal(gr_logits_chunk(backend, 3, 10000000), 3);
+    assert_int_equal(gr_logits_chunk(backend, 0, 257), 0);
 }
 
 int main(void) {

@@ -36,13 +36,14 @@ typedef struct attention_case {
     float *qkv, *o, *lse, *dout, *dqkv;
 } attention_case;
 
-static attention_case open_attention(gr_attention shape) {
+/* gap: elements behind a row of o and dout. */
+static attention_case open_attention_with(int64_t gap, gr_attention shape) {
     attention_case c = {.a = shape,
         .n_row = shape.n_window * shape.T,
         .n_q = shape.H * shape.head_dim,
         .n_kv = shape.H_kv * shape.head_dim};
     c.ld = c.n_q + 2 * c.n_kv;
-    c.ldo = c.n_q + 3;
+    c.ldo = c.n_q + gap;
     c.qkv = check_random(1, c.n_row * c.ld);
     c.dqkv = check_poisoned(c.n_row * c.ld);
     c.o = check_poisoned(c.n_row * c.ldo);
@@ -58,6 +59,10 @@ static attention_case open_attention(gr_attention shape) {
     c.a.o = c.o;
     c.a.lse = c.lse;
     return c;
+}
+
+static attention_case open_attention(gr_attention shape) {
+    return open_attention_with(3, shape);
 }
 
 /* Backward's arguments, set apart: forward must not need them. */
@@ -104,8 +109,8 @@ static void check_backward(attention_case *c, const ref_attention *s) {
 }
 
 /* Forward and backward of shape against the reference. */
-static void check_shape(gr_attention shape) {
-    attention_case c = open_attention(shape);
+static void check_shape_with(int64_t gap, gr_attention shape) {
+    attention_case c = open_attention_with(gap, shape);
     double *q = check_packed(c.n_row, c.n_q, c.ld, c.a.q), *k = check_packed(c.n_row, c.n_kv, c.ld, c.a.k);
     double *v = check_packed(c.n_row, c.n_kv, c.ld, c.a.v), *o = ref_alloc(c.n_row * c.n_q),
            *lse = ref_alloc(c.n_row * shape.H);
@@ -133,6 +138,12 @@ static void check_shape(gr_attention shape) {
     free(lse);
 }
 
+static void check_shape(gr_attention shape) {
+    check_shape_with(3, shape);
+    if (shape.head_dim % 8 == 0)
+        check_shape_with(8, shape); /* rows begin where vectors may */
+}
+
 static void check_attention(gr_attend mask, int64_t n_window, int64_t T, int64_t H, int64_t H_kv, int64_t head_dim) {
     check_shape((gr_attention){.mask = mask, .n_window = n_window, .T = T, .H = H, .H_kv = H_kv, .head_dim = head_dim});
 }
@@ -143,6 +154,8 @@ static void attention_matches_the_reference_at_every_window_length(void **state)
     for (size_t i = 0; i < sizeof T / sizeof *T; i++) {
         check_attention(GR_ATTEND_CAUSAL, 2, T[i], 2, 1, 20);
         check_attention(GR_ATTEND_BIDIRECTIONAL, 1, T[i], 2, 2, 6);
+        check_attention(GR_ATTEND_CAUSAL, 2, T[i], 2, 1, 16);
+        check_attention(GR_ATTEND_BIDIRECTIONAL, 1, T[i], 2, 2, 40);
     }
 }
 
@@ -177,21 +190,25 @@ static void divide(uint32_t T, int n_begin, const uint32_t *begin, document_rows
     }
 }
 
-static gr_attention divided_shape(gr_attend mask, int64_t T, const document_rows *rows) {
+static gr_attention divided_shape(gr_attend mask, int64_t T, int64_t head_dim, const document_rows *rows) {
     return (gr_attention){.mask = mask,
         .documents = {rows->first, rows->end},
         .n_window = N_DOCUMENT_WINDOW,
         .T = T,
         .H = 4,
         .H_kv = 2,
-        .head_dim = 12};
+        .head_dim = head_dim};
+}
+
+static void check_documents_with(int64_t head_dim, uint32_t T, int n_begin, const uint32_t *begin) {
+    document_rows rows;
+    divide(T, n_begin, begin, &rows);
+    check_shape(divided_shape(GR_ATTEND_CAUSAL, T, head_dim, &rows));
+    check_shape(divided_shape(GR_ATTEND_BIDIRECTIONAL, T, head_dim, &rows));
 }
 
 static void check_documents(uint32_t T, int n_begin, const uint32_t *begin) {
-    document_rows rows;
-    divide(T, n_begin, begin, &rows);
-    check_shape(divided_shape(GR_ATTEND_CAUSAL, T, &rows));
-    check_shape(divided_shape(GR_ATTEND_BIDIRECTIONAL, T, &rows));
+    check_documents_with(12, T, n_begin, begin);
 }
 
 static void documents_match_the_reference_wherever_they_begin(void **state) {
@@ -203,6 +220,8 @@ static void documents_match_the_reference_wherever_they_begin(void **state) {
     check_documents(64, 1, (uint32_t[]){31});
     check_documents(65, 1, (uint32_t[]){64});
     check_documents(129, 3, (uint32_t[]){10, 70, 100});
+    check_documents_with(24, 200, 1, (uint32_t[]){65}); /* heads that vectors may read */
+    check_documents_with(24, 200, 10, border);
 }
 
 /* Rows that see one key: probability 1, nothing for q and k, so what flows must be exactly the value and its gradient.
@@ -216,7 +235,8 @@ static void a_document_of_one_token_sees_itself(void **state) {
         every[i] = i + 1;
     divide(70, 69, every, &rows);
     for (int mask = 0; mask < 2; mask++) {
-        attention_case c = open_attention(divided_shape(mask ? GR_ATTEND_BIDIRECTIONAL : GR_ATTEND_CAUSAL, 70, &rows));
+        attention_case c =
+            open_attention(divided_shape(mask ? GR_ATTEND_BIDIRECTIONAL : GR_ATTEND_CAUSAL, 70, 12, &rows));
         add_backward(&c);
         assert_int_equal(backend->attention_forward(backend, GR_LANE_COMPUTE, &c.a), 0);
         assert_int_equal(backend->attention_backward(backend, GR_LANE_COMPUTE, &c.a), 0);
@@ -237,7 +257,7 @@ static void one_document_is_the_whole_window_bit_for_bit(void **state) {
     document_rows rows;
     divide(130, 0, NULL, &rows);
     for (int mask = 0; mask < 2; mask++) {
-        gr_attention shape = divided_shape(mask ? GR_ATTEND_BIDIRECTIONAL : GR_ATTEND_CAUSAL, 130, &rows);
+        gr_attention shape = divided_shape(mask ? GR_ATTEND_BIDIRECTIONAL : GR_ATTEND_CAUSAL, 130, 12, &rows);
         attention_case divided = open_attention(shape);
         shape.documents = (gr_documents){0};
         attention_case whole = open_attention(shape);

@@ -20,7 +20,7 @@ static gr_backend *backend;
 
 static int open_backend(void **state) {
     (void)state;
-    return gr_backend_open(&backend, "cpu", GR_F32);
+    return check_backend_open(&backend, GR_F32);
 }
 
 static int close_backend(void **state) {
@@ -125,6 +125,16 @@ static void layer_norms_match_the_reference(void **state) {
     }
 }
 
+/* Where the sums of a row's parameters are kept depends on its width, and how many rows are summed on their number. */
+static void wide_and_many_rows_match_the_reference(void **state) {
+    (void)state;
+    check_layer_norm(17, 768, true);
+    check_layer_norm(17, 1000, false);
+    check_layer_norm(9, 6145, false);
+    check_layer_norm(9, 6400, true);
+    check_layer_norm(9001, 6, false);
+}
+
 static void no_rows_leave_the_parameter_gradients(void **state) {
     (void)state;
     check_layer_norm(0, 20, false);
@@ -163,7 +173,7 @@ static void results_do_not_depend_on_the_threads(void **state) {
     for (int n_thread = 1; n_thread <= 3; n_thread++) {
         gr_backend *b;
         check_set_threads(n_thread);
-        assert_int_equal(gr_backend_open(&b, "cpu", GR_F32), 0);
+        assert_int_equal(check_backend_open(&b, GR_F32), 0);
         layer_norm_case c = open_case(1111, 33);
         run(b, n_thread == 1 ? &first : &c, true);
         if (n_thread > 1) {
@@ -181,6 +191,7 @@ static void results_do_not_depend_on_the_threads(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(layer_norms_match_the_reference),
+        cmocka_unit_test(wide_and_many_rows_match_the_reference),
         cmocka_unit_test(no_rows_leave_the_parameter_gradients),
         cmocka_unit_test(a_row_of_equal_values_gives_the_bias_above_zero),
         cmocka_unit_test(a_nan_reaches_its_whole_row_and_no_other),

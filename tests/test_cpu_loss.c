@@ -44,7 +44,7 @@ static void open_loss(loss_case *c, int64_t n, int64_t D, int64_t V) {
     c->w = check_random(2, V * D);
     c->dx = check_poisoned(n * D);
     c->dw = check_random(3, V * D);
-    c->logits = check_poisoned(gr_logits_chunk(n, V) * V);
+    c->logits = check_poisoned(gr_logits_chunk(backend, n, V) * V);
     c->target = malloc((size_t)(n + 1) * sizeof *c->target);
     assert_non_null(c->target);
     for (int64_t i = 0; i < n; i++)
@@ -120,7 +120,7 @@ static void losses_and_gradients_match_the_reference(void **state) {
 
 static void chunks_do_not_show(void **state) {
     (void)state;
-    assert_true(gr_logits_chunk(170, 100003) < 100);
+    assert_true(gr_logits_chunk(backend, 170, 100003) < 100);
     check_loss(170, 3, 100003);
 }
 

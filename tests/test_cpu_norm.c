@@ -46,9 +46,15 @@ static float *random_rows(uint64_t seed, int64_t n, int64_t width, int64_t ld) {
     return x;
 }
 
-static norm_case open_norm(int64_t n_outer, int64_t n_sub, int64_t width) {
+/* What is behind a row of x and of y. */
+typedef struct gaps {
+    int64_t x, y;
+} gaps;
+static const gaps odd = {2, 5}, even = {8, 16}; /* after even ones a row may begin where vectors may */
+
+static norm_case open_norm(gaps gap, int64_t n_outer, int64_t n_sub, int64_t width) {
     norm_case c = {
-        .n_outer = n_outer, .n_sub = n_sub, .width = width, .ldx = n_sub * width + 2, .ldy = n_sub * width + 5};
+        .n_outer = n_outer, .n_sub = n_sub, .width = width, .ldx = n_sub * width + gap.x, .ldy = n_sub * width + gap.y};
     c.x = random_rows(1, n_outer, n_sub * width, c.ldx);
     c.dy = random_rows(2, n_outer, n_sub * width, c.ldy);
     c.w = check_random(3, width);
@@ -85,8 +91,8 @@ static gr_norm norm_of(const norm_case *c) {
         .dw = c->dw};
 }
 
-static void check_norm(int64_t n_outer, int64_t n_sub, int64_t width, gr_write dx_write) {
-    norm_case c = open_norm(n_outer, n_sub, width);
+static void check_norm_with(gaps gap, int64_t n_outer, int64_t n_sub, int64_t width, gr_write dx_write) {
+    norm_case c = open_norm(gap, n_outer, n_sub, width);
     const int64_t n = n_outer * n_sub, row = n_sub * width;
     if (dx_write == GR_ACCUMULATE) {
         free(c.dx);
@@ -113,15 +119,30 @@ static void check_norm(int64_t n_outer, int64_t n_sub, int64_t width, gr_write d
     free(dx);
 }
 
+static void check_norm(int64_t n_outer, int64_t n_sub, int64_t width, gr_write dx_write) {
+    check_norm_with(odd, n_outer, n_sub, width, dx_write);
+    check_norm_with(even, n_outer, n_sub, width, dx_write);
+}
+
 static void norms_match_the_reference(void **state) {
     (void)state;
-    static const int64_t width[] = {1, 6, 20, 48, 257};
+    static const int64_t width[] = {1, 6, 20, 48, 257, 512};
     for (size_t i = 0; i < sizeof width / sizeof *width; i++) {
         check_norm(1, 1, width[i], GR_OVERWRITE);
         check_norm(259, 1, width[i], GR_OVERWRITE);
         check_norm(7, 3, width[i], GR_ACCUMULATE);
         check_norm(300, 5, width[i], GR_OVERWRITE);
     }
+}
+
+/* Where the sums of a row's weights are kept depends on its width, and how many rows are summed on their number. */
+static void wide_and_many_rows_match_the_reference(void **state) {
+    (void)state;
+    check_norm(17, 1, 1536, GR_OVERWRITE);
+    check_norm(17, 1, 2000, GR_ACCUMULATE);
+    check_norm(5, 1, 12289, GR_OVERWRITE);
+    check_norm(9, 1, 13000, GR_OVERWRITE);
+    check_norm(9001, 1, 6, GR_OVERWRITE);
 }
 
 static void no_rows_leave_the_weight_gradient(void **state) {
@@ -131,7 +152,7 @@ static void no_rows_leave_the_weight_gradient(void **state) {
 
 static void the_input_gradient_may_replace_the_output_gradient(void **state) {
     (void)state;
-    norm_case c = open_norm(9, 1, 48);
+    norm_case c = open_norm(odd, 9, 1, 48);
     gr_norm a = norm_of(&c);
     a.ldy = a.ldx; /* one layout for both */
     float *dy = random_rows(6, 9, 48, c.ldx), *y = check_poisoned(9 * c.ldx);
@@ -153,7 +174,7 @@ static void the_input_gradient_may_replace_the_output_gradient(void **state) {
 
 static void weight_gradients_do_not_depend_on_the_threads(void **state) {
     (void)state;
-    norm_case c = open_norm(1111, 1, 33);
+    norm_case c = open_norm(odd, 1111, 1, 33);
     float *expected = NULL, *start = check_copy(33, c.dw);
     for (int n_thread = 1; n_thread <= 3; n_thread++) {
         check_set_threads(n_thread);
@@ -172,9 +193,9 @@ static void weight_gradients_do_not_depend_on_the_threads(void **state) {
 
 /* ---------------------------------------------------------------- rotary embedding */
 
-static void check_rope(int64_t n_row, int64_t T, int64_t n_head, int64_t head_dim) {
+static void check_rope_with(int64_t gap, int64_t n_row, int64_t T, int64_t n_head, int64_t head_dim) {
     const double theta = 10000;
-    const int64_t half = head_dim / 2, width = n_head * head_dim, ld = width + 3;
+    const int64_t half = head_dim / 2, width = n_head * head_dim, ld = width + gap;
     float *x = random_rows(1, n_row, width, ld), *cosine = check_zeros(T * half), *sine = check_zeros(T * half);
     for (int64_t i = 0; i < T * half; i++) {
         double angle = (double)(i / half) * pow(theta, -2.0 * (double)(i % half) / (double)head_dim);
@@ -203,6 +224,11 @@ static void check_rope(int64_t n_row, int64_t T, int64_t n_head, int64_t head_di
     free(start);
 }
 
+static void check_rope(int64_t n_row, int64_t T, int64_t n_head, int64_t head_dim) {
+    check_rope_with(3, n_row, T, n_head, head_dim);
+    check_rope_with(8, n_row, T, n_head, head_dim); /* rows begin where vectors may */
+}
+
 static void rope_turns_heads_by_position_and_back(void **state) {
     (void)state;
     check_rope(1, 1, 1, 2);
@@ -216,6 +242,7 @@ static void rope_turns_heads_by_position_and_back(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(norms_match_the_reference),
+        cmocka_unit_test(wide_and_many_rows_match_the_reference),
         cmocka_unit_test(no_rows_leave_the_weight_gradient),
         cmocka_unit_test(the_input_gradient_may_replace_the_output_gradient),
         cmocka_unit_test(weight_gradients_do_not_depend_on_the_threads),

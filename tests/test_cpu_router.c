@@ -20,7 +20,7 @@ static gr_backend *backend;
 
 static int open_backend(void **state) {
     (void)state;
-    return gr_backend_open(&backend, "cpu", GR_F32);
+    return check_backend_open(&backend, GR_F32);
 }
 
 static int close_backend(void **state) {

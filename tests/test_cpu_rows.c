@@ -113,31 +113,37 @@ static void embedded_rows_are_the_rows_of_the_table(void **state) {
     free(out);
 }
 
-static void embedding_gradients_add_in_token_order_at_any_thread_count(void **state) {
-    (void)state;
-    enum { N = 501, V = 11, WIDTH = 21 };
+static void check_embedding_gradients(int width) {
+    enum { N = 501, V = 11 };
     uint32_t id[N];
-    float *dout = check_random(1, N * WIDTH), *dtable = check_random(2, V * WIDTH);
+    float *dout = check_random(1, N * width), *dtable = check_random(2, V * width);
     for (uint32_t i = 0; i < N; i++)
         id[i] = i * i % (V - 1); /* the last id never occurs */
-    float *expected = check_copy(V * WIDTH, dtable), *start = check_copy(V * WIDTH, dtable);
+    float *expected = check_copy(V * width, dtable), *start = check_copy(V * width, dtable);
     for (int i = 0; i < N; i++)
-        for (int j = 0; j < WIDTH; j++)
-            expected[id[i] * WIDTH + (uint32_t)j] += dout[i * WIDTH + j];
+        for (int j = 0; j < width; j++)
+            expected[(int)id[i] * width + j] += dout[i * width + j];
     for (int n_thread = 1; n_thread <= 3; n_thread++) {
         gr_backend *b;
         check_set_threads(n_thread);
         assert_int_equal(check_backend_open(&b, CHECK_DTYPE), 0);
-        memcpy(dtable, start, V * WIDTH * sizeof *dtable);
-        gr_embed a = {.n = N, .width = WIDTH, .n_vocab = V, .id = id, .dout = dout, .dtable = dtable};
+        memcpy(dtable, start, (size_t)(V * width) * sizeof *dtable);
+        gr_embed a = {.n = N, .width = width, .n_vocab = V, .id = id, .dout = dout, .dtable = dtable};
         assert_int_equal(b->embed_backward(b, GR_LANE_COMPUTE, &a), 0);
-        assert_memory_equal(dtable, expected, V * WIDTH * sizeof *dtable);
+        assert_memory_equal(dtable, expected, (size_t)(V * width) * sizeof *dtable);
         gr_backend_close(b);
     }
     free(dout);
     free(dtable);
     free(expected);
     free(start);
+}
+
+static void embedding_gradients_add_in_token_order_at_any_thread_count(void **state) {
+    (void)state;
+    check_embedding_gradients(21);
+    check_embedding_gradients(24); /* vectors */
+    check_embedding_gradients(2100);
 }
 
 int main(void) {

@@ -214,7 +214,7 @@ static void gradients_accumulate_and_may_start_in_the_scores_memory(void **state
     float *scores;
     assert_int_equal(gr_model_scores(c.model, &batch, &scores, NULL, &phases), GR_OK);
     memcpy(scores, c.r, (size_t)c.n_score * sizeof *scores);
-    assert_int_equal(gr_model_scores_backward(c.model, &batch, scores, &phases), GR_OK);
+    assert_int_equal(gr_model_scores_backward(c.model, scores, &phases), GR_OK);
     double *twice = ref_alloc(n);
     for (int64_t i = 0; i < n; i++)
         twice[i] = 2.0 * (double)once[i];

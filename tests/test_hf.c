@@ -26,7 +26,7 @@ static void load_whole(hf_table *t, const char *path) {
     if (gr_hf_open(&hf, path) != GR_OK)
         fail_msg("%s", gr_error_text());
     hf_table_open(t, &gr_hf_get(hf)->model, 1, 0);
-    if (gr_hf_load(hf, &t->params, t->flat) != GR_OK)
+    if (gr_hf_load(hf, &t->params, gr_weights_whole(&t->params, t->flat)) != GR_OK)
         fail_msg("%s", gr_error_text());
     gr_hf_close(hf);
 }
@@ -141,7 +141,7 @@ static void a_rank_gets_its_experts(void **state) {
     load_whole(&whole, HF_FIXTURES "/f16_sharded");
     gr_hf *hf = open_fixture("f16_sharded");
     hf_table_open(&part, &gr_hf_get(hf)->model, 3, 1);
-    assert_int_equal(gr_hf_load(hf, &part.params, part.flat), GR_OK);
+    assert_int_equal(gr_hf_load(hf, &part.params, gr_weights_whole(&part.params, part.flat)), GR_OK);
     for (int i = 0; i < part.params.n; i++) {
         const gr_param *p = &part.params.list[i], *q = gr_params_find(&whole.params, p->name);
         for (uint32_t k = 0; k < p->n_matrix; k++) {
@@ -180,10 +180,11 @@ static void a_part_opens_only_the_files_that_hold_it(void **state) {
     gr_hf *hf;
     assert_int_equal(gr_hf_open(&hf, WORK), GR_OK);
     hf_table_open(&part, &gr_hf_get(hf)->model, 1, 0);
-    assert_int_equal(gr_hf_load(hf, &part.params, part.flat), GR_CHECKPOINT); /* all of it is not to be had */
+    assert_int_equal(gr_hf_load(hf, &part.params, gr_weights_whole(&part.params, part.flat)),
+        GR_CHECKPOINT); /* all of it is not to be had */
     table_keep(&part.params, is_before_the_first_experts);
     assert_int_equal(part.params.n, 1 + 9); /* 4 norms, q k v o, router */
-    if (gr_hf_load(hf, &part.params, part.flat) != GR_OK)
+    if (gr_hf_load(hf, &part.params, gr_weights_whole(&part.params, part.flat)) != GR_OK)
         fail_msg("%s", gr_error_text());
     for (int i = 0; i < part.params.n; i++) {
         const gr_param *p = &part.params.list[i];
@@ -203,7 +204,7 @@ static void another_shape_is_refused_before_anything_is_copied(void **state) {
     c.vocab_size++;
     c.shared_expert_intermediate_size = 4;
     hf_table_open(&t, &c, 1, 0);
-    assert_int_equal(gr_hf_load(hf, &t.params, t.flat), GR_CHECKPOINT);
+    assert_int_equal(gr_hf_load(hf, &t.params, gr_weights_whole(&t.params, t.flat)), GR_CHECKPOINT);
     assert_non_null(strstr(gr_error_text(), "lm_head.weight: expected F32, BF16 or F16 [41, 16], got F32 [40, 16]"));
     assert_non_null(
         strstr(gr_error_text(), "shared_expert.up_proj.weight: expected F32, BF16 or F16 [4, 16], got none"));
@@ -230,7 +231,7 @@ static void run_save(hf_table *t, const char *metadata) {
     assert_non_null(c);
     assert_int_equal(gr_config_parse(c, GR_CONFIG_TRAIN, run_config, "run"), GR_OK);
     hf_table_open(t, &c->model, 1, 0);
-    gr_params_init(&t->params, 1, gr_weights_whole(&t->params, t->flat));
+    assert_int_equal(gr_params_init(&t->params, 1, gr_weights_whole(&t->params, t->flat)), GR_OK);
     hf_remove(WORK);
     assert_int_equal(mkdir(WORK, 0777), 0);
     assert_int_equal(gr_comm_open(&comm, "self"), GR_OK);

@@ -109,7 +109,7 @@ static void compare(gr_backend *backend, gr_comm *comm, const char *which) {
     gr_model_options o = {
         .config = c, .backend = backend, .comm = comm, .map = &map, .limits = &limits, .T = x.T, .train = true};
     assert_int_equal(gr_model_open(&m, &o), GR_OK);
-    assert_int_equal(gr_hf_load(hf, gr_model_params(m), gr_model_weights(m)), GR_OK);
+    assert_int_equal(gr_hf_load(hf, gr_model_params(m), gr_model_masters(m)), GR_OK);
     uint32_t token[64];
     int32_t target[64];
     assert_true(x.N <= 64);

@@ -161,8 +161,8 @@ static void initial_weights_do_not_depend_on_the_layout(void **state) {
     assert_int_equal(gr_params_open(&whole, &small, &one.map, 0, 1, 1), GR_OK);
     assert_int_equal(gr_params_open(&half, &small, &two.map, 1, 1, 1), GR_OK);
     float *a = calloc((size_t)whole.n_element, sizeof *a), *b = calloc((size_t)half.n_element, sizeof *b);
-    gr_params_init(&whole, 7, gr_weights_whole(&whole, a));
-    gr_params_init(&half, 7, gr_weights_whole(&half, b));
+    assert_int_equal(gr_params_init(&whole, 7, gr_weights_whole(&whole, a)), GR_OK);
+    assert_int_equal(gr_params_init(&half, 7, gr_weights_whole(&half, b)), GR_OK);
     assert_memory_equal(a, b, (size_t)whole.n_dense * sizeof *a);
     const gr_param *in_whole = find(&whole, "model.layers.1.mlp.experts.%u.down_proj.weight");
     const gr_param *in_half = find(&half, "model.layers.1.mlp.experts.%u.down_proj.weight");
@@ -195,7 +195,7 @@ static void initial_weights_have_the_stated_deviation(void **state) {
     assert_int_equal(gr_params_open(&p, &c, &r.map, 0, 1, 1), GR_OK);
     float *w = malloc((size_t)p.n_element * sizeof *w);
     memset(w, 0xff, (size_t)p.n_element * sizeof *w);
-    gr_params_init(&p, 1, gr_weights_whole(&p, w));
+    assert_int_equal(gr_params_init(&p, 1, gr_weights_whole(&p, w)), GR_OK);
     uint8_t *owner = calloc((size_t)p.n_element, 1);
     mark(&p, owner);
     for (int64_t i = 0; i < p.n_element; i++)
@@ -401,7 +401,7 @@ static void a_grouter_starts_with_no_biases_and_a_zero_token(void **state) {
     assert_int_equal(gr_params_open(&p, &c, NULL, 0, 1, 1), GR_OK);
     float *w = malloc((size_t)p.n_element * sizeof *w);
     memset(w, 0xff, (size_t)p.n_element * sizeof *w);
-    gr_params_init(&p, 1, gr_weights_whole(&p, w));
+    assert_int_equal(gr_params_init(&p, 1, gr_weights_whole(&p, w)), GR_OK);
     for (int i = 0; i < p.n; i++)
         for (int64_t j = 0; j < gr_param_size(&p.list[i]); j++) {
             float x = w[p.list[i].offset + j];

@@ -304,7 +304,7 @@ static void write_run(const char *routing, const char *data, int n_dense) {
     if (gr_config_parse(c, GR_CONFIG_TRAIN, text, "run"))
         fail_msg("%s", gr_error_text());
     hf_table_open(&t, &c->model, 1, 0);
-    gr_params_init(&t.params, 1, gr_weights_whole(&t.params, t.flat));
+    assert_int_equal(gr_params_init(&t.params, 1, gr_weights_whole(&t.params, t.flat)), GR_OK);
     assert_int_equal(gr_comm_open(&comm, "self"), GR_OK);
     assert_int_equal(gr_params_save(&t.params, comm, gr_weights_whole(&t.params, t.flat), RUN,
                          &(gr_metadata){.key = "grouter_config", .value = text}, &hash),

@@ -29,6 +29,15 @@ mkdir x.routes
 bad 74 'x.routes: expected a new name or a regular file to replace, got a folder' -- \
     route --router h.router --tokens t --seq-len 32 --out x.routes
 
+# ---- a GPU that is not there: 69; a backend that is not compiled in: 64
+if [[ $("$binary" --version) != *'backends   cpu cuda'* ]]; then
+    bad 64 'expected auto or one of: cpu, got "cuda", which is not compiled in' 'or use cpu' -- \
+        train good.json --set parallel.backend=cuda
+elif [[ ! -e /dev/nvidiactl ]]; then
+    bad 69 'backend cuda: expected a GPU and its driver, found no NVIDIA driver' '--set parallel.backend=cpu' -- \
+        train good.json --set parallel.backend=cuda
+fi
+
 # ---- results that do not arrive: 74
 # shellcheck disable=SC2016
 bad_command 74 'standard output: results were lost: No space left' -- bash -c 'exec "$@" >/dev/full' full "$binary" inspect t.idx

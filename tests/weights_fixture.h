@@ -52,7 +52,7 @@ static inline void fixture_open_sharded(
     GR_ASSERT(!err, "%s", gr_error_text());
     f->flat = malloc((size_t)f->params.n_element * sizeof *f->flat);
     GR_ASSERT(f->flat, "no memory");
-    gr_params_init(&f->params, 1, gr_weights_whole(&f->params, f->flat));
+    assert_int_equal(gr_params_init(&f->params, 1, gr_weights_whole(&f->params, f->flat)), GR_OK);
     for (int i = 0; i < f->params.n; i++)
         for (int64_t j = 0; f->params.list[i].kind == GR_PARAM_NORM && j < f->params.list[i].dim[0]; j++)
             f->flat[f->params.list[i].offset + j] += (float)i + 0.25f * (float)j;

@@ -1,4 +1,4 @@
-/* backend.h: where arrays live and ops run. Chosen by name at run time: "cpu".
+/* backend.h: where arrays live and ops run. Chosen by name at run time: "cpu", or "cuda" where it is compiled in.
  *
  * Activations and the weights the ops read have the backend's storage type (`dtype`, `elem_size`); `act` in a shape
  * comment means that type. Statistics, gates, losses and gradients of weights are fp32 (or double where said).
@@ -7,7 +7,8 @@
  *
  * Each op takes a lane and one argument struct; forward/backward pairs share the struct. Ops of one lane run in order;
  * `wait` orders lanes. No op allocates after the first step. Shapes of 0 rows are legal and do nothing, but accumulated
- * outputs keep their value and overwritten outputs of non-empty shape are still written.
+ * outputs keep their value and overwritten outputs of non-empty shape are still written. Ops are queued, all by the
+ * thread that opened the backend; every array is in the backend's memory but where a struct says "host memory".
  */
 #ifndef GROUTER_BACKEND_H
 #define GROUTER_BACKEND_H
@@ -205,10 +206,11 @@ typedef struct gr_cross_entropy {
     double *token_loss; /* [n] backend memory, or NULL */
     void *dx;           /* act [n, D] or NULL */
     float *dw;          /* fp32 [V, D], accumulated */
-    void *logits;       /* scratch: act [gr_logits_chunk(n, V), V] */
+    void *logits;       /* scratch: act [gr_logits_chunk(b, n, V), V] */
 } gr_cross_entropy;
-/* Tokens per chunk: as many as keep a chunk's logits within 32 MiB of fp32, at least 16, at most n. */
-int64_t gr_logits_chunk(int64_t n, int64_t V);
+/* Tokens per chunk: as many as keep a chunk's logits within logits_room bytes of fp32, at least 16, at most n. */
+typedef struct gr_backend gr_backend;
+int64_t gr_logits_chunk(const gr_backend *b, int64_t n, int64_t V);
 
 /* Divergence of a student's softmax from a teacher's, of n tokens with E scores each, with p = softmax(teacher/t) and
  * q = softmax(student/t) at temperature t: d_i = t^2 sum_e p_e (ln p_e - ln q_e) (Hinton et al. 2015; KL of teacher
@@ -232,15 +234,25 @@ typedef struct gr_adamw {
     void *p_act; /* storage-type copy of p to refresh, NULL when weights are stored as fp32 */
 } gr_adamw;
 
-typedef struct gr_backend gr_backend;
 struct gr_backend {
     const char *name;
     gr_dtype dtype; /* storage type of activations: GR_F32 or GR_BF16 */
     size_t elem_size;
-    bool host_memory; /* host code may read and write the backend's memory directly */
+    size_t logits_room; /* see gr_logits_chunk */
+    bool host_memory;    /* host code may read and write the backend's memory directly */
+    uint64_t n_download; /* copies to the host so far, and waits of the host: both 0 with host_memory */
+    uint64_t n_sync;
     gr_err (*alloc)(gr_backend *b, size_t n_byte, const char *what, void **out); /* zeroed, 64-byte aligned; 69 */
     void (*release)(gr_backend *b, void *p);
+    uint64_t (*room)(gr_backend *b); /* bytes that alloc can still give; NULL: as many as the host has */
+    /* Whether p lies in memory of `alloc` that host code must not touch: never, where host_memory. */
+    bool (*owns)(const gr_backend *b, const void *p);
+    /* Zeroed host memory between which and the device copies are fastest (page-locked); 69. */
+    gr_err (*alloc_host)(gr_backend *b, size_t n_byte, const char *what, void **out);
+    void (*release_host)(gr_backend *b, void *p); /* accepts NULL */
+    /* from_host may be changed as soon as it returns. */
     gr_err (*upload)(gr_backend *b, gr_lane lane, void *to, const void *from_host, size_t n_byte);
+    /* to_host is filled once sync has returned; the host waits already here unless to_host is of alloc_host. */
     gr_err (*download)(gr_backend *b, gr_lane lane, void *to_host, const void *from, size_t n_byte);
     gr_err (*fill_zero)(gr_backend *b, gr_lane lane, void *p, size_t n_byte);
     gr_err (*copy)(gr_backend *b, gr_lane lane, void *to, const void *from, size_t n_byte);
@@ -248,6 +260,11 @@ struct gr_backend {
         gr_backend *b, gr_lane waiting, gr_lane for_lane); /* work queued on `waiting` starts after for_lane's */
     void *(*lane_native)(gr_backend *b, gr_lane lane);     /* the device's queue, NULL on the CPU */
     gr_err (*sync)(gr_backend *b);                         /* host waits for all lanes */
+    /* Asked again and again while the host waits for the device, with the time it has waited; an error ends the wait and
+     * is returned. NULL: nobody is. Set by the comm whose work is on lane COMM, which a lost peer could hold up for ever.
+     */
+    gr_err (*watch)(void *watched, double waited_s);
+    void *watched;
 
     gr_err (*gemm)(gr_backend *b, gr_lane lane, const gr_gemm *a);
     gr_err (*gather_rows)(gr_backend *b, gr_lane lane, const gr_gather *a);
@@ -282,10 +299,13 @@ struct gr_backend {
     void *state;
 };
 
-/* Opens "auto" or "cpu" with activations stored as GR_F32 or GR_BF16. 69 naming fp32 where this machine cannot compute
- * with dtype. */
+/* Opens "auto", "cpu" or "cuda" with activations stored as GR_F32 or GR_BF16. auto: cuda where it is compiled in and a
+ * GPU is there, else cpu; `name` of the result says which. 64 for a name that is not compiled in; 69 naming fp32 where
+ * this machine cannot compute with dtype, and where cuda finds no driver or no GPU. Of several GPUs the processes of a
+ * machine take one each, in turn, by the number that mpirun or srun gave them there. */
 GR_MUST gr_err gr_backend_open(gr_backend **out, const char *name, gr_dtype dtype);
-/* The backend of a machine that is not here, for sizes: its fields may be read, no op may be called. */
+/* The backend of a machine that is not here, for sizes: its fields may be read, no op may be called. auto is what
+ * gr_backend_open would take; "cuda" can be described by any binary. */
 GR_MUST gr_err gr_backend_describe(gr_backend **out, const char *name, gr_dtype dtype);
 void gr_backend_close(gr_backend *b); /* accepts NULL */
 const char *gr_backend_names(void);   /* compiled in, for --version */

@@ -69,8 +69,8 @@ void gr_error_print(FILE *out, gr_err code);
         if (!(cond))                                                                                                   \
             gr_assert_fail(__FILE__, __LINE__, #cond, __VA_ARGS__);                                                    \
     } while (0)
-_Noreturn void gr_assert_fail(const char *file, int line, const char *cond, const char *fmt, ...)
-    __attribute__((format(printf, 4, 5)));
+void gr_assert_fail(const char *file, int line, const char *cond, const char *fmt, ...)
+    __attribute__((noreturn, format(printf, 4, 5)));
 
 /* The nearest of the names offered, for "did you mean": start with {.to = "what was written"}. `name` stays NULL while
  * nothing offered is close enough to be a typing error (distance at most 1 + a quarter of the part after the last '.').

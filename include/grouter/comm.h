@@ -1,7 +1,21 @@
-/* comm.h: who the ranks are and how rows move. Chosen by name at run time: "self", "mpi".
+/* comm.h: who the ranks are and how rows move. Chosen by name at run time: "self", "mpi", "nccl".
  *
  * Counts are rows or elements, never bytes. Every collective is called by all ranks of its group in the same order.
- * Sums are in rank order, so the same layout gives the same bits. */
+ *
+ * Where the data are. Without a backend (gr_comm_attach) all data are host memory. With a backend whose memory the host
+ * cannot touch, every call looks: data that the backend owns (gr_backend.owns) are device memory, all others host
+ * memory. The data of one call are all in one of the two, on all ranks alike.
+ *   Host memory: moved by MPI; done when the call returns.
+ *   Device memory: moved by NCCL, or by MPI through page-locked host memory. The call takes its place among the ops of
+ *   lane COMPUTE: it runs on lane COMM after all that was queued on COMPUTE before it, and what is queued on COMPUTE
+ *   after it starts when it is done. Between exchange_start and exchange_wait COMPUTE goes on beside the exchange: of
+ * an exchange the first half of that sentence belongs to exchange_start, the second to exchange_wait. Callers need no
+ *   waits of their own. With NCCL no call waits for the device; through host memory every call does, once per piece.
+ *   Host code reads results as an op's, by download and sync.
+ *
+ * Sums are in rank order, so the same layout gives the same bits. Those of NCCL are in an order of its own: equal to
+ * the others to rounding, and on the same machines with the same layout the same bits in every run and on all ranks
+ * (its ring algorithm, asked for unless NCCL_ALGO is set). */
 #ifndef GROUTER_COMM_H
 #define GROUTER_COMM_H
 
@@ -32,11 +46,12 @@ typedef struct gr_exchange {
     gr_dtype dtype;
     uint32_t width;            /* elements per row */
     const void *send;          /* rows by destination rank */
-    const uint32_t *send_rows; /* [group size] */
+    const uint32_t *send_rows; /* [group size]; both lists are read until exchange_wait returns */
     void *recv;                /* rows by source rank */
     const uint32_t *recv_rows; /* [group size]; sender's and receiver's counts agree (from the plan) */
 } gr_exchange;
 
+typedef struct gr_comm_device gr_comm_device;
 typedef struct gr_comm gr_comm;
 struct gr_comm {
     const char *name;
@@ -61,26 +76,45 @@ struct gr_comm {
     gr_err (*barrier)(gr_comm *c, gr_group g);
     gr_err (*group)(gr_comm *c, int R_ep);    /* see gr_comm_group */
     void (*close)(gr_comm *c, bool finalize); /* see gr_comm_close */
+    gr_backend *device;                       /* the backend whose memory the calls take as well; NULL: there is none */
+    gr_comm_device *device_state;             /* NULL without it */
+    bool automatic;                           /* opened as "auto": gr_comm_attach chooses who moves device memory */
     gr_err agreed;                            /* what the last gr_comm_agree found */
     int agreed_rank;                          /* whose error that was */
     void *state;
 };
 
-/* Opens "auto", "self" or "mpi": auto is mpi under a launcher of more than one rank, else self (no MPI_Init). A
+/* 64 unless `name` can be opened by this program. */
+GR_MUST gr_err gr_comm_check(const char *name);
+/* Opens "auto", "self", "mpi" or "nccl": auto is mpi under a launcher of more than one rank, else self (no MPI_Init). A
  * launcher that announces several ranks while MPI sees one is 64. After it only rank 0 logs. Groups: world only. */
 GR_MUST gr_err gr_comm_open(gr_comm **out, const char *name);
 /* Forms the expert-parallel and expert-data-parallel groups; R_ep divides the size (64). Called again it replaces them.
  */
 GR_MUST gr_err gr_comm_group(gr_comm *c, int R_ep);
-/* status 0 or an error all ranks agreed on: finalises. Any other error: leaves MPI alone, since MPI_Finalize would wait
- * for the others; the process must then _exit with the code (main does). Accepts NULL. */
+/* From now on the calls also take memory of `b`, which stays open until gr_comm_detach. Collective, agreed by all
+ * ranks; a call for another backend replaces the first. Where the host can touch the backend's memory nothing changes
+ * (a comm opened as "nccl" is then 64). Else a comm opened as "nccl" creates and warms up NCCL's communicators of all
+ * groups formed so far, and of those formed later, on `b`'s device, which no two ranks may share; so does "auto" in a
+ * program built with NCCL if `b` has queues for it (the comm is then named "nccl"); "mpi" takes page-locked host memory
+ * of GR_COMM_STAGE bytes. 69 where some ranks have a device and others do not; 73 when a rank is not there within 5
+ * minutes, and later, from any call or from the backend's sync, when one stays away for 10 minutes or NCCL reports an
+ * error: the communicators are then aborted, and the process can only end. */
+GR_MUST gr_err gr_comm_attach(gr_comm *c, gr_backend *b);
+#define GR_COMM_STAGE ((size_t)64 << 20)
+/* Ends that, before the backend is closed. With status 0 or an error all ranks agreed on it is collective; any other
+ * error aborts what NCCL still does, since the other ranks may never come. Accepts a comm to which nothing is attached.
+ */
+void gr_comm_detach(gr_comm *c, gr_err status);
+/* Detaches, then: status 0 or an error all ranks agreed on: finalises. Any other error: leaves MPI alone, since
+ * MPI_Finalize would wait for the others; the process must then _exit with the code (main does). Accepts NULL. */
 void gr_comm_close(gr_comm *c, gr_err status);
 
 /* How many ranks the launcher says it started; 0 without a launcher. */
 int gr_comm_launched(void);
 
-/* Bytes that a comm of n_rank ranks uses for sums over ranks. */
-size_t gr_comm_memory(int n_rank);
+/* Bytes of host memory that the comm uses for sums over ranks, and as it is attached, for device memory on its way. */
+size_t gr_comm_memory(const gr_comm *c);
 
 /* All ranks pass their own status; all return the first failing rank's code (only that rank has the text to print), and
  * the error counts as agreed for gr_comm_close. */
@@ -88,6 +122,6 @@ GR_MUST gr_err gr_comm_agree(gr_comm *c, gr_err mine);
 
 /* Names compiled in, space-separated, for --version. */
 const char *gr_comm_names(void);
-const char *gr_comm_library(void); /* "Open MPI v4.1.4..." */
+const char *gr_comm_library(void); /* "Open MPI v4.1.4", with NCCL "Open MPI v4.1.4 + NCCL 2.28.9" */
 
 #endif

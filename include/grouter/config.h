@@ -9,8 +9,8 @@
 #define GR_DATA_FILES_MAX 64
 
 typedef enum gr_schedule { GR_SCHEDULE_COSINE, GR_SCHEDULE_WSD, GR_SCHEDULE_LINEAR, GR_SCHEDULE_CONSTANT } gr_schedule;
-typedef enum gr_backend_kind { GR_BACKEND_AUTO, GR_BACKEND_CPU } gr_backend_kind;
-typedef enum gr_comm_kind { GR_COMM_AUTO, GR_COMM_SELF, GR_COMM_MPI } gr_comm_kind;
+typedef enum gr_backend_kind { GR_BACKEND_AUTO, GR_BACKEND_CPU, GR_BACKEND_CUDA } gr_backend_kind;
+typedef enum gr_comm_kind { GR_COMM_AUTO, GR_COMM_SELF, GR_COMM_MPI, GR_COMM_NCCL } gr_comm_kind;
 /* Activations that are not kept for backward but computed again in it: of the FFN halves of all blocks, or of whole
  * blocks. */
 typedef enum gr_recompute { GR_RECOMPUTE_NONE, GR_RECOMPUTE_EXPERTS, GR_RECOMPUTE_BLOCK } gr_recompute;

@@ -8,6 +8,7 @@
 #include "grouter/config.h"
 #include "grouter/moe.h"
 #include "grouter/plan.h"
+#include "grouter/staging.h"
 
 /* ---------------------------------------------------------------- the parameter table
  * All parameters of this rank live in one flat fp32 range [dense | experts]; gradients and moments have the same
@@ -84,10 +85,11 @@ void gr_share_owned(const gr_params *p, const gr_comm *comm, gr_share owned[2]);
 /* fp32 weights of a rank: [0] of the dense part, [1] of the experts. All it uses, or only what it owns. Borrowed. */
 typedef struct gr_weights {
     gr_share share[2];
-    float *at[2]; /* [share.n] host-readable */
+    float *at[2];        /* [share.n] */
+    gr_backend *backend; /* whose memory that is; NULL: host memory */
 } gr_weights;
 
-/* flat [n_element] */
+/* flat [n_element]; host memory, as in the next one, until the caller sets the backend. */
 gr_weights gr_weights_whole(const gr_params *p, float *flat);
 /* The values of both shares lie one after the other. */
 gr_weights gr_weights_shared(const gr_params *p, const gr_comm *comm, float *values);
@@ -95,12 +97,13 @@ gr_weights gr_weights_shared(const gr_params *p, const gr_comm *comm, float *val
 float *gr_weights_at(const gr_weights *w, gr_share share);
 
 /* Collective, for weights in shares that changed: act [n_element] of `dtype`, in which each rank has its own share, is
- * filled with everybody's; vectors [n_vector] with all norms and biases, bit for bit. */
+ * filled with everybody's; vectors [n_vector] with all norms and biases, bit for bit. Both in the weights' memory. */
 GR_MUST gr_err gr_weights_gather(
     const gr_params *p, gr_comm *comm, const gr_weights *w, void *act, gr_dtype dtype, float *vectors);
 
-/* Initial weights: N(0, init_std^2) by Philox keyed by (seed, tensor name, element), norms 1: equal in every layout. */
-void gr_params_init(const gr_params *p, uint64_t seed, gr_weights weights);
+/* Initial weights: N(0, init_std^2) by Philox keyed by (seed, tensor name, element), norms 1: equal in every layout.
+ * Elements of no tensor become 0. 69 where they go through host memory and it is not there. */
+GR_MUST gr_err gr_params_init(const gr_params *p, uint64_t seed, gr_weights weights);
 
 /* Whole-model counts (all ranks), from the config alone. A Grouter's score bias is in none of them: it is frozen. Of a
  * source cut off at a router only what is left of it counts. */
@@ -172,7 +175,8 @@ typedef struct gr_model_memory {
     size_t logits;      /* one chunk of the head's */
     size_t scratch;     /* shared by the layers: rows and pairs in flight, gradients of activations */
     size_t tables;      /* rotation angles, indices */
-    size_t plans;       /* host memory: one plan per layer with routing.source learned, and the group's choices */
+    size_t plans;       /* host memory: with routing.source learned one plan per layer and the group's choices; borders
+                           of documents; without host_memory, room to pack a micro-batch */
 } gr_model_memory;
 gr_model_memory gr_model_memory_get(const gr_model *m);
 
@@ -204,32 +208,37 @@ typedef struct gr_batch {
     const uint16_t *ids;    /* [N,K] host; experts of the own tokens, for learned gates of a table's experts */
 } gr_batch;
 
-/* Milliseconds by phase, added to by every call; the caller resets them. */
+/* Milliseconds of the host by phase, added to by every call; the caller resets them. A backend that works behind the
+ * host is not waited for: then they are of giving out work. */
 typedef struct gr_phases {
     double forward_ms, backward_ms, exchange_ms;
 } gr_phases;
 
 /* Forward and backward; gradients are accumulated, scaled by loss_scale = 1/(tokens of the global batch).
  * *loss_sum += sum of this rank's token losses in nats: cross-entropy alone, while gradients are also those of the
- * routers' losses (see gr_router_sums). Collective over the expert-parallel group. */
+ * routers' losses (see gr_model_sums). NULL: it is kept for gr_model_sums_get, and with routes that are given nothing
+ * waits for the backend. Collective over the expert-parallel group. */
 GR_MUST gr_err gr_model_step(gr_model *m, const gr_batch *b, float loss_scale, double *loss_sum, gr_phases *phases);
 /* Forward only. */
 GR_MUST gr_err gr_model_loss(gr_model *m, const gr_batch *b, double *loss_sum, gr_phases *phases);
 /* The same with the loss of each token besides: token_loss [N] in nats, 0 where ignored, host memory; or NULL. */
 GR_MUST gr_err gr_model_token_losses(
     gr_model *m, const gr_batch *b, double *loss_sum, double *token_loss, gr_phases *phases);
-GR_MUST gr_err gr_model_zero_gradients(gr_model *m); /* and the routers' sums */
+GR_MUST gr_err gr_model_zero_gradients(gr_model *m); /* and the sums below */
 
-/* What the routers of the MoE layers have added up in gr_model_step since gr_model_zero_gradients, over the windows of
- * this rank; losses are multiplied by their coefficients and loss_scale, so their sum over the world is that of the
- * global batch (Switch, ST-MoE; statistics per window, so that any layout has the same):
+/* What gr_model_step has added up since gr_model_zero_gradients over the windows of this rank: token losses, where its
+ * loss_sum was NULL, and losses of the routers of the MoE layers, multiplied by their coefficients and loss_scale, so
+ * that their sum over the world is that of the global batch (Switch, ST-MoE; statistics per window, so that any layout
+ * has the same):
  *   aux  sum over layers of aux_loss_coef * E/(K T^2) * mean over windows of sum_i count_i * sum_t p_ti
  *   z    sum over layers of z_loss_coef * mean over tokens of logsumexp(logits)^2 */
-typedef struct gr_router_sums {
-    double aux_loss, z_loss;
-} gr_router_sums;
-/* load [gr_model_routers(m), E] (or NULL): tokens per expert of each MoE layer. */
-GR_MUST gr_err gr_model_router_sums_get(gr_model *m, gr_router_sums *sums, uint64_t *load);
+typedef struct gr_model_sums {
+    double loss, aux_loss, z_loss;
+} gr_model_sums;
+/* load [gr_model_routers(m), E] (or NULL): tokens per expert of each MoE layer. Waits for the backend. */
+GR_MUST gr_err gr_model_sums_get(gr_model *m, gr_model_sums *sums, uint64_t *load);
+/* Where `loss` is added up, for objectives that compute their own: backend memory. */
+double *gr_model_loss_sum(gr_model *m);
 /* MoE layers with a router; 0 with fixed gates. */
 int gr_model_routers(const gr_model_config *c);
 
@@ -238,9 +247,9 @@ int gr_model_routers(const gr_model_config *c);
  * the last matrix multiplies, [N, D] fp32. Backend memory of the model, valid until its next call. */
 GR_MUST gr_err gr_model_scores(
     gr_model *m, const gr_batch *b, float **scores, const float **features, gr_phases *phases);
-/* Accumulates the gradients of what is trained, from dscores [N, num_labels] (may be the scores' own memory), after
- * gr_model_scores of the same batch. */
-GR_MUST gr_err gr_model_scores_backward(gr_model *m, const gr_batch *b, const float *dscores, gr_phases *phases);
+/* Accumulates the gradients of what is trained for the batch of the last gr_model_scores, from dscores [N, num_labels]
+ * (backend memory; may be the scores' own). */
+GR_MUST gr_err gr_model_scores_backward(gr_model *m, const float *dscores, gr_phases *phases);
 
 /* ---------------------------------------------------------------- whole tensors by name (safetensors) */
 
@@ -265,6 +274,7 @@ typedef struct gr_weights_reader {
     const gr_params *params;
     gr_comm *comm;
     gr_weights weights;
+    gr_staging staging;
     uint32_t *rows; /* [2][world] elements sent and received */
     float *buffer;  /* [GR_WEIGHTS_PIECE] unless this rank holds all it gives */
 } gr_weights_reader;

@@ -6,13 +6,14 @@
 #include "grouter/backend.h"
 #include "grouter/comm.h"
 #include "grouter/plan.h"
+#include "grouter/staging.h"
 
 /* One micro-batch's plan as the layers use it; the buffers are shared by all layers. */
 typedef struct gr_moe {
     gr_backend *backend;
     gr_comm *comm;
     const gr_plan *plan;    /* host */
-    gr_plan device;         /* the same plan with pointers into backend memory (host memory: equal to *plan) */
+    gr_plan device;         /* the same as the ops read it (gr_moe_plan_add); equal to *plan with host_memory */
     const float *pair_gate; /* [n_pair], backend memory */
     int64_t D, F;
     void *send;         /* act [n_send, D] rows on their way out; later rows returned */
@@ -23,6 +24,12 @@ typedef struct gr_moe {
     float *pair_dgate;  /* [n_pair] result of the experts' backward; NULL: gates are fixed */
     double exchange_ms; /* time spent in exchanges, added up; the caller resets it */
 } gr_moe;
+
+/* The plan with the arrays that ops read in the parcel; those of the host alone (send_rows, recv_rows, recv_token,
+ * expert_offset) stay where they are. */
+gr_plan gr_moe_plan_add(gr_parcel *p, const gr_plan *plan);
+/* Takes the room that any plan within the limits needs there. */
+void gr_moe_plan_take(const gr_backend *b, gr_arena *arena, const gr_plan_limits *limits);
 
 /* Fills rows [N, N+M) of x (act [N+M, D], own tokens in rows [0,N)) with the rows other ranks send here. */
 GR_MUST gr_err gr_moe_dispatch(gr_moe *m, void *x);

@@ -52,10 +52,11 @@ typedef struct gr_optimizer_traffic {
 /* shared: gr_model_options.shared_weights: rounded weights come back, and norms and biases in fp32 by a sum. */
 gr_optimizer_traffic gr_optimizer_traffic_get(const gr_optimizer_options *o, bool shared);
 
-/* A part [first, first+n) of the flat range and its moments (host-readable backend memory). */
+/* A part [first, first+n) of the flat range and its moments. */
 typedef struct gr_moments {
     int64_t first, n;
     float *m, *v;
+    gr_backend *backend; /* whose memory that is */
 } gr_moments;
 
 /* What this rank must get back on resume: [0] of the dense part, [1] of the experts; either may be empty. */
@@ -73,8 +74,9 @@ void gr_optimizer_counts_set(gr_optimizer *o, gr_optimizer_counts counts);
 typedef struct gr_update {
     double lr, grad_norm; /* norm before clipping; may be non-finite */
     bool skipped;         /* weights and moments untouched */
-    double reduce_ms;     /* sums over groups and the norm */
-    double optimizer_ms;  /* AdamW, with ZeRO-1 also the gathering of weights */
+    /* Of the host: where the backend works behind it, what it waited for and the time of giving out work. */
+    double reduce_ms;    /* sums over groups and the norm */
+    double optimizer_ms; /* AdamW, with ZeRO-1 also the gathering of weights */
 } gr_update;
 
 /* One update of the weights (with zero 1 and weights_act those this rank owns, else whole) in `step` (0-based; it also
@@ -86,14 +88,21 @@ typedef struct gr_update {
 GR_MUST gr_err gr_optimizer_step(
     gr_optimizer *o, int64_t step, double loss, gr_weights weights, float *gradients, gr_update *out);
 
+/* The same in two halves, for a loss that is still on the backend: the sums and the norm; then, after the caller's
+ * sync, the rest. So one wait of the host brings it both loss and norm: by them it decides whether to skip and how to
+ * clip. */
+GR_MUST gr_err gr_optimizer_reduce(gr_optimizer *o, float *gradients);
+GR_MUST gr_err gr_optimizer_apply(
+    gr_optimizer *o, int64_t step, double loss, gr_weights weights, const float *gradients, gr_update *out);
+
 /* The sums over groups alone: dense gradients over the world, expert gradients over the ranks with the same experts. */
 GR_MUST gr_err gr_gradients_reduce(const gr_params *p, gr_comm *comm, float *gradients);
 /* The same sums, only of the elements this rank owns; the others are undefined afterwards. */
 GR_MUST gr_err gr_gradients_scatter(const gr_params *p, gr_comm *comm, float *gradients);
 
-/* Norm of reduced or scattered gradients over all parameters of the model: each rank adds what it owns, so each element
- * counts once; the same bits on every rank. scratch: one double of backend memory. */
-GR_MUST gr_err gr_gradients_norm(
-    const gr_params *p, gr_backend *b, gr_comm *comm, const float *gradients, double *scratch, double *norm);
+/* *squares (backend memory) = sum of squares of the reduced or scattered gradients that this rank owns. Each element of
+ * the model has one owner: the sum over the world is the norm's square. */
+GR_MUST gr_err gr_gradients_squares(
+    const gr_params *p, gr_backend *b, const gr_comm *comm, const float *gradients, double *squares);
 
 #endif

@@ -80,6 +80,17 @@ gr_err gr_cpu_scratch(gr_backend *b, size_t n_byte, void **out) {
     return GR_OK;
 }
 
+static bool cpu_owns(const gr_backend *b, const void *p) {
+    (void)b;
+    (void)p;
+    return false;
+}
+
+static gr_err cpu_alloc_host(gr_backend *b, size_t n_byte, const char *what, void **out) {
+    (void)b;
+    return gr_alloc(out, n_byte, 1, what);
+}
+
 static gr_err cpu_wait(gr_backend *b, gr_lane waiting, gr_lane for_lane) {
     (void)b;
     (void)waiting;
@@ -112,8 +123,12 @@ static void cpu_close(gr_backend *b) {
 static const gr_backend shared_ops = {
     .name = "cpu",
     .host_memory = true,
+    .logits_room = (size_t)32 << 20, /* they stay in a large cache */
     .alloc = cpu_alloc,
     .release = cpu_release,
+    .owns = cpu_owns,
+    .alloc_host = cpu_alloc_host,
+    .release_host = cpu_release,
     .upload = cpu_copy,
     .download = cpu_copy,
     .fill_zero = cpu_fill_zero,

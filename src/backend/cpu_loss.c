@@ -119,7 +119,7 @@ static int chunk_loss(const gr_cpu *cpu, const gr_cross_entropy *a, int64_t firs
 gr_err GR_CPU(cross_entropy)(gr_backend *b, gr_lane lane, const gr_cross_entropy *a) {
     (void)lane;
     const gr_cpu *cpu = b->state;
-    const int64_t chunk = gr_logits_chunk(a->n, a->V);
+    const int64_t chunk = gr_logits_chunk(b, a->n, a->V);
     const size_t n_loss = (size_t)chunk * sizeof(double),
                  n_room = GR_ACT_ROOM * (size_t)cpu->n_thread * (size_t)a->V * sizeof(float);
     void *memory = NULL;

@@ -155,11 +155,11 @@ static void fill_gates(bench_layer *l) {
 
 gr_err gr_bench_layer_open(bench_layer *l, const gr_exchange_options *o, bench_batch *batch) {
     *l = (bench_layer){.comm = o->comm, .batch = batch, .n_batch = o->placement ? N_BATCH : 1, .D = o->D};
-    gr_err e = gr_backend_open(&l->backend, "auto", o->dtype);
+    /* Whatever else is there: it compares ways to move rows, which host code fills, sorts and checks in place. */
+    gr_err e = gr_backend_open(&l->backend, "cpu", o->dtype);
     for (int i = 0; i < (o->placement ? N_PLAN : PLAN_PLACED) && !e; i++)
         e = make_plan(l, i);
     GR_TRY(gr_comm_agree(l->comm, e));
-    GR_ASSERT(l->backend->host_memory, "backend %s: lists and rows are written in place", l->backend->name);
     GR_TRY(gr_comm_agree(l->comm, allocate(l)));
     fill_router(l);
     fill_gates(l);

@@ -4,13 +4,15 @@
 
 #include "session.h"
 
-/* Under a launcher of several ranks "self" would start that many runs in one run folder. */
+/* A comm this program has. Under a launcher of several ranks "self" would start that many runs in one run folder. */
 static gr_err check_comm(const gr_config *config) {
+    GR_TRY(gr_comm_check(gr_config_comm_name(config)));
     int launched = gr_comm_launched();
     if (launched <= 1 || strcmp(gr_config_comm_name(config), "self") != 0)
         return GR_OK;
     return gr_fail(GR_CONFIG,
-        "parallel.comm: expected \"auto\" or \"mpi\" since the launcher started %d ranks, got \"self\", which is one "
+        "parallel.comm: expected \"auto\", \"mpi\" or \"nccl\" since the launcher started %d ranks, got \"self\", "
+        "which is one "
         "rank",
         launched);
 }

@@ -12,8 +12,8 @@ static const char *const windows[] = {"batch", "corpus", NULL};
 static const char *const schedules[] = {"cosine", "wsd", "linear", "constant", NULL};
 static const char *const recomputes[] = {"none", "experts", "block", NULL};
 static const char *const dtypes[] = {"fp32", "bf16", NULL};
-static const char *const backends[] = {"auto", "cpu", NULL};
-static const char *const comms[] = {"auto", "self", "mpi", NULL};
+static const char *const backends[] = {"auto", "cpu", "cuda", NULL};
+static const char *const comms[] = {"auto", "self", "mpi", "nccl", NULL};
 
 static const char *const bodies[] = {"attention", "linear", "residual-linear", NULL};
 static const char *const masks[] = {"none", "causal", "bidirectional", "causal-doc", "bidirectional-doc", NULL};
@@ -195,9 +195,13 @@ const gr_key gr_keys[GR_N_KEY] = {
             "fp32 weights, which checkpoints hold; the CPU needs AVX-512"},
 
     {"parallel.backend", NO_UNIT, FREE, NAME(backends), AT(parallel.backend), .fallback = "auto",
-        .meaning = "where arrays live and ops run"},
+        .meaning =
+            "where arrays live and ops run: `auto` = `cuda` where it is compiled in and a GPU is there, else `cpu`"},
     {"parallel.comm", NO_UNIT, FREE, NAME(comms), AT(parallel.comm), .fallback = "auto",
-        .meaning = "how ranks talk: `auto` = `mpi` under a launcher of more than one rank, else `self`"},
+        .meaning =
+            "how ranks talk: `auto` = `mpi` under a launcher of more than one rank, else `self`; on GPUs it is `nccl` "
+            "where the program was built with it; `mpi` takes their data through host memory, so ranks may share a "
+            "GPU"},
     {"parallel.expert_parallel_size", "ranks", FOR(TRAIN), FREE, INT(0, 4096), AT(parallel.expert_parallel_size),
         .fallback = "0",
         .meaning = "ranks that share one set of experts; divides ranks and E; 0 = smallest that fits (1)"},

@@ -85,6 +85,7 @@ static gr_err open_evaluator(evaluator *v, const gr_config *config, gr_comm *com
     GR_TRY(gr_comm_agree(comm, gr_comm_group(comm, R_ep)));
     GR_TRY(gr_comm_agree(comm, gr_expert_map_open(&v->map, (uint32_t)config->model.num_experts, (uint32_t)R_ep)));
     GR_TRY(gr_comm_agree(comm, gr_backend_open(&v->backend, gr_config_backend_name(config), gr_config_dtype(config))));
+    GR_TRY(gr_comm_attach(comm, v->backend));
     GR_TRY(gr_feed_open(&v->valid, GR_FEED_VALID, config, comm, &v->map, NULL));
     return gr_comm_agree(comm, open_model(v, config, comm, weights));
 }
@@ -109,6 +110,7 @@ gr_err gr_eval_weights(const gr_config *config, gr_comm *comm, const char *weigh
         e = run_evaluator(&v, config, comm, out);
     gr_model_close(v.model);
     gr_feed_close(v.valid);
+    gr_comm_detach(comm, e);
     gr_backend_close(v.backend);
     gr_expert_map_close(&v.map);
     return e;

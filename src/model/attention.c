@@ -69,7 +69,7 @@ static gr_attention attend_args(gr_model *m, int l) {
     shape z = shape_of(m);
     attention_saved *s = attention_of(m, l);
     return (gr_attention){.mask = sees_ahead(&m->config) ? GR_ATTEND_BIDIRECTIONAL : GR_ATTEND_CAUSAL,
-        .documents = {.first = m->document_first, .end = m->document_end},
+        .documents = m->now.documents,
         .n_window = m->N / m->T,
         .T = m->T,
         .H = z.H,

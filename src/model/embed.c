@@ -1,11 +1,11 @@
 /* Token embedding: the first op of forward and the last of backward. */
 #include "internal.h"
 
-static gr_embed embed_args(gr_model *m, const uint32_t *token) {
+static gr_embed embed_args(gr_model *m) {
     return (gr_embed){.n = m->N,
         .width = m->D,
         .n_vocab = m->config.vocab_size,
-        .id = token,
+        .id = m->now.token,
         .table = weight_at(m, m->embed),
         .out = stream_before(m, 0)};
 }
@@ -26,14 +26,14 @@ static gr_err rotate(gr_model *m, void *x, bool inverse) {
             .inverse = inverse});
 }
 
-gr_err gr_model_embed_forward(gr_model *m, const uint32_t *token) {
-    gr_embed a = embed_args(m, token);
+gr_err gr_model_embed_forward(gr_model *m) {
+    gr_embed a = embed_args(m);
     GR_TRY(m->backend->embed_forward(m->backend, GR_LANE_COMPUTE, &a));
     return rotate(m, a.out, false);
 }
 
-gr_err gr_model_embed_backward(gr_model *m, const uint32_t *token) {
-    gr_embed a = embed_args(m, token);
+gr_err gr_model_embed_backward(gr_model *m) {
+    gr_embed a = embed_args(m);
     a.dout = m->dres;
     a.dtable = gradient_at(m, m->embed);
     GR_TRY(rotate(m, m->dres, true));

@@ -51,16 +51,17 @@ static gr_err make_plan(gr_model *m, int l) {
     m->comm->traffic = GR_TRAFFIC_ROUTES;
     GR_TRY(m->comm->all_gather(m->comm, GR_EP, GR_U16, m->group_ids, n));
     m->moe.exchange_ms += (gr_time_s() - start_s) * 1e3;
-    return gr_plan_build(&s->plan, s->builder, &m->limits, m->params.map, rank, m->group_ids, m->group_used);
+    GR_TRY(gr_plan_build(&s->plan, s->builder, &m->limits, m->params.map, rank, m->group_ids, m->group_used));
+    return gr_model_plan_send(m, s);
 }
 
 void gr_model_gate_select(gr_model *m, int l) {
     if (m->layer[l].router == NONE)
         return;
     router_saved *s = router_of(m, l);
-    const gr_plan *plan = m->config.routing.source == GR_SOURCE_LEARNED ? &s->plan : m->batch->plan;
-    m->moe.plan = plan;
-    m->moe.device = *plan;
+    bool learned = m->config.routing.source == GR_SOURCE_LEARNED;
+    m->moe.plan = learned ? &s->plan : m->batch->plan;
+    m->moe.device = learned ? s->device : m->now.plan;
     m->moe.pair_gate = s->pair_gate;
 }
 
@@ -71,12 +72,12 @@ gr_err gr_model_gate_forward(gr_model *m, int l) {
     router_saved *s = router_of(m, l);
     gr_router_op op = router_args(m, l);
     if (m->loss_scale > 0) {
-        op.loss = m->router_loss;
+        op.loss = m->sums + SUM_ROUTERS;
         op.load = m->load + (l - m->config.first_k_dense_replace) * op.E;
     }
     GR_TRY(gr_model_gate_logits(m, l, s->p));
     if (op.choice == GR_CHOICE_GIVEN)
-        GR_TRY(b->upload(b, GR_LANE_COMPUTE, s->ids, m->batch->ids, (size_t)(op.n * op.K) * sizeof *s->ids));
+        GR_TRY(b->copy(b, GR_LANE_COMPUTE, s->ids, m->now.ids, (size_t)(op.n * op.K) * sizeof *s->ids));
     GR_TRY(b->router_forward(b, GR_LANE_COMPUTE, &op));
     if (op.choice == GR_CHOICE_TOP_K)
         GR_TRY(make_plan(m, l));

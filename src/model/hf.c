@@ -349,8 +349,7 @@ static gr_err table_check(
         &wrong, hf->path, "the weights of this config's model", "use the model shape of the checkpoint");
 }
 
-gr_err gr_hf_load(gr_hf *hf, const gr_params *p, float *flat) {
-    gr_weights to = gr_weights_whole(p, flat);
+gr_err gr_hf_load(gr_hf *hf, const gr_params *p, gr_weights to) {
     gr_whole *list;
     void *memory = NULL;
     int n;
@@ -362,7 +361,7 @@ gr_err gr_hf_load(gr_hf *hf, const gr_params *p, float *flat) {
     if (!err)
         err = table_check(hf, p, list, n, found);
     if (!err)
-        gr_tensors_copy(p, list, n, found, &to);
+        err = gr_tensors_copy(p, list, n, found, &to);
     free(found);
     free(list);
     return err;

@@ -57,8 +57,23 @@ typedef struct router_saved {
     float *pair_gate; /* [pair_max] */
     uint32_t *count;  /* [N/T, E] */
     gr_plan plan;     /* host; with routing.source learned */
+    gr_plan device;   /* as the ops read it */
     gr_plan_builder *builder;
+    gr_parcel parcel;
 } router_saved;
+
+/* A micro-batch as the ops read it: the batch's own arrays, or what its parcel has of them. */
+typedef struct batch_arrays {
+    const uint32_t *token;
+    const int32_t *target;
+    const uint16_t *ids;
+    gr_documents documents;
+    gr_plan plan;
+    const float *pair_gate;
+} batch_arrays;
+
+/* Places in gr_model.sums; the routers' are aux and z. */
+enum { SUM_LOSS = 0, SUM_ROUTERS = 1, N_SUM = 3 };
 
 struct gr_model {
     gr_model_config config;
@@ -82,7 +97,9 @@ struct gr_model {
     float *vectors;           /* [n_vector] with weights in shares: what else the ops read; else NULL */
     float *cosine, *sine;     /* [T, head_dim/2] */
     uint32_t *iota;           /* [N+1] 0, 1, 2, ...: the identity as a sum list */
-    uint32_t *document_first; /* [N] of the current batch; NULL: windows are not divided */
+    double *sums_read;        /* [N_SUM] page-locked host memory: where sums and losses arrive */
+    double *sums;             /* [N_SUM] losses since gr_model_zero_gradients: tokens', aux, z; NULL without training */
+    uint32_t *document_first; /* [N] host, of the current batch; NULL: windows are not divided */
     uint32_t *document_end;   /* [N] */
 
     attention_saved *attention; /* [n_attention]: L, or 1 slot shared by all layers */
@@ -98,7 +115,8 @@ struct gr_model {
     float *rstd_final;      /* [N] */
     void *logits;           /* act [gr_logits_chunk, V] */
     float *scores;          /* [N, num_labels] */
-    double *loss_sum;       /* [1] */
+    double *loss_sum;       /* [1] of one call */
+    double *token_loss;     /* [N] of one call; NULL with host_memory: there it is the caller's */
     void *ffn_a, *ffn_da;   /* act [N, ffn_width] */
     void *ffn_y;            /* act [N, D] */
     void *send, *partial;   /* act [send_max, D], [recv_max, D] */
@@ -108,17 +126,21 @@ struct gr_model {
     void *dn, *dqkv, *d_o;  /* act [N, D], [N, A], [N, H*head_dim] */
 
     /* learned gates only */
-    float *dgate;          /* [N + recv_max, K] */
-    float *pair_dgate;     /* [pair_max] */
-    float *gate_send;      /* [send_max, K] */
-    void *dlogits;         /* act [N, E] */
-    double *router_loss;   /* [2] aux and z, added up since gr_model_zero_gradients */
-    uint64_t *load;        /* [MoE layers, E] likewise */
-    void *plan_memory;     /* host: plans of the layers and the two below */
-    uint16_t *group_ids;   /* [R_ep*N, K] choices of the whole group */
-    float *group_used;     /* [R_ep*N, K] ones: a learned router leaves no slot unused */
+    float *dgate;        /* [N + recv_max, K] */
+    float *pair_dgate;   /* [pair_max] */
+    float *gate_send;    /* [send_max, K] */
+    void *dlogits;       /* act [N, E] */
+    uint64_t *load;      /* [MoE layers, E] since gr_model_zero_gradients */
+    uint16_t *group_ids; /* host: [R_ep*N, K] choices of the whole group */
+    float *group_used;   /* host: [R_ep*N, K] ones: a learned router leaves no slot unused */
+    void *plan_memory;   /* host: plans of the layers, the two above, and borders of documents */
+
     const gr_batch *batch; /* of the current micro-batch */
-    double loss_scale;     /* of its gradients; 0: only evaluated */
+    batch_arrays now;      /* the same as the ops read it */
+    gr_parcel parcel[2];   /* of this micro-batch and the one before, which COMPUTE may still be reading */
+    int parcel_next;
+    void *parcel_host; /* where parcels are packed, one at a time */
+    double loss_scale; /* of its gradients; 0: only evaluated */
 
     gr_moe moe; /* of the current micro-batch, and of the layer being computed */
 };
@@ -197,12 +219,21 @@ static inline void *stream_before(const gr_model *m, int l) {
 
 /* shares.c */
 gr_share gr_share_common(gr_share a, gr_share b);
+/* All of what w has becomes 0. */
+GR_MUST gr_err gr_weights_clear(const gr_weights *w);
 
 /* layout.c: takes what lives as long as the run, and all activations and scratch (twice each: measure, place). */
 void gr_model_layout_run(gr_model *m, gr_arena *arena);
 void gr_model_layout_step(gr_model *m, gr_arena *arena);
-/* With routing.source learned: plans, in host memory. */
+/* Host memory: with routing.source learned plans, with documents their borders. */
 void gr_model_layout_plans(gr_model *m, gr_arena *arena);
+
+/* batch.c: a micro-batch, and a layer's own plan, on their way to the ops. Room to pack them: bytes of the largest, and
+ * what is to be called once their memory is placed. */
+size_t gr_model_parcel_largest(const gr_model *m);
+GR_MUST gr_err gr_model_parcels_open(gr_model *m);
+GR_MUST gr_err gr_model_batch_send(gr_model *m, const gr_batch *b, double loss_scale);
+GR_MUST gr_err gr_model_plan_send(gr_model *m, router_saved *s);
 
 gr_norm gr_model_middle_norm(gr_model *m, int l); /* block.c: the norm before a layer's experts */
 
@@ -215,8 +246,8 @@ gr_err gr_model_gate_backward(gr_model *m, int l);
 
 /* embed.c, attention.c, block.c, linear.c, loss.c. Backward runs the gradient of the residual stream through m->dres in
  * place. */
-gr_err gr_model_embed_forward(gr_model *m, const uint32_t *token);
-gr_err gr_model_embed_backward(gr_model *m, const uint32_t *token);
+gr_err gr_model_embed_forward(gr_model *m);
+gr_err gr_model_embed_backward(gr_model *m);
 gr_err gr_model_attention_forward(gr_model *m, int l);
 gr_err gr_model_attention_backward(gr_model *m, int l);
 gr_err gr_model_ffn_forward(gr_model *m, int l);
@@ -226,9 +257,10 @@ gr_err gr_model_linear_forward(gr_model *m, int l);
 gr_err gr_model_linear_backward(gr_model *m, int l);
 /* model.c: all layers of a batch, and back. */
 gr_err gr_model_layers_forward(gr_model *m, const gr_batch *b, double loss_scale);
-gr_err gr_model_layers_backward(gr_model *m, const gr_batch *b);
+gr_err gr_model_layers_backward(gr_model *m);
 gr_norm gr_model_final_norm(gr_model *m);
-gr_err gr_model_head_forward(gr_model *m, const int32_t *target, double *loss_sum, double *token_loss);
-gr_err gr_model_head_backward(gr_model *m, const int32_t *target, float loss_scale, double *loss_sum);
+/* *loss_sum += the losses of the batch; backward: or NULL, and they are added to m->sums. */
+gr_err gr_model_head_forward(gr_model *m, double *loss_sum, double *token_loss);
+gr_err gr_model_head_backward(gr_model *m, float loss_scale, double *loss_sum);
 
 #endif

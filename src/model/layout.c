@@ -20,6 +20,7 @@ void gr_model_layout_run(gr_model *m, gr_arena *arena) {
     float *weights = GR_TAKE(arena, n_weight, float);
     m->weights =
         m->shared_weights ? gr_weights_shared(&m->params, m->comm, weights) : gr_weights_whole(&m->params, weights);
+    m->weights.backend = m->backend;
     m->memory.weights = taken(arena, &mark);
     m->weights_act = take_act(m, arena, m->backend->dtype == GR_F32 ? 0 : m->params.n_element);
     m->memory.weights_act = taken(arena, &mark);
@@ -31,14 +32,9 @@ void gr_model_layout_run(gr_model *m, gr_arena *arena) {
     m->cosine = GR_TAKE(arena, n_angle, float);
     m->sine = GR_TAKE(arena, n_angle, float);
     m->iota = GR_TAKE(arena, m->N + 1, uint32_t);
-    bool divided = m->config.head == GR_HEAD_SCORES &&
-                   (m->config.mask == GR_MASK_CAUSAL_DOC || m->config.mask == GR_MASK_BIDIRECTIONAL_DOC);
-    m->document_first = divided ? GR_TAKE(arena, m->N, uint32_t) : NULL;
-    m->document_end = divided ? GR_TAKE(arena, m->N, uint32_t) : NULL;
-    if (m->train && gr_model_routers(&m->config)) {
-        m->router_loss = GR_TAKE(arena, 2, double);
+    m->sums = m->train ? GR_TAKE(arena, N_SUM, double) : NULL;
+    if (m->train && gr_model_routers(&m->config))
         m->load = GR_TAKE(arena, (int64_t)gr_model_routers(&m->config) * m->config.num_experts, uint64_t);
-    }
     m->memory.tables = taken(arena, &mark);
 }
 
@@ -86,6 +82,35 @@ static void layout_linear(gr_model *m, gr_arena *arena) {
     }
 }
 
+static bool is_divided(const gr_model_config *c) {
+    return c->head == GR_HEAD_SCORES && (c->mask == GR_MASK_CAUSAL_DOC || c->mask == GR_MASK_BIDIRECTIONAL_DOC);
+}
+
+static bool is_learned(const gr_model *m) {
+    return m->config.routing.source == GR_SOURCE_LEARNED && gr_model_routers(&m->config) > 0;
+}
+
+/* The parcel's memory is what has been taken since `before`. */
+static void parcel_set(const gr_model *m, const gr_arena *arena, size_t before, gr_parcel *p) {
+    *p = (gr_parcel){
+        .backend = m->backend, .memory = arena->base ? arena->base + before : NULL, .size = arena->used - before};
+}
+
+static void layout_batch(const gr_model *m, gr_arena *arena, gr_parcel *p) {
+    const gr_backend *b = m->backend;
+    size_t before = arena->used, N = (size_t)m->N;
+    gr_parcel_take(b, arena, N, sizeof(uint32_t)); /* tokens */
+    gr_parcel_take(b, arena, N, sizeof(int32_t));  /* targets */
+    for (int border = 0; border < 2 && is_divided(&m->config); border++)
+        gr_parcel_take(b, arena, N, sizeof(uint32_t));
+    if (m->config.head == GR_HEAD_TOKENS && !is_learned(m)) {
+        gr_parcel_take(b, arena, N * m->limits.K, sizeof(uint16_t)); /* ids */
+        gr_moe_plan_take(b, arena, &m->limits);
+        gr_parcel_take(b, arena, m->limits.pair_max, sizeof(float)); /* gates */
+    }
+    parcel_set(m, arena, before, p);
+}
+
 static void layout_router(const gr_model *m, gr_arena *arena, router_saved *s) {
     int64_t N = m->N, E = m->config.num_experts, K = m->config.num_experts_per_tok;
     s->p = GR_TAKE(arena, N * E, float);
@@ -94,6 +119,10 @@ static void layout_router(const gr_model *m, gr_arena *arena, router_saved *s) {
     s->gate = GR_TAKE(arena, (N + (int64_t)m->limits.recv_max) * K, float);
     s->pair_gate = GR_TAKE(arena, m->limits.pair_max, float);
     s->count = GR_TAKE(arena, N / m->T * E, uint32_t);
+    size_t before = arena->used;
+    if (is_learned(m))
+        gr_moe_plan_take(m->backend, arena, &m->limits);
+    parcel_set(m, arena, before, &s->parcel);
 }
 
 /* Of every layer with experts, or the one slot that they share. */
@@ -103,13 +132,15 @@ static bool has_router(const gr_model *m, int i) {
 
 void gr_model_layout_plans(gr_model *m, gr_arena *arena) {
     size_t mark = arena->used;
-    bool learned = m->config.routing.source == GR_SOURCE_LEARNED && gr_model_routers(&m->config) > 0;
+    bool learned = is_learned(m);
     size_t group = learned ? (size_t)m->limits.n_rank * m->limits.N * m->limits.K : 0;
     m->group_ids = GR_TAKE(arena, group, uint16_t);
     m->group_used = GR_TAKE(arena, group, float);
     for (int i = 0; learned && i < m->n_router; i++)
         if (has_router(m, i))
             gr_plan_layout(arena, &m->limits, m->params.map, &m->router[i].plan, &m->router[i].builder);
+    m->document_first = is_divided(&m->config) ? GR_TAKE(arena, m->N, uint32_t) : NULL;
+    m->document_end = is_divided(&m->config) ? GR_TAKE(arena, m->N, uint32_t) : NULL;
     m->memory.plans = taken(arena, &mark);
 }
 
@@ -146,6 +177,7 @@ static void layout_scratch(gr_model *m, gr_arena *arena) {
     m->final = take_act(m, arena, m->final_norm.offset != NONE ? N * D : 0);
     m->rstd_final = GR_TAKE(arena, m->final_norm.offset != NONE ? N : 0, float);
     m->loss_sum = GR_TAKE(arena, 1, double);
+    m->token_loss = m->backend->host_memory ? NULL : GR_TAKE(arena, N, double);
     m->ffn_a = take_act(m, arena, N * widest);
     m->ffn_y = take_act(m, arena, widest ? N * D : 0);
     m->send = take_act(m, arena, send * D);
@@ -174,8 +206,10 @@ void gr_model_layout_step(gr_model *m, gr_arena *arena) {
     else if (m->config.head == GR_HEAD_ROUTER)
         m->scores = GR_TAKE(arena, m->N * m->config.num_experts, float);
     else
-        m->logits = take_act(m, arena, gr_logits_chunk(m->N, V) * V);
+        m->logits = take_act(m, arena, gr_logits_chunk(m->backend, m->N, V) * V);
     m->memory.logits = taken(arena, &mark);
+    for (int i = 0; i < 2; i++)
+        layout_batch(m, arena, &m->parcel[i]);
     layout_scratch(m, arena);
     if (gr_model_routers(&m->config))
         layout_router_scratch(m, arena);

@@ -103,15 +103,39 @@ static gr_err place(gr_model *m, layout_function layout, const char *what, void 
 }
 
 /* Angles in double: at position 40,000 a float angle has lost three digits. */
-static void fill_rotation(gr_model *m) {
+static gr_err fill_rotation(gr_model *m, gr_staging *s, double (*of)(double angle), float *table) {
     int64_t width = gr_model_rotated(m), half = width / 2;
+    size_t n_byte = (size_t)(m->T * half) * sizeof *table;
+    void *room;
+    GR_TRY(gr_staging_room(s, table, n_byte, &room));
+    float *to = room;
     for (int64_t i = 0; i < half; i++) {
         double frequency = pow(m->config.rope_theta, -2.0 * (double)i / (double)width);
-        for (int64_t t = 0; t < m->T; t++) {
-            m->cosine[t * half + i] = (float)cos((double)t * frequency);
-            m->sine[t * half + i] = (float)sin((double)t * frequency);
-        }
+        for (int64_t t = 0; t < m->T; t++)
+            to[t * half + i] = (float)of((double)t * frequency);
     }
+    return gr_staging_store(s, table, n_byte);
+}
+
+static gr_err fill_iota(gr_model *m, gr_staging *s) {
+    size_t n_byte = (size_t)(m->N + 1) * sizeof *m->iota;
+    void *room;
+    GR_TRY(gr_staging_room(s, m->iota, n_byte, &room));
+    uint32_t *to = room;
+    for (int64_t i = 0; i <= m->N; i++)
+        to[i] = (uint32_t)i;
+    return gr_staging_store(s, m->iota, n_byte);
+}
+
+static gr_err fill_tables(gr_model *m) {
+    gr_staging s = {.backend = m->backend};
+    gr_err e = fill_iota(m, &s);
+    if (!e && gr_model_rotated(m) > 0)
+        e = fill_rotation(m, &s, cos, m->cosine);
+    if (!e && gr_model_rotated(m) > 0)
+        e = fill_rotation(m, &s, sin, m->sine);
+    gr_staging_close(&s);
+    return e;
 }
 
 /* How many slots the activations kept for backward take. */
@@ -144,7 +168,6 @@ static gr_err describe(gr_model *m, const gr_model_options *o) {
     if (is_linear_body(o->config) && o->config->intermediate_size > m->D)
         m->stream_width = o->config->intermediate_size;
     count_slots(m, o);
-    GR_ASSERT(m->backend->host_memory, "backend %s: host code fills tables and reads plans in place", m->backend->name);
     GR_TRY(find_params(m, o));
     GR_TRY(gr_alloc((void **)&m->attention, (size_t)m->n_attention, sizeof *m->attention, "activation table"));
     GR_TRY(gr_alloc((void **)&m->ffn, (size_t)m->n_ffn, sizeof *m->ffn, "activation table"));
@@ -159,7 +182,9 @@ static gr_err measure_model(gr_model *m, const gr_model_options *o) {
     GR_TRY(describe(m, o));
     GR_TRY(measure(m, gr_model_layout_run, "weights and gradients", &n_byte));
     GR_TRY(measure(m, gr_model_layout_plans, "plans", &n_byte));
-    return measure(m, gr_model_layout_step, "activations", &n_byte);
+    GR_TRY(measure(m, gr_model_layout_step, "activations", &n_byte));
+    m->memory.plans += gr_model_parcel_largest(m);
+    return GR_OK;
 }
 
 static gr_err open_model(gr_model *m, const gr_model_options *o) {
@@ -167,10 +192,12 @@ static gr_err open_model(gr_model *m, const gr_model_options *o) {
     GR_TRY(place(m, gr_model_layout_run, "weights and gradients", &m->run_memory));
     GR_TRY(place(m, gr_model_layout_step, "activations", &m->step_memory));
     GR_TRY(place_plans(m));
-    fill_rotation(m);
-    for (int64_t i = 0; i <= m->N; i++)
-        m->iota[i] = (uint32_t)i;
-    return GR_OK;
+    GR_TRY(gr_model_parcels_open(m));
+    m->memory.plans += gr_model_parcel_largest(m);
+    void *sums;
+    GR_TRY(o->backend->alloc_host(o->backend, N_SUM * sizeof *m->sums_read, "losses", &sums));
+    m->sums_read = sums;
+    return fill_tables(m);
 }
 
 static gr_err open_by(
@@ -215,7 +242,8 @@ gr_err gr_model_make_room(gr_model *m, const gr_plan *plan) {
     GR_TRY(m->backend->sync(m->backend));
     m->backend->release(m->backend, m->step_memory);
     m->step_memory = NULL;
-    return place(m, gr_model_layout_step, "activations", &m->step_memory);
+    GR_TRY(place(m, gr_model_layout_step, "activations", &m->step_memory));
+    return gr_model_parcels_open(m);
 }
 
 gr_model_memory gr_model_memory_get(const gr_model *m) {
@@ -225,9 +253,14 @@ gr_model_memory gr_model_memory_get(const gr_model *m) {
 void gr_model_close(gr_model *m) {
     if (!m)
         return;
+    if (m->sums_read)
+        m->backend->release_host(m->backend, m->sums_read);
+    free(m->parcel_host);
     free(m->plan_memory);
-    m->backend->release(m->backend, m->step_memory);
-    m->backend->release(m->backend, m->run_memory);
+    if (m->step_memory) /* a model that was only measured may be of a backend that is not here */
+        m->backend->release(m->backend, m->step_memory);
+    if (m->run_memory)
+        m->backend->release(m->backend, m->run_memory);
     free(m->x);
     free(m->linear);
     free(m->router);
@@ -278,59 +311,29 @@ float *gr_model_gradients(gr_model *m) {
 gr_err gr_model_zero_gradients(gr_model *m) {
     gr_backend *b = m->backend;
     size_t n_load = (size_t)gr_model_routers(&m->config) * (size_t)m->config.num_experts;
-    if (n_load) {
-        GR_TRY(b->fill_zero(b, GR_LANE_COMPUTE, m->router_loss, 2 * sizeof *m->router_loss));
+    GR_TRY(b->fill_zero(b, GR_LANE_COMPUTE, m->sums, N_SUM * sizeof *m->sums));
+    if (n_load)
         GR_TRY(b->fill_zero(b, GR_LANE_COMPUTE, m->load, n_load * sizeof *m->load));
-    }
     return b->fill_zero(b, GR_LANE_COMPUTE, m->gradients, (size_t)m->params.n_element * sizeof *m->gradients);
 }
 
-gr_err gr_model_router_sums_get(gr_model *m, gr_router_sums *sums, uint64_t *load) {
+gr_err gr_model_sums_get(gr_model *m, gr_model_sums *sums, uint64_t *load) {
     gr_backend *b = m->backend;
     size_t n_load = (size_t)gr_model_routers(&m->config) * (size_t)m->config.num_experts;
-    double loss[2] = {0, 0};
-    if (n_load)
-        GR_TRY(b->download(b, GR_LANE_COMPUTE, loss, m->router_loss, sizeof loss));
+    const double *read = m->sums_read;
+    GR_TRY(b->download(b, GR_LANE_COMPUTE, m->sums_read, m->sums, N_SUM * sizeof *m->sums));
     if (n_load && load)
         GR_TRY(b->download(b, GR_LANE_COMPUTE, load, m->load, n_load * sizeof *load));
     GR_TRY(b->sync(b));
-    *sums = (gr_router_sums){.aux_loss = loss[0], .z_loss = loss[1]};
+    *sums = (gr_model_sums){.loss = read[SUM_LOSS], .aux_loss = read[SUM_ROUTERS], .z_loss = read[SUM_ROUTERS + 1]};
     return GR_OK;
 }
 
+double *gr_model_loss_sum(gr_model *m) {
+    return m->sums + SUM_LOSS;
+}
+
 /* ---------------------------------------------------------------- one micro-batch */
-
-/* With learned gates each layer puts its own plan and gates there (gate.c). */
-static void set_plan(gr_model *m, const gr_batch *b, double loss_scale) {
-    m->batch = b;
-    m->loss_scale = loss_scale;
-    m->moe = (gr_moe){.backend = m->backend,
-        .comm = m->comm,
-        .plan = b->plan,
-        .device = b->plan ? *b->plan : (gr_plan){0},
-        .pair_gate = b->pair_gate,
-        .D = m->D,
-        .F = m->config.moe_intermediate_size,
-        .send = m->send,
-        .partial = m->partial,
-        .pair_out = m->pair_out,
-        .a = m->pair_a,
-        .da = m->pair_da,
-        .gate_send = m->gate_send,
-        .pair_dgate = m->pair_dgate};
-}
-
-/* Where each position's document begins and ends in its window. */
-static void set_documents(gr_model *m, const uint32_t *token) {
-    for (int64_t window = 0; m->document_first && window < m->N; window += m->T) {
-        const uint32_t *t = token + window;
-        uint32_t *first = m->document_first + window, *end = m->document_end + window, T = (uint32_t)m->T;
-        for (uint32_t i = 0; i < T; i++)
-            first[i] = i == 0 ? 0 : t[i - 1] == (uint32_t)m->config.document_end ? i : first[i - 1];
-        for (uint32_t i = T; i-- > 0;)
-            end[i] = i + 1 == T || t[i] == (uint32_t)m->config.document_end ? i + 1 : end[i + 1];
-    }
-}
 
 /* What comes after the attention half. */
 static gr_err second_half_forward(gr_model *m, int l) {
@@ -342,9 +345,8 @@ static gr_err second_half_forward(gr_model *m, int l) {
 }
 
 gr_err gr_model_layers_forward(gr_model *m, const gr_batch *b, double loss_scale) {
-    set_plan(m, b, loss_scale);
-    set_documents(m, b->token);
-    GR_TRY(gr_model_embed_forward(m, b->token));
+    GR_TRY(gr_model_batch_send(m, b, loss_scale));
+    GR_TRY(gr_model_embed_forward(m));
     for (int l = 0; l < m->config.num_hidden_layers; l++) {
         if (m->n_linear) {
             GR_TRY(gr_model_linear_forward(m, l));
@@ -366,7 +368,7 @@ static gr_err recompute(gr_model *m, int l) {
     return m->n_ffn == 1 ? gr_model_ffn_recompute(m, l) : GR_OK;
 }
 
-gr_err gr_model_layers_backward(gr_model *m, const gr_batch *b) {
+gr_err gr_model_layers_backward(gr_model *m) {
     for (int l = m->config.num_hidden_layers - 1; l >= 0; l--) {
         if (m->n_linear) {
             GR_TRY(gr_model_linear_backward(m, l));
@@ -376,7 +378,7 @@ gr_err gr_model_layers_backward(gr_model *m, const gr_batch *b) {
         GR_TRY(gr_model_ffn_backward(m, l));
         GR_TRY(gr_model_attention_backward(m, l));
     }
-    return gr_model_embed_backward(m, b->token);
+    return gr_model_embed_backward(m);
 }
 
 static double since_ms(double start_s) {
@@ -391,8 +393,8 @@ gr_err gr_model_step(gr_model *m, const gr_batch *b, float loss_scale, double *l
     phases->forward_ms += since_ms(start_s) - forward_exchange_ms;
 
     start_s = gr_time_s();
-    GR_TRY(gr_model_head_backward(m, b->target, loss_scale, loss_sum));
-    GR_TRY(gr_model_layers_backward(m, b));
+    GR_TRY(gr_model_head_backward(m, loss_scale, loss_sum));
+    GR_TRY(gr_model_layers_backward(m));
     phases->backward_ms += since_ms(start_s) - (m->moe.exchange_ms - forward_exchange_ms);
     phases->exchange_ms += m->moe.exchange_ms;
     return GR_OK;
@@ -401,7 +403,7 @@ gr_err gr_model_step(gr_model *m, const gr_batch *b, float loss_scale, double *l
 gr_err gr_model_token_losses(gr_model *m, const gr_batch *b, double *loss_sum, double *token_loss, gr_phases *phases) {
     double start_s = gr_time_s();
     GR_TRY(gr_model_layers_forward(m, b, 0));
-    GR_TRY(gr_model_head_forward(m, b->target, loss_sum, token_loss));
+    GR_TRY(gr_model_head_forward(m, loss_sum, token_loss));
     phases->forward_ms += since_ms(start_s) - m->moe.exchange_ms;
     phases->exchange_ms += m->moe.exchange_ms;
     return GR_OK;

@@ -259,21 +259,41 @@ static void matrix_init(const gr_param *p, uint64_t seed, uint64_t stream, gr_sh
     }
 }
 
-void gr_params_init(const gr_params *p, uint64_t seed, gr_weights weights) {
-    for (int part = 0; part < 2; part++)
-        if (weights.share[part].n)
-            memset(weights.at[part], 0, (size_t)weights.share[part].n * sizeof(float));
+/* A matrix in pieces, so that one that is staged takes no more host memory than that. */
+static gr_err matrix_fill(gr_staging *s, const gr_param *p, uint64_t seed, uint64_t stream, gr_share part, float *w) {
+    const int64_t most = (int64_t)(GR_STAGING_PIECE / sizeof *w);
+    for (int64_t at = 0; at < part.n; at += most) {
+        gr_share piece = {.first = part.first + at, .n = part.n - at < most ? part.n - at : most};
+        size_t n_byte = (size_t)piece.n * sizeof *w;
+        void *room;
+        GR_TRY(gr_staging_room(s, w + at, n_byte, &room));
+        matrix_init(p, seed, stream, piece, room);
+        GR_TRY(gr_staging_store(s, w + at, n_byte));
+    }
+    return GR_OK;
+}
+
+static gr_err params_fill(gr_staging *s, const gr_params *p, uint64_t seed, const gr_weights *weights) {
+    GR_TRY(gr_weights_clear(weights));
     for (int i = 0; i < p->n; i++)
         for (uint32_t k = 0; k < p->list[i].n_matrix; k++) {
             const gr_param *at = &p->list[i];
             int64_t offset = at->offset + k * at->stride;
             gr_share common = gr_share_common(
-                weights.share[at->owner == GR_EDP], (gr_share){.first = offset, .n = gr_param_size(at)});
+                weights->share[at->owner == GR_EDP], (gr_share){.first = offset, .n = gr_param_size(at)});
             if (common.n == 0)
                 continue;
             char name[128];
             uint64_t stream = gr_stream_id(gr_param_name(p, at, k, name));
             gr_share part = {.first = common.first - offset, .n = common.n};
-            matrix_init(at, seed, stream, part, gr_weights_at(&weights, common));
+            GR_TRY(matrix_fill(s, at, seed, stream, part, gr_weights_at(weights, common)));
         }
+    return GR_OK;
+}
+
+gr_err gr_params_init(const gr_params *p, uint64_t seed, gr_weights weights) {
+    gr_staging s = {.backend = weights.backend};
+    gr_err err = params_fill(&s, p, seed, &weights);
+    gr_staging_close(&s);
+    return err;
 }

@@ -62,7 +62,7 @@ static gr_err features_backward(gr_model *m) {
     return b->norm_backward(b, GR_LANE_COMPUTE, &norm);
 }
 
-static gr_err body_backward(gr_model *m, const gr_batch *batch, const float *dscores) {
+static gr_err body_backward(gr_model *m, const float *dscores) {
     gr_backend *b = m->backend;
     GR_TRY(b->gemm(b, GR_LANE_COMPUTE,
         &(gr_gemm){.layout = GR_NN,
@@ -77,10 +77,10 @@ static gr_err body_backward(gr_model *m, const gr_batch *batch, const float *dsc
             .ldc = m->D,
             .c_dtype = b->dtype}));
     GR_TRY(features_backward(m));
-    return gr_model_layers_backward(m, batch);
+    return gr_model_layers_backward(m);
 }
 
-gr_err gr_model_scores_backward(gr_model *m, const gr_batch *batch, const float *dscores, gr_phases *phases) {
+gr_err gr_model_scores_backward(gr_model *m, const float *dscores, gr_phases *phases) {
     gr_backend *b = m->backend;
     GR_ASSERT(m->train, "model opened without training");
     double start_s = gr_time_s();
@@ -98,7 +98,7 @@ gr_err gr_model_scores_backward(gr_model *m, const gr_batch *batch, const float 
             .ldc = m->D,
             .c_dtype = GR_F32}));
     if (trains_body(m))
-        GR_TRY(body_backward(m, batch, dscores));
+        GR_TRY(body_backward(m, dscores));
     phases->backward_ms += since_ms(start_s);
     return GR_OK;
 }

@@ -37,7 +37,7 @@ gr_weights gr_weights_whole(const gr_params *p, float *flat) {
 }
 
 gr_weights gr_weights_shared(const gr_params *p, const gr_comm *comm, float *values) {
-    gr_weights w;
+    gr_weights w = {.backend = NULL};
     gr_share_owned(p, comm, w.share);
     w.at[0] = values;
     w.at[1] = values ? values + w.share[0].n : NULL;
@@ -55,20 +55,53 @@ float *gr_weights_at(const gr_weights *w, gr_share share) {
     return NULL;
 }
 
+/* ---------------------------------------------------------------- in whatever memory */
+
+static gr_err copy(gr_backend *b, float *to, const float *from, int64_t n) {
+    size_t n_byte = (size_t)n * sizeof *to;
+    if (b)
+        return b->copy(b, GR_LANE_COMPUTE, to, from, n_byte);
+    memcpy(to, from, n_byte);
+    return GR_OK;
+}
+
+gr_err gr_weights_clear(const gr_weights *w) {
+    gr_backend *b = w->backend;
+    for (int part = 0; part < 2; part++) {
+        size_t n_byte = (size_t)w->share[part].n * sizeof(float);
+        if (n_byte && b)
+            GR_TRY(b->fill_zero(b, GR_LANE_COMPUTE, w->at[part], n_byte));
+        else if (n_byte)
+            memset(w->at[part], 0, n_byte);
+    }
+    return GR_OK;
+}
+
 /* ---------------------------------------------------------------- the copies */
+
+static gr_err fill_negative_zero(gr_backend *b, float *vectors, int64_t n) {
+    gr_staging s = {.backend = b};
+    void *room;
+    gr_err err = gr_staging_room(&s, vectors, (size_t)n * sizeof *vectors, &room);
+    for (int64_t i = 0; !err && i < n; i++)
+        ((float *)room)[i] = -0.0f;
+    if (!err)
+        err = gr_staging_store(&s, vectors, (size_t)n * sizeof *vectors);
+    gr_staging_close(&s);
+    return err;
+}
 
 /* Each element has one owner, all others add -0, which changes no number, not even a zero's sign. */
 static gr_err vectors_gather(const gr_params *p, gr_comm *comm, const gr_weights *w, float *vectors) {
-    for (int64_t i = 0; i < p->n_vector; i++)
-        vectors[i] = -0.0f;
+    if (comm->size[GR_WORLD] > 1)
+        GR_TRY(fill_negative_zero(w->backend, vectors, p->n_vector));
     for (int i = 0; i < p->n; i++) {
         const gr_param *at = &p->list[i];
         if (at->vector < 0)
             continue;
         gr_share own = gr_share_common(w->share[0], (gr_share){.first = at->offset, .n = gr_param_size(at)});
         if (own.n)
-            memcpy(vectors + at->vector + (own.first - at->offset), gr_weights_at(w, own),
-                (size_t)own.n * sizeof *vectors);
+            GR_TRY(copy(w->backend, vectors + at->vector + (own.first - at->offset), gr_weights_at(w, own), own.n));
     }
     comm->traffic = GR_TRAFFIC_WEIGHTS;
     return comm->sum(comm, GR_WORLD, GR_F32, vectors, (size_t)p->n_vector);
@@ -91,7 +124,7 @@ static bool has_all(const gr_params *p, const gr_weights *w, int part) {
 }
 
 gr_err gr_weights_reader_open(gr_weights_reader *r, const gr_params *p, gr_comm *comm, const gr_weights *weights) {
-    *r = (gr_weights_reader){.params = p, .comm = comm, .weights = *weights};
+    *r = (gr_weights_reader){.params = p, .comm = comm, .weights = *weights, .staging = {.backend = weights->backend}};
     if (has_all(p, weights, 0) && has_all(p, weights, 1))
         return GR_OK;
     void *memory;
@@ -105,9 +138,15 @@ gr_err gr_weights_reader_open(gr_weights_reader *r, const gr_params *p, gr_comm 
 }
 
 void gr_weights_reader_close(gr_weights_reader *r) {
+    gr_staging_close(&r->staging);
     free(r->rows);
     free(r->buffer);
     *r = (gr_weights_reader){0};
+}
+
+/* Values of `share`, which this rank has, in host memory. */
+static gr_err values_fetch(gr_weights_reader *r, gr_share share, const void **values) {
+    return gr_staging_fetch(&r->staging, gr_weights_at(&r->weights, share), (size_t)share.n * sizeof(float), values);
 }
 
 /* What each member of the group has of `wanted` to its first one. */
@@ -121,10 +160,13 @@ static gr_err piece_gather(gr_weights_reader *r, int part, gr_share wanted) {
     send_rows[0] = (uint32_t)own.n;
     for (int k = 0; comm->rank[g] == 0 && k < n_rank; k++)
         recv_rows[k] = (uint32_t)gr_share_common(share_of(part_of(r->params, part), n_rank, k), wanted).n;
+    const void *values = NULL;
+    if (own.n)
+        GR_TRY(values_fetch(r, own, &values));
     gr_exchange x = {.group = g,
         .dtype = GR_F32,
         .width = 1,
-        .send = own.n ? gr_weights_at(&r->weights, own) : NULL,
+        .send = values,
         .send_rows = send_rows,
         .recv = r->buffer,
         .recv_rows = recv_rows};
@@ -141,7 +183,9 @@ gr_err gr_weights_read(gr_weights_reader *r, const gr_whole *w, int64_t first, i
         return GR_OK;
     gr_share wanted = {.first = offset + first, .n = n};
     if (has_all(r->params, &r->weights, part)) {
-        *data = gr_weights_at(&r->weights, wanted);
+        const void *values;
+        GR_TRY(values_fetch(r, wanted, &values));
+        *data = values;
         return GR_OK;
     }
     GR_TRY(piece_gather(r, part, wanted));

@@ -33,8 +33,8 @@ void gr_tensors_match(
     const gr_safetensors *file, const gr_whole *list, int n, const gr_tensor **found, gr_problems *wrong);
 
 /* to = the elements that it has room for of the tensors of the list, converted to fp32; all else 0. found[i] may be
- * NULL only where list[i] is another rank's. */
-void gr_tensors_copy(
+ * NULL only where list[i] is another rank's. 69 where they go through host memory and it is not there. */
+GR_MUST gr_err gr_tensors_copy(
     const gr_params *p, const gr_whole *list, int n, const gr_tensor *const *found, const gr_weights *to);
 
 #endif

@@ -123,18 +123,39 @@ static void tensor_copy(const gr_tensor *t, int64_t first, int64_t n, float *to)
     }
 }
 
-void gr_tensors_copy(
-    const gr_params *p, const gr_whole *list, int n, const gr_tensor *const *found, const gr_weights *to) {
-    for (int part = 0; part < 2; part++)
-        if (to->share[part].n) /* the padding between groups */
-            memset(to->at[part], 0, (size_t)to->share[part].n * sizeof(float));
+/* In pieces, so that one that is staged takes no more host memory than that. */
+static gr_err tensor_load(gr_staging *s, const gr_tensor *t, int64_t first, int64_t n, float *to) {
+    const int64_t most = (int64_t)(GR_STAGING_PIECE / sizeof *to);
+    for (int64_t at = 0; at < n; at += most) {
+        int64_t n_piece = n - at < most ? n - at : most;
+        size_t n_byte = (size_t)n_piece * sizeof *to;
+        void *room;
+        GR_TRY(gr_staging_room(s, to + at, n_byte, &room));
+        tensor_copy(t, first + at, n_piece, room);
+        GR_TRY(gr_staging_store(s, to + at, n_byte));
+    }
+    return GR_OK;
+}
+
+static gr_err tensors_copy(gr_staging *s, const gr_params *p, const gr_whole *list, int n,
+    const gr_tensor *const *found, const gr_weights *to) {
+    GR_TRY(gr_weights_clear(to)); /* the padding between groups */
     for (int i = 0; i < n; i++) {
         int64_t offset = gr_whole_offset(p, &list[i]);
         gr_share whole = {.first = offset, .n = offset < 0 ? 0 : gr_param_size(list[i].param)};
         gr_share common = gr_share_common(to->share[list[i].param->owner == GR_EDP], whole);
         if (common.n)
-            tensor_copy(found[i], common.first - offset, common.n, gr_weights_at(to, common));
+            GR_TRY(tensor_load(s, found[i], common.first - offset, common.n, gr_weights_at(to, common)));
     }
+    return GR_OK;
+}
+
+gr_err gr_tensors_copy(
+    const gr_params *p, const gr_whole *list, int n, const gr_tensor *const *found, const gr_weights *to) {
+    gr_staging s = {.backend = to->backend};
+    gr_err err = tensors_copy(&s, p, list, n, found, to);
+    gr_staging_close(&s);
+    return err;
 }
 
 /* ---------------------------------------------------------------- our own files: F32, each tensor once, no other */
@@ -156,7 +177,7 @@ static gr_err tensors_load(const gr_params *p, gr_safetensors *const *file, int 
             &wrong, path, "the weights of this config's model", "use the config the file was trained with");
     }
     if (!err && to->at[0])
-        gr_tensors_copy(p, list, n, found, to);
+        err = gr_tensors_copy(p, list, n, found, to);
     free(found);
     return err;
 }

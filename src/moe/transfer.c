@@ -3,10 +3,8 @@
 
 gr_err gr_moe_transfer(gr_moe *m, gr_dtype dtype, int64_t width, const void *send, const uint32_t *send_rows,
     void *recv, const uint32_t *recv_rows) {
-    gr_backend *b = m->backend;
     GR_ASSERT(m->plan->n_rank == (uint32_t)m->comm->size[GR_EP], "plan of %u ranks, group of %d", m->plan->n_rank,
         m->comm->size[GR_EP]);
-    GR_TRY(b->wait(b, GR_LANE_COMM, GR_LANE_COMPUTE));
     double start_s = gr_time_s();
     gr_exchange x = {
         .group = GR_EP,
@@ -20,5 +18,5 @@ gr_err gr_moe_transfer(gr_moe *m, gr_dtype dtype, int64_t width, const void *sen
     GR_TRY(m->comm->exchange_start(m->comm, &x));
     GR_TRY(m->comm->exchange_wait(m->comm));
     m->exchange_ms += (gr_time_s() - start_s) * 1e3;
-    return b->wait(b, GR_LANE_COMPUTE, GR_LANE_COMM);
+    return GR_OK;
 }

@@ -17,9 +17,11 @@ typedef struct span {
 
 struct gr_optimizer {
     gr_optimizer_options o;
-    float *m, *v;       /* first and second moments of held[0], then of held[1]; backend memory */
-    gr_moments held[2]; /* dense, experts */
-    double *squares;    /* [1] scratch of the norm, backend memory */
+    float *m, *v;         /* first and second moments of held[0], then of held[1]; backend memory */
+    gr_moments held[2];   /* dense, experts */
+    double *squares;      /* [1] of the gradients this rank owns, backend memory */
+    double *squares_read; /* [1] the same in page-locked host memory, after a sync */
+    double reduce_ms;
     span *spans;
     int n_span;
     gr_optimizer_counts counts;
@@ -99,8 +101,11 @@ static gr_err memory_open(gr_optimizer *o) {
     o->v = v;
     GR_TRY(b->alloc(b, sizeof *o->squares, "gradient norm", &squares));
     o->squares = squares;
-    o->held[0] = (gr_moments){.first = held[0].first, .n = held[0].n, .m = o->m, .v = o->v};
-    o->held[1] = (gr_moments){.first = held[1].first, .n = held[1].n, .m = o->m + held[0].n, .v = o->v + held[0].n};
+    GR_TRY(b->alloc_host(b, sizeof *o->squares_read, "gradient norm", &squares));
+    o->squares_read = squares;
+    o->held[0] = (gr_moments){.first = held[0].first, .n = held[0].n, .m = o->m, .v = o->v, .backend = b};
+    o->held[1] = (gr_moments){
+        .first = held[1].first, .n = held[1].n, .m = o->m + held[0].n, .v = o->v + held[0].n, .backend = b};
     return spans_make(o);
 }
 
@@ -125,6 +130,7 @@ void gr_optimizer_close(gr_optimizer *o) {
     if (!o)
         return;
     free(o->spans);
+    o->o.backend->release_host(o->o.backend, o->squares_read);
     o->o.backend->release(o->o.backend, o->squares);
     o->o.backend->release(o->o.backend, o->v);
     o->o.backend->release(o->o.backend, o->m);
@@ -141,8 +147,11 @@ void gr_optimizer_owned(gr_optimizer *o, gr_moments owned[2]) {
     gr_share_owned(o->o.params, o->o.comm, share);
     for (int i = 0; i < 2; i++) {
         int64_t skip = share[i].first - o->held[i].first;
-        owned[i] =
-            (gr_moments){.first = share[i].first, .n = share[i].n, .m = o->held[i].m + skip, .v = o->held[i].v + skip};
+        owned[i] = (gr_moments){.first = share[i].first,
+            .n = share[i].n,
+            .m = o->held[i].m + skip,
+            .v = o->held[i].v + skip,
+            .backend = o->o.backend};
     }
 }
 
@@ -174,7 +183,7 @@ static gr_err update_spans(gr_optimizer *o, double lr, double scale, const gr_we
             .p_act = c->weights_act ? (uint8_t *)c->weights_act + (size_t)s->share.first * b->elem_size : NULL};
         GR_TRY(b->adamw(b, GR_LANE_COMPUTE, &a));
     }
-    return b->sync(b);
+    return GR_OK;
 }
 
 static gr_err update_apply(gr_optimizer *o, double lr, double scale, const gr_weights *w, const float *gradients) {
@@ -204,27 +213,43 @@ static gr_err update_skip(gr_optimizer *o, int64_t step, double loss, double nor
     return gr_comm_agree(o->o.comm, err);
 }
 
-gr_err gr_optimizer_step(
-    gr_optimizer *o, int64_t step, double loss, gr_weights weights, float *gradients, gr_update *out) {
+gr_err gr_optimizer_reduce(gr_optimizer *o, float *gradients) {
     const gr_optimizer_options *c = &o->o;
-    *out = (gr_update){.lr = gr_lr_at(&c->lr, step)};
-    GR_TRY(c->backend->sync(c->backend));
+    gr_backend *b = c->backend;
     double start_s = gr_time_s();
     if (c->zero == GR_ZERO_1)
         GR_TRY(gr_gradients_scatter(c->params, c->comm, gradients));
     else
         GR_TRY(gr_gradients_reduce(c->params, c->comm, gradients));
-    GR_TRY(gr_gradients_norm(c->params, c->backend, c->comm, gradients, o->squares, &out->grad_norm));
-    double reduced_s = gr_time_s();
-    out->reduce_ms = 1e3 * (reduced_s - start_s);
-    double scale = c->clip > 0 && out->grad_norm > c->clip ? c->clip / out->grad_norm : 1;
-    double applied = scale * out->grad_norm;
+    GR_TRY(gr_gradients_squares(c->params, b, c->comm, gradients, o->squares));
+    GR_TRY(b->download(b, GR_LANE_COMPUTE, o->squares_read, o->squares, sizeof *o->squares_read));
+    o->reduce_ms = 1e3 * (gr_time_s() - start_s);
+    return GR_OK;
+}
+
+gr_err gr_optimizer_apply(
+    gr_optimizer *o, int64_t step, double loss, gr_weights weights, const float *gradients, gr_update *out) {
+    const gr_optimizer_options *c = &o->o;
+    double start_s = gr_time_s(), squares = *o->squares_read;
+    GR_TRY(c->comm->sum(c->comm, GR_WORLD, GR_F64, &squares, 1));
+    double summed_s = gr_time_s(), norm = sqrt(squares);
+    *out = (gr_update){
+        .lr = gr_lr_at(&c->lr, step), .grad_norm = norm, .reduce_ms = o->reduce_ms + 1e3 * (summed_s - start_s)};
+    double scale = c->clip > 0 && norm > c->clip ? c->clip / norm : 1;
+    double applied = scale * norm;
     /* NaN fails both. A second moment that left fp32 would hold its weight still for ever. */
     bool proceed = applied * applied <= (double)FLT_MAX && isfinite(loss);
     out->skipped = !proceed;
     if (!proceed)
-        return update_skip(o, step, loss, out->grad_norm);
+        return update_skip(o, step, loss, norm);
     gr_err err = update_apply(o, out->lr, scale, &weights, gradients);
-    out->optimizer_ms = 1e3 * (gr_time_s() - reduced_s);
+    out->optimizer_ms = 1e3 * (gr_time_s() - summed_s);
     return err;
+}
+
+gr_err gr_optimizer_step(
+    gr_optimizer *o, int64_t step, double loss, gr_weights weights, float *gradients, gr_update *out) {
+    GR_TRY(gr_optimizer_reduce(o, gradients));
+    GR_TRY(o->o.backend->sync(o->o.backend));
+    return gr_optimizer_apply(o, step, loss, weights, gradients, out);
 }

@@ -1,7 +1,5 @@
 /* Gradients across ranks. The dense part is replicated: summed over the world. Expert gradients already hold the tokens
  * of the whole expert-parallel group, so they are summed over the ranks that hold the same experts. */
-#include <math.h>
-
 #include "grouter/optim.h"
 
 gr_err gr_gradients_reduce(const gr_params *p, gr_comm *comm, float *gradients) {
@@ -20,17 +18,12 @@ gr_err gr_gradients_scatter(const gr_params *p, gr_comm *comm, float *gradients)
     return comm->reduce_scatter(comm, GR_EDP, GR_F32, gradients + p->n_dense, (size_t)owned[1].n);
 }
 
-gr_err gr_gradients_norm(
-    const gr_params *p, gr_backend *b, gr_comm *comm, const float *gradients, double *scratch, double *norm) {
+gr_err gr_gradients_squares(
+    const gr_params *p, gr_backend *b, const gr_comm *comm, const float *gradients, double *squares) {
     gr_share owned[2];
     gr_share_owned(p, comm, owned);
-    double squares;
-    GR_TRY(b->fill_zero(b, GR_LANE_COMPUTE, scratch, sizeof squares));
+    GR_TRY(b->fill_zero(b, GR_LANE_COMPUTE, squares, sizeof *squares));
     for (int i = 0; i < 2; i++)
-        GR_TRY(b->sum_squares(b, GR_LANE_COMPUTE, gradients + owned[i].first, owned[i].n, scratch));
-    GR_TRY(b->download(b, GR_LANE_COMPUTE, &squares, scratch, sizeof squares));
-    GR_TRY(b->sync(b));
-    GR_TRY(comm->sum(comm, GR_WORLD, GR_F64, &squares, 1));
-    *norm = sqrt(squares);
+        GR_TRY(b->sum_squares(b, GR_LANE_COMPUTE, gradients + owned[i].first, owned[i].n, squares));
     return GR_OK;
 }

@@ -3,7 +3,6 @@
 #include "grouter/balance.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 struct gr_balance {
     gr_backend *backend;
@@ -14,8 +13,11 @@ struct gr_balance {
     uint32_t *count;
     double *loss;        /* [2] */
     uint64_t *load;      /* [E] */
-    uint16_t *chosen;    /* [N, K] host: with a bias */
-    float *chosen_gates; /* [N, K] host */
+    void *host;          /* memory of these three */
+    uint64_t *read_load; /* [E] */
+    uint16_t *chosen;    /* [N, K] with a bias */
+    float *chosen_gates; /* [N, K] */
+    gr_staging scores;
 };
 
 static void layout(gr_balance *b, gr_arena *a) {
@@ -27,32 +29,47 @@ static void layout(gr_balance *b, gr_arena *a) {
     b->count = GR_TAKE(a, b->N / b->T * b->E, uint32_t);
     b->loss = GR_TAKE(a, 2, double);
     b->load = GR_TAKE(a, b->E, uint64_t);
+}
+
+static void layout_host(gr_balance *b, gr_arena *a) {
+    b->read_load = GR_TAKE(a, b->E, uint64_t);
     b->chosen = GR_TAKE(a, b->N * b->K, uint16_t);
     b->chosen_gates = GR_TAKE(a, b->N * b->K, float);
 }
 
+static size_t measure(gr_balance *b, void (*lay)(gr_balance *b, gr_arena *a)) {
+    gr_arena a = {0};
+    lay(b, &a);
+    return a.peak;
+}
+
 size_t gr_balance_memory(int64_t N, int64_t T, uint32_t E, uint32_t K) {
     gr_balance b = {.N = N, .T = T, .E = E, .K = K};
-    gr_arena a = {0};
-    layout(&b, &a);
-    return a.peak;
+    return measure(&b, layout) + measure(&b, layout_host);
+}
+
+static gr_err allocate(gr_balance *b) {
+    gr_arena a = {.size = measure(b, layout)}, host = {.size = measure(b, layout_host)};
+    GR_TRY(b->backend->alloc(b->backend, a.size, "balance of choices", &b->memory));
+    GR_TRY(gr_alloc(&b->host, host.size, 1, "balance of choices"));
+    a.base = b->memory;
+    host.base = b->host;
+    layout(b, &a);
+    layout_host(b, &host);
+    return GR_OK;
 }
 
 gr_err gr_balance_open(gr_balance **out, gr_backend *backend, int64_t N, int64_t T, uint32_t E, uint32_t K) {
     *out = NULL;
-    GR_ASSERT(backend->host_memory && backend->dtype == GR_F32, "backend %s stores %s", backend->name,
-        gr_dtype_name(backend->dtype));
+    GR_ASSERT(backend->dtype == GR_F32, "backend %s stores %s", backend->name, gr_dtype_name(backend->dtype));
     gr_balance *b;
     GR_TRY(gr_alloc((void **)&b, 1, sizeof *b, "balance"));
-    *b = (gr_balance){.backend = backend, .N = N, .T = T, .E = E, .K = K};
-    gr_arena a = {.size = gr_balance_memory(N, T, E, K)};
-    gr_err e = backend->alloc(backend, a.size, "balance of choices", &b->memory);
+    *b = (gr_balance){.backend = backend, .N = N, .T = T, .E = E, .K = K, .scores = {.backend = backend}};
+    gr_err e = allocate(b);
     if (e) {
         gr_balance_close(b);
         return e;
     }
-    a.base = b->memory;
-    layout(b, &a);
     *out = b;
     return GR_OK;
 }
@@ -60,6 +77,8 @@ gr_err gr_balance_open(gr_balance **out, gr_backend *backend, int64_t N, int64_t
 void gr_balance_close(gr_balance *b) {
     if (!b)
         return;
+    gr_staging_close(&b->scores);
+    free(b->host);
     b->backend->release(b->backend, b->memory);
     free(b);
 }
@@ -81,20 +100,32 @@ static gr_router_op router_args(gr_balance *b, float *p) {
         .loss = b->loss};
 }
 
+/* By score and bias, on the host. */
+static gr_err choose(gr_balance *b, const float *scores, const float *bias) {
+    const gr_selection s = {.E = (uint32_t)b->E, .K = (uint32_t)b->K, .scale = 1, .threshold = 1, .bias = bias};
+    const void *host;
+    GR_TRY(gr_staging_fetch(&b->scores, scores, (size_t)(b->N * b->E) * sizeof *scores, &host));
+    gr_select(&s, (uint32_t)b->N, host, b->chosen, b->chosen_gates);
+    return b->backend->upload(b->backend, GR_LANE_COMPUTE, b->ids, b->chosen, (size_t)(b->N * b->K) * sizeof *b->ids);
+}
+
 gr_err gr_balance_forward(gr_balance *b, float *scores, const float *bias, double *loss_sum, uint64_t *load) {
+    gr_backend *backend = b->backend;
+    const size_t n_load = (size_t)b->E * sizeof *b->load;
     gr_router_op op = router_args(b, scores);
+    double loss[2];
     op.choice = bias ? GR_CHOICE_GIVEN : GR_CHOICE_TOP_K;
-    if (bias) {
-        const gr_selection s = {.E = (uint32_t)b->E, .K = (uint32_t)b->K, .scale = 1, .threshold = 1, .bias = bias};
-        gr_select(&s, (uint32_t)b->N, scores, b->chosen, b->chosen_gates);
-        memcpy(b->ids, b->chosen, (size_t)(b->N * b->K) * sizeof *b->ids);
-    }
-    memset(b->loss, 0, 2 * sizeof *b->loss);
-    memset(b->load, 0, (size_t)b->E * sizeof *b->load);
-    GR_TRY(b->backend->router_forward(b->backend, GR_LANE_COMPUTE, &op));
-    *loss_sum += b->loss[0];
+    if (bias)
+        GR_TRY(choose(b, scores, bias));
+    GR_TRY(backend->fill_zero(backend, GR_LANE_COMPUTE, b->loss, sizeof loss));
+    GR_TRY(backend->fill_zero(backend, GR_LANE_COMPUTE, b->load, n_load));
+    GR_TRY(backend->router_forward(backend, GR_LANE_COMPUTE, &op));
+    GR_TRY(backend->download(backend, GR_LANE_COMPUTE, loss, b->loss, sizeof loss));
+    GR_TRY(backend->download(backend, GR_LANE_COMPUTE, b->read_load, b->load, n_load));
+    GR_TRY(backend->sync(backend));
+    *loss_sum += loss[0];
     for (int64_t e = 0; e < b->E; e++)
-        load[e] += b->load[e];
+        load[e] += b->read_load[e];
     return GR_OK;
 }
 

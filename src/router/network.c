@@ -8,6 +8,8 @@ struct gr_network {
     gr_comm *alone;
     gr_model *model;
     gr_plan_limits limits;
+    gr_staging scores, features; /* for host code */
+    size_t n_score, n_feature;   /* bytes of a window's */
 };
 
 /* One window a call. */
@@ -22,6 +24,9 @@ static gr_err model_options(gr_network *n, gr_model_options *o, const gr_model_c
 
 static gr_err open_model(gr_network *n, const gr_grouter *g, gr_backend *backend, uint32_t T) {
     gr_model_options o;
+    n->scores.backend = n->features.backend = backend;
+    n->n_score = (size_t)T * (size_t)g->spec.network.num_labels * sizeof(float);
+    n->n_feature = (size_t)T * (size_t)g->spec.network.hidden_size * sizeof(float);
     GR_TRY(model_options(n, &o, &g->spec.network, &g->map, backend, T));
     GR_TRY(gr_model_open(&n->model, &o));
     GR_TRY(backend->upload(backend, GR_LANE_COMPUTE, gr_model_weights(n->model), g->weights,
@@ -45,6 +50,8 @@ gr_err gr_network_open(gr_network **out, const gr_grouter *g, gr_backend *backen
 void gr_network_close(gr_network *n) {
     if (!n)
         return;
+    gr_staging_close(&n->features);
+    gr_staging_close(&n->scores);
     gr_model_close(n->model);
     gr_comm_close(n->alone, GR_OK);
     free(n);
@@ -52,9 +59,16 @@ void gr_network_close(gr_network *n) {
 
 gr_err gr_network_scores(gr_network *n, const uint32_t *tokens, const float **scores, const float **features) {
     float *found;
+    const float *inputs;
+    const void *host;
     gr_phases phases = {0};
-    GR_TRY(gr_model_scores(n->model, &(gr_batch){.token = tokens}, &found, features, &phases));
-    *scores = found;
+    GR_TRY(gr_model_scores(n->model, &(gr_batch){.token = tokens}, &found, &inputs, &phases));
+    GR_TRY(gr_staging_fetch(&n->scores, found, n->n_score, &host));
+    *scores = host;
+    if (!features)
+        return GR_OK;
+    GR_TRY(gr_staging_fetch(&n->features, inputs, n->n_feature, &host));
+    *features = host;
     return GR_OK;
 }
 
@@ -66,7 +80,7 @@ static gr_err measure(gr_network *n, const gr_grouter *g, gr_backend *backend, g
     gr_model_memory m = gr_model_memory_get(n->model);
     gr_model_count_config(&g->spec.network, T, &out->count);
     out->flops_per_token = out->count.flops_per_token / 3;
-    out->n_byte = 2 * m.weights + m.weights_act + m.activations + m.logits + m.scratch + m.tables;
+    out->n_byte = 2 * m.weights + m.weights_act + m.activations + m.logits + m.scratch + m.tables + m.plans;
     return GR_OK;
 }
 

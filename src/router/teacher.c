@@ -97,12 +97,11 @@ static gr_err shape(gr_teacher *t, const gr_teacher_options *o, gr_hf **hf) {
 
 static gr_err load(gr_teacher *t, const gr_teacher_options *o, gr_hf *hf) {
     const gr_params *p = gr_model_params(t->model);
-    GR_ASSERT(o->backend->host_memory, "backend %s", o->backend->name);
     if (o->grouter)
         GR_TRY(o->backend->upload(o->backend, GR_LANE_COMPUTE, gr_model_weights(t->model), o->grouter->weights,
             (size_t)p->n_element * sizeof(float)));
     else
-        GR_TRY(gr_hf_load(hf, p, gr_model_weights(t->model)));
+        GR_TRY(gr_hf_load(hf, p, gr_model_masters(t->model)));
     return gr_model_weights_changed(t->model);
 }
 

@@ -170,7 +170,19 @@ static gr_err model_write(save *s) {
     return err;
 }
 
-static gr_err optim_write(save *s) {
+/* n_byte of backend memory, a piece at a time. */
+static gr_err moment_write(gr_new_file *f, gr_staging *staging, const float *data, size_t n_byte) {
+    const uint8_t *from = (const uint8_t *)data;
+    for (size_t at = 0, n; at < n_byte; at += n) {
+        const void *host;
+        n = n_byte - at < GR_STAGING_PIECE ? n_byte - at : GR_STAGING_PIECE;
+        GR_TRY(gr_staging_fetch(staging, from + at, n, &host));
+        GR_TRY(gr_new_file_write(f, host, n));
+    }
+    return GR_OK;
+}
+
+static gr_err moments_write(save *s, gr_staging *staging) {
     const gr_contents *c = &s->contents[OPTIM];
     gr_new_file *f = &s->file[OPTIM];
     GR_TRY(gr_new_file_write(f, c->header, c->n_header));
@@ -178,9 +190,16 @@ static gr_err optim_write(save *s) {
         size_t n = sizeof(float);
         for (int d = 0; d < c->tensor[i].n_dim; d++)
             n *= (size_t)c->tensor[i].dim[d];
-        GR_TRY(gr_new_file_write(f, c->data[i], n));
+        GR_TRY(moment_write(f, staging, c->data[i], n));
     }
     return gr_new_file_commit(f, &s->own[OPTIM]);
+}
+
+static gr_err optim_write(save *s) {
+    gr_staging staging = {.backend = s->contents[OPTIM].backend};
+    gr_err err = moments_write(s, &staging);
+    gr_staging_close(&staging);
+    return err;
 }
 
 static gr_err files_write(save *s) {

@@ -70,7 +70,7 @@ static void pieces_add(gr_contents *c, const gr_moments *owned, const gr_whole *
 gr_err gr_contents_optimizer(gr_contents *c, const gr_params *p, const gr_moments owned[2]) {
     gr_whole *list;
     int n;
-    *c = (gr_contents){0};
+    *c = (gr_contents){.backend = owned[0].backend};
     GR_TRY(gr_wholes_make(p, &list, &n));
     gr_err err = contents_alloc(c, (size_t)n * CHECKPOINT_N_MOMENT);
     for (int i = 0; !err && i < n; i++) {

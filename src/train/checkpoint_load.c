@@ -153,31 +153,55 @@ static gr_err pieces_check(moments *m, const char *path) {
 
 /* ---------------------------------------------------------------- copying */
 
-/* Copies what `held` has of a piece whose first element lies at `offset` of the flat range. */
-static void piece_copy(const piece *p, int64_t offset, const gr_moments *held) {
+/* Loads what `held` has of a piece whose first element lies at `offset` of the flat range, a part at a time. */
+static gr_err piece_load(gr_staging *s, const piece *p, int64_t offset, const gr_moments *held) {
     int64_t first = offset > held->first ? offset : held->first, end = offset + p->n;
     if (end > held->first + held->n)
         end = held->first + held->n;
     if (first >= end)
-        return;
-    float *to = (p->state ? held->v : held->m) + (first - held->first);
-    memcpy(to, p->data + (size_t)(first - offset) * sizeof *to, (size_t)(end - first) * sizeof *to);
+        return GR_OK;
+    uint8_t *to = (uint8_t *)((p->state ? held->v : held->m) + (first - held->first));
+    const uint8_t *from = p->data + (size_t)(first - offset) * sizeof(float);
+    size_t n_byte = (size_t)(end - first) * sizeof(float);
+    for (size_t at = 0, n; at < n_byte; at += n) {
+        void *room;
+        n = n_byte - at < GR_STAGING_PIECE ? n_byte - at : GR_STAGING_PIECE;
+        GR_TRY(gr_staging_room(s, to + at, n, &room));
+        memcpy(room, from + at, n);
+        GR_TRY(gr_staging_store(s, to + at, n));
+    }
+    return GR_OK;
 }
 
-static void moments_fill(const moments *m, gr_optimizer *optimizer) {
-    gr_moments held[2];
-    gr_optimizer_held(optimizer, held);
+/* Padding is in no piece. */
+static gr_err moments_clear(const gr_moments *held) {
+    gr_backend *b = held->backend;
+    size_t n_byte = (size_t)held->n * sizeof *held->m;
+    if (n_byte == 0)
+        return GR_OK;
+    GR_TRY(b->fill_zero(b, GR_LANE_COMPUTE, held->m, n_byte));
+    return b->fill_zero(b, GR_LANE_COMPUTE, held->v, n_byte);
+}
+
+static gr_err moments_load(gr_staging *s, const moments *m, const gr_moments held[2]) {
     for (int i = 0; i < 2; i++)
-        if (held[i].n) { /* padding is in no piece */
-            memset(held[i].m, 0, (size_t)held[i].n * sizeof *held[i].m);
-            memset(held[i].v, 0, (size_t)held[i].n * sizeof *held[i].v);
-        }
+        GR_TRY(moments_clear(&held[i]));
     for (int i = 0; i < m->n_piece; i++) {
         const gr_whole *w = &m->list[m->pieces[i].whole];
         int64_t offset = gr_whole_offset(m->params, w);
         if (offset >= 0)
-            piece_copy(&m->pieces[i], offset + m->pieces[i].first, &held[w->param->owner == GR_EDP]);
+            GR_TRY(piece_load(s, &m->pieces[i], offset + m->pieces[i].first, &held[w->param->owner == GR_EDP]));
     }
+    return GR_OK;
+}
+
+static gr_err moments_fill(const moments *m, gr_optimizer *optimizer) {
+    gr_moments held[2];
+    gr_optimizer_held(optimizer, held);
+    gr_staging s = {.backend = held[0].backend};
+    gr_err err = moments_load(&s, m, held);
+    gr_staging_close(&s);
+    return err;
 }
 
 /* ---------------------------------------------------------------- a checkpoint */
@@ -235,7 +259,7 @@ gr_err gr_checkpoint_load(gr_checkpointer *c, const gr_checkpoint_found *found) 
     if (!err)
         err = weights_load(c->o.params, found, c->o.weights);
     if (!err)
-        moments_fill(&m, c->o.optimizer);
+        err = moments_fill(&m, c->o.optimizer);
     moments_close(&m);
     GR_TRY(gr_comm_agree(c->o.comm, err));
     gr_optimizer_counts_set(c->o.optimizer, found->state.optimizer);

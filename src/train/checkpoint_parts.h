@@ -117,7 +117,8 @@ GR_MUST gr_err gr_checkpoint_verify(
 
 typedef struct gr_contents {
     gr_tensor *tensor;
-    const float **data; /* [n] moments; NULL of weights, which are read as they are written */
+    const float **data; /* [n] moments, memory of backend; NULL of weights, which are read as they are written */
+    gr_backend *backend;
     char (*name)[GR_TENSOR_NAME_MAX];
     int n;
     uint8_t *header;

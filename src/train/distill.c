@@ -27,7 +27,7 @@ static gr_err micro_batch(gr_trainer *t, const gr_micro *micro, double *loss_sum
     const gr_config *c = t->config;
     const float *teacher;
     float *scores;
-    double sum = 0;
+    (void)loss_sum;
     GR_TRY(gr_teacher_logits(t->teacher, &micro->batch, &teacher, phases));
     GR_TRY(gr_model_scores(t->model, &micro->batch, &scores, NULL, phases));
     GR_TRY(t->backend->divergence(t->backend, GR_LANE_COMPUTE,
@@ -37,10 +37,9 @@ static gr_err micro_batch(gr_trainer *t, const gr_micro *micro, double *loss_sum
             .student = scores,
             .temperature = (float)c->distill.temperature,
             .scale = (float)(1.0 / t->tokens_per_step),
-            .loss_sum = &sum,
+            .loss_sum = gr_model_loss_sum(t->model),
             .dstudent = scores}));
-    *loss_sum += sum;
-    return gr_model_scores_backward(t->model, &micro->batch, scores, phases);
+    return gr_model_scores_backward(t->model, scores, phases);
 }
 
 static gr_err evaluate(gr_trainer *t) {

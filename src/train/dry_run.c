@@ -260,6 +260,7 @@ static gr_err run_micro_batch(gr_trainer *t, uint64_t micro, double *loss, doubl
     *prepare_s = gr_time_s() - start_s;
     GR_TRY(gr_model_make_room(t->model, m.batch.plan));
     GR_TRY(gr_objective_of(t->config)->micro_batch(t, &m, loss, &phases));
+    GR_TRY(t->backend->sync(t->backend));
     *seconds = gr_time_s() - start_s;
     return GR_OK;
 }
@@ -275,6 +276,7 @@ static gr_err measure_time(gr_trainer *t, gr_calibration *out) {
     GR_TRY(run_micro_batch(t, 1 % n_micro, &loss, &out->prepare_s, &out->micro_s));
     double start_s = gr_time_s();
     GR_TRY(gr_optimizer_step(t->optimizer, 0, 0, gr_model_masters(t->model), gr_model_gradients(t->model), &update));
+    GR_TRY(t->backend->sync(t->backend));
     out->update_s = gr_time_s() - start_s;
     out->measured = true;
     return GR_OK;
@@ -301,6 +303,8 @@ static gr_err visit_here(gr_dry_report *r, gr_trainer *t, gr_err *fit) {
     GR_TRY(gr_comm_agree(t->comm, at_worst(r, t)));
     GR_TRY(agree_figures(r, t));
     *fit = gr_forecast_fit_host(&t->memory, t->comm);
+    if (!*fit)
+        *fit = gr_comm_agree(t->comm, gr_forecast_fit_device(&t->memory, t->backend));
     if (!*fit)
         return calibrate(t, &r->time);
     snprintf(r->time.why_not, sizeof r->time.why_not, "it does not fit this machine");
@@ -331,6 +335,7 @@ static gr_err run_here(gr_dry_report *r, gr_comm *comm, const gr_dry_run *o, FIL
     gr_err fit = GR_OK, e = visit_here(r, &t, &fit);
     if (!e && comm->rank[GR_WORLD] == 0)
         gr_dry_report_print(r, out);
+    gr_comm_detach(comm, e);
     gr_trainer_close(&t);
     if (!e && o->memory_gib > 0)
         return gr_comm_agree(comm, comm->rank[GR_WORLD] == 0 ? check_fit(r, o) : GR_OK);

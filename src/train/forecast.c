@@ -68,7 +68,7 @@ gr_err gr_forecast_grouter(gr_router_cost *out, const gr_config *c) {
     *out = (gr_router_cost){0};
     if (c->routing.source != GR_SOURCE_ONLINE || !gr_path_exists(c->online.grouter))
         return GR_OK;
-    GR_TRY(gr_backend_open(&backend, gr_config_backend_name(c), GR_F32));
+    GR_TRY(gr_backend_describe(&backend, gr_config_backend_name(c), GR_F32));
     gr_err e = gr_router_cost_get(out, c->online.grouter, backend, (uint32_t)c->data.seq_len);
     gr_backend_close(backend);
     return e;
@@ -97,19 +97,21 @@ static gr_err fill_table(const gr_trainer *t, const gr_model *model, size_t plan
             {"AdamW moments", gr_optimizer_memory(&optimizer), shard | EXPERT_PARALLEL | SMALLER_MODEL},
             {"activations", m.activations, MICRO_BATCH | recompute},
             {"scratch of the layers", m.scratch, MICRO_BATCH},
-            {"plans and routes", plans, MICRO_BATCH},
+            {"plans and routes", plans, MICRO_BATCH, .host = true},
             {"logits chunk", m.logits, SMALLER_MODEL},
             {"tables", m.tables, MICRO_BATCH},
             {"teacher and balance", objective, MICRO_BATCH},
             {"Grouter", grouter.n_byte, 0},
-            {"sums over ranks", gr_comm_memory(t->comm->size[GR_WORLD]), 0},
-            {"weights being saved", saving, 0},
+            {"sums over ranks", gr_comm_memory(t->comm), 0, .host = true},
+            {"weights being saved", saving, 0, .host = true},
         }};
     if (rounded)
         snprintf(out->item[0].name, sizeof out->item[0].name, "fp32 master weights");
-    for (int i = 0; i < GR_MEMORY_ITEMS; i++)
+    for (int i = 0; i < GR_MEMORY_ITEMS; i++) {
         if (__builtin_add_overflow(out->total, out->item[i].n_byte, &out->total))
             return gr_fail(GR_RESOURCE, "memory: expected a total below 2^64 bytes, got more; use a smaller model");
+        out->device += t->backend->host_memory || out->item[i].host ? 0 : out->item[i].n_byte;
+    }
     qsort(out->item, GR_MEMORY_ITEMS, sizeof *out->item, by_size);
     return GR_OK;
 }
@@ -170,6 +172,13 @@ gr_err gr_forecast_fit(const gr_memory_table *memory, uint64_t n_byte) {
     return need <= n_byte ? GR_OK : fail_fit(memory, n_byte, "--memory", need, 1);
 }
 
+gr_err gr_forecast_fit_device(const gr_memory_table *memory, gr_backend *backend) {
+    uint64_t need = gr_forecast_margin(memory->device), room = backend->room ? backend->room(backend) : UINT64_MAX;
+    if (memory->device == 0 || need <= room)
+        return GR_OK;
+    return fail_fit(memory, room, "free on its device", need, 1);
+}
+
 /* Adds up the ranks that share this rank's host, from all[R][2] of host and bytes. */
 static gr_err check_host(const gr_memory_table *memory, const gr_comm *comm, const uint64_t *all) {
     const uint64_t *mine = all + 2 * comm->rank[GR_WORLD];
@@ -195,7 +204,7 @@ gr_err gr_forecast_fit_host(const gr_memory_table *memory, gr_comm *comm) {
     GR_TRY(gr_comm_agree(comm, gr_alloc(&block, 2 * n_rank, sizeof(uint64_t), "memory of all ranks")));
     uint64_t *all = block;
     all[2 * me] = gr_host_id();
-    all[2 * me + 1] = gr_forecast_margin(memory->total);
+    all[2 * me + 1] = gr_forecast_margin(memory->total - memory->device);
     gr_err e = comm->sum(comm, GR_WORLD, GR_U64, all, 2 * n_rank);
     if (!e)
         e = gr_comm_agree(comm, check_host(memory, comm, all));

@@ -38,11 +38,13 @@ typedef struct gr_memory_item {
     char name[32]; /* not a pointer: ranks send each other their tables */
     uint64_t n_byte;
     unsigned remedies; /* what makes it smaller: bits of forecast.c */
+    bool host;         /* whatever the backend is */
 } gr_memory_item;
 enum { GR_MEMORY_ITEMS = 14 };
 typedef struct gr_memory_table {
     gr_memory_item item[GR_MEMORY_ITEMS];
     uint64_t total;
+    uint64_t device; /* part of total that is not in host memory */
 } gr_memory_table;
 
 /* Facts about data, machine and what a Grouter is made from that a checkpoint records. */
@@ -71,8 +73,9 @@ typedef struct gr_objective {
     /* Once the model is there, weights not yet loaded from a checkpoint: what it needs, and the fp32 weights that a new
      * run starts with (the caller spreads them). Not collective. */
     gr_err (*open)(gr_trainer *t);
-    /* Forward and backward of one micro-batch; gradients are scaled by 1/(tokens of the global batch), *loss_sum grows
-     * by the losses of this rank's tokens. */
+    /* Forward and backward of one micro-batch; gradients are scaled by 1/(tokens of the global batch). The losses of
+     * this rank's tokens are added to the model's sums (gr_model_sums) or, where they are read at once, to *loss_sum.
+     */
     gr_err (*micro_batch)(gr_trainer *t, const gr_micro *micro, double *loss_sum, gr_phases *phases);
     /* After the update of a step, with the loads of its global batch. NULL: nothing. */
     gr_err (*after_update)(gr_trainer *t);
@@ -141,9 +144,13 @@ struct gr_trainer {
 
     gr_micro ready; /* prepared ahead: the next micro-batch */
     double tokens_per_step;
-    int n_load;            /* 1: routes are the same in all layers; with learned routes the MoE layers */
-    uint64_t *load;        /* [n_load, E] pairs per expert in this step's global batch */
-    gr_step_rows *traffic; /* [R] of this step; NULL without tables or where nothing moves */
+    int n_load;                  /* 1: routes are the same in all layers; with learned routes the MoE layers */
+    uint64_t *load;              /* [n_load, E] pairs per expert in this step's global batch */
+    gr_step_rows *traffic;       /* [R] of this step; NULL without tables or where nothing moves */
+    double bytes_sent;           /* by dispatches and combines of this step */
+    double loss_sum;             /* of this step, without what the model has */
+    uint64_t n_download, n_sync; /* of the backend, before this step */
+    gr_staging staging;          /* of weights that host code works on */
     gr_step_record record;
     gr_eval_loss first, last;
 
@@ -177,6 +184,8 @@ GR_MUST gr_err gr_forecast_memory(
     const gr_trainer *t, const gr_plan_limits *train, const gr_plan_limits *valid, gr_memory_table *out);
 /* With what libraries take besides: 2 % and 32 MiB. */
 uint64_t gr_forecast_margin(uint64_t n_byte);
+/* Memory of its own that the backend has has room for this rank: 69 likewise. */
+GR_MUST gr_err gr_forecast_fit_device(const gr_memory_table *memory, gr_backend *backend);
 /* Collective: all ranks of each host fit what their host has left, by MemAvailable, the cgroup limit and RLIMIT_AS: 69
  * with the three largest items and what to change. */
 GR_MUST gr_err gr_forecast_fit_host(const gr_memory_table *memory, gr_comm *comm);

@@ -2,14 +2,14 @@
 #include "internal.h"
 
 static gr_err micro_batch(gr_trainer *t, const gr_micro *micro, double *loss_sum, gr_phases *phases) {
-    return gr_model_step(t->model, &micro->batch, (float)(1.0 / t->tokens_per_step), loss_sum, phases);
+    (void)loss_sum;
+    return gr_model_step(t->model, &micro->batch, (float)(1.0 / t->tokens_per_step), NULL, phases);
 }
 
 static gr_err open(gr_trainer *t) {
     if (t->found.found)
         return GR_OK;
-    gr_params_init(gr_model_params(t->model), t->config->run.seed, gr_model_masters(t->model));
-    return GR_OK;
+    return gr_params_init(gr_model_params(t->model), t->config->run.seed, gr_model_masters(t->model));
 }
 
 static gr_err evaluate(gr_trainer *t) {

@@ -259,8 +259,10 @@ gr_err gr_trainer_shape(gr_trainer *t) {
     int R_ep = gr_config_expert_parallel(c);
     GR_TRY(gr_comm_agree(t->comm, gr_comm_group(t->comm, R_ep)));
     GR_TRY(gr_comm_agree(t->comm, open_map(t)));
-    return gr_comm_agree(t->comm, (t->elsewhere ? gr_backend_describe : gr_backend_open)(
-                                      &t->backend, gr_config_backend_name(c), gr_config_dtype(c)));
+    GR_TRY(gr_comm_agree(t->comm, (t->elsewhere ? gr_backend_describe : gr_backend_open)(
+                                      &t->backend, gr_config_backend_name(c), gr_config_dtype(c))));
+    t->staging.backend = t->backend;
+    return t->elsewhere ? GR_OK : gr_comm_attach(t->comm, t->backend);
 }
 
 gr_err gr_trainer_survey(gr_trainer *t) {
@@ -317,6 +319,7 @@ gr_err gr_trainer_open(gr_trainer *t) {
     GR_TRY(check_resume(t));
     GR_TRY(measure_bias(t));
     GR_TRY(gr_forecast_fit_host(&t->memory, t->comm));
+    GR_TRY(gr_comm_agree(t->comm, gr_forecast_fit_device(&t->memory, t->backend)));
     GR_TRY(gr_comm_agree(t->comm, first ? gr_forecast_fit_disk(t->config) : GR_OK));
     GR_TRY(gr_trainer_allocate(t));
     if (t->found.found)
@@ -340,6 +343,7 @@ void gr_trainer_close(gr_trainer *t) {
     gr_model_close(t->model);
     gr_feed_close(t->valid);
     gr_feed_close(t->feed);
+    gr_staging_close(&t->staging);
     gr_backend_close(t->backend);
     gr_expert_map_close(&t->map);
     gr_placement_close(&t->placement);

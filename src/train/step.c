@@ -36,12 +36,13 @@ static uint64_t rows_sent(const gr_trainer *t) {
     return t->comm->sent[GR_TRAFFIC_DISPATCH] + t->comm->sent[GR_TRAFFIC_COMBINE];
 }
 
-/* Losses and messages of the global batch from those of this rank. */
-static gr_err gather_losses(gr_trainer *t, double loss_sum, uint64_t bytes_sent) {
-    gr_router_sums routers;
+/* Losses and messages of the global batch from those of this rank. The host waits for the backend here, in a step with
+ * given routes nowhere else. */
+static gr_err gather_losses(gr_trainer *t) {
+    gr_model_sums mine;
     bool learned = t->config->routing.source == GR_SOURCE_LEARNED;
-    GR_TRY(gr_model_router_sums_get(t->model, &routers, learned ? t->load : NULL));
-    double sum[4] = {loss_sum, routers.aux_loss, routers.z_loss, (double)bytes_sent};
+    GR_TRY(gr_model_sums_get(t->model, &mine, learned ? t->load : NULL));
+    double sum[4] = {t->loss_sum + mine.loss, mine.aux_loss, mine.z_loss, t->bytes_sent};
     GR_TRY(t->comm->sum(t->comm, GR_WORLD, GR_F64, sum, 4));
     t->record.loss = sum[0] / t->tokens_per_step;
     if (learned)
@@ -86,22 +87,22 @@ static gr_err gather_rows(gr_trainer *t) {
 
 static gr_err run_micro_batches(gr_trainer *t, int64_t step) {
     gr_phases phases = {0};
-    double loss_sum = 0;
     uint64_t sent_before = rows_sent(t);
+    t->loss_sum = 0;
     memset(t->load, 0, (size_t)t->n_load * (size_t)t->config->model.num_experts * sizeof *t->load);
     if (t->traffic)
         t->traffic[t->comm->rank[GR_WORLD]] = (gr_step_rows){0};
     GR_TRY(gr_model_zero_gradients(t->model));
     for (uint64_t micro = 0; micro < gr_feed_micro_batches(t->feed); micro++) {
         gr_micro now = t->ready;
-        GR_TRY(prepare_next(t, step, micro));
         GR_TRY(gr_model_make_room(t->model, now.batch.plan));
-        GR_TRY(gr_objective_of(t->config)->micro_batch(t, &now, &loss_sum, &phases));
+        GR_TRY(gr_objective_of(t->config)->micro_batch(t, &now, &t->loss_sum, &phases));
+        GR_TRY(prepare_next(t, step, micro)); /* while the backend works on this one */
         count_rows(t, &now);
         for (int e = 0; now.load && e < t->config->model.num_experts; e++)
             t->load[e] += now.load[e];
     }
-    GR_TRY(gather_losses(t, loss_sum, rows_sent(t) - sent_before));
+    t->bytes_sent = (double)(rows_sent(t) - sent_before);
     GR_TRY(gather_rows(t));
     t->record.forward_ms = phases.forward_ms;
     t->record.backward_ms = phases.backward_ms;
@@ -161,6 +162,14 @@ static void compare_memory(const gr_trainer *t) {
             gr_bytes_text(t->memory.total, predicted));
 }
 
+/* How often the host waited for the backend in the step that is over. */
+static void describe_waits(const gr_trainer *t) {
+    const gr_backend *b = t->backend;
+    if (!b->host_memory)
+        gr_info("backend %s: %llu copies to the host and %llu waits of the host in a step", b->name,
+            (unsigned long long)(b->n_download - t->n_download), (unsigned long long)(b->n_sync - t->n_sync));
+}
+
 /* Nothing measured yet. */
 static gr_step_record empty_record(void) {
     const double none = NAN;
@@ -198,10 +207,14 @@ static gr_err train_step(gr_trainer *t, int64_t step) {
     t->record.step = step + 1;
     t->record.prepare_ms = 0;
     t->record.tokens_seen = (uint64_t)(step + 1) * (uint64_t)t->tokens_per_step;
+    t->n_download = t->backend->n_download;
+    t->n_sync = t->backend->n_sync;
     GR_TRY(run_micro_batches(t, step));
     gr_update update;
-    GR_TRY(gr_optimizer_step(
-        t->optimizer, step, t->record.loss, gr_model_masters(t->model), gr_model_gradients(t->model), &update));
+    float *gradients = gr_model_gradients(t->model);
+    GR_TRY(gr_optimizer_reduce(t->optimizer, gradients));
+    GR_TRY(gather_losses(t));
+    GR_TRY(gr_optimizer_apply(t->optimizer, step, t->record.loss, gr_model_masters(t->model), gradients, &update));
     t->record.lr = update.lr;
     t->record.grad_norm = update.grad_norm;
     t->record.skipped = update.skipped;
@@ -211,6 +224,8 @@ static gr_err train_step(gr_trainer *t, int64_t step) {
     if (objective->after_update)
         GR_TRY(objective->after_update(t));
     t->record.step_ms = since_ms(start_s);
+    if (step + 1 - t->found.state.step == 3)
+        describe_waits(t);
     if (evaluation_due(t, step + 1))
         GR_TRY(evaluate(t));
     gr_metrics_step(t->metrics, &t->record);
@@ -308,6 +323,7 @@ gr_err gr_train_run(const gr_train_options *o, gr_train_result *result) {
     result->fidelity = t.fidelity;
     result->max_vio_first = t.max_vio_first;
     result->max_vio = t.max_vio_last;
+    gr_comm_detach(t.comm, e);
     gr_trainer_close(&t);
     return e;
 }

@@ -1,7 +1,6 @@
 /* The objective of tune: a Grouter that loads its experts evenly, as near to what it was as that allows. */
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "grouter/balance.h"
 #include "student.h"
@@ -36,8 +35,8 @@ static gr_err open(gr_trainer *t) {
     GR_TRY(gr_grouter_open(&t->untuned, t->config->tune.grouter));
     const gr_params *to = gr_model_params(t->model), *from = &t->untuned.params;
     for (int i = 0; i < to->n; i++)
-        memcpy(gr_model_weights(t->model) + to->list[i].offset, t->untuned.weights + from->list[i].offset,
-            (size_t)gr_param_size(&to->list[i]) * sizeof(float));
+        GR_TRY(t->backend->upload(t->backend, GR_LANE_COMPUTE, gr_model_weights(t->model) + to->list[i].offset,
+            t->untuned.weights + from->list[i].offset, (size_t)gr_param_size(&to->list[i]) * sizeof(float)));
     gr_teacher_options o = untuned_options(t);
     GR_TRY(gr_teacher_open(&t->teacher, &o));
     gr_balance *balance;
@@ -50,20 +49,28 @@ static gr_err open(gr_trainer *t) {
 static gr_err micro_batch(gr_trainer *t, const gr_micro *micro, double *loss_sum, gr_phases *phases) {
     bool biased = t->config->tune.mode == GR_TUNE_BIAS;
     float *scores;
-    const float *dscores;
+    const float *dscores, *bias = NULL;
     GR_TRY(gr_model_scores(t->model, &micro->batch, &scores, NULL, phases));
-    GR_TRY(gr_balance_forward(t->own, scores, biased ? gr_student_bias(t) : NULL, loss_sum, t->load));
+    if (biased)
+        GR_TRY(gr_student_bias_fetch(t, &bias));
+    GR_TRY(gr_balance_forward(t->own, scores, bias, loss_sum, t->load));
     if (biased)
         return GR_OK;
     GR_TRY(gr_balance_backward(t->own, scores, 1.0 / t->tokens_per_step, &dscores));
-    return gr_model_scores_backward(t->model, &micro->batch, dscores, phases);
+    return gr_model_scores_backward(t->model, dscores, phases);
 }
 
 /* The sign rule, at the schedule's rate; loads are the global batch's by now. */
 static gr_err after_update(gr_trainer *t) {
-    if (t->config->tune.mode == GR_TUNE_BIAS && !t->record.skipped)
-        gr_balance_bias((uint32_t)t->config->model.num_labels, t->load, t->record.lr, gr_student_bias(t));
-    return GR_OK;
+    const uint32_t E = (uint32_t)t->config->model.num_labels;
+    const float *bias;
+    void *room;
+    if (t->config->tune.mode != GR_TUNE_BIAS || t->record.skipped)
+        return GR_OK;
+    GR_TRY(gr_student_bias_fetch(t, &bias));
+    GR_TRY(gr_staging_room(&t->staging, gr_student_bias(t), E * sizeof *bias, &room)); /* with what was fetched */
+    gr_balance_bias(E, t->load, t->record.lr, room);
+    return gr_staging_store(&t->staging, gr_student_bias(t), E * sizeof *bias);
 }
 
 static gr_err evaluate(gr_trainer *t) {

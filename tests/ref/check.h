@@ -13,8 +13,11 @@
 double check_bound(void);
 #define CHECK_F32 1e-5
 
-/* Backend "cpu" for fp32 arrays; from then on this storage type is the tests'. */
+/* The backend under test, for fp32 arrays in host memory; from then on this storage type is the tests'. It is the one
+ * that the environment names in CHECK_BACKEND: "cpu" where it says nothing, "cuda" (the test ends as skipped, with the
+ * reason, where there is no GPU), or "far" (see check.c). */
 GR_MUST gr_err check_backend_open(gr_backend **out, gr_dtype dtype);
+const char *check_backend_name(void);
 
 /* x as the storage type holds it. */
 float check_stored(float x);

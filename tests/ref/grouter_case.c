@@ -58,7 +58,7 @@ gr_model_options grouter_case_model_options(const grouter_case_options *o, gr_pl
 static void weights_fill(gr_model *model) {
     const gr_params *p = gr_model_params(model);
     float *w = gr_model_weights(model);
-    gr_params_init(p, 3, gr_weights_whole(p, w));
+    MUST(gr_params_init(p, 3, gr_weights_whole(p, w)));
     for (int i = 0; i < p->n; i++)
         for (int64_t j = 0; p->list[i].init_std == 0 && j < gr_param_size(&p->list[i]); j++)
             w[p->list[i].offset + j] += 0.4f * gr_random_normal(31, (uint64_t)i, (uint64_t)j);
@@ -106,6 +106,6 @@ const float *grouter_case_gradients(grouter_case *c) {
     float *scores;
     MUST(gr_model_zero_gradients(c->model));
     MUST(gr_model_scores(c->model, &batch, &scores, NULL, &phases));
-    MUST(gr_model_scores_backward(c->model, &batch, c->r, &phases));
+    MUST(gr_model_scores_backward(c->model, c->r, &phases));
     return gr_model_gradients(c->model);
 }

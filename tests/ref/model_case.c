@@ -132,11 +132,11 @@ static void runner_open(runner *r, gr_backend *backend, gr_comm *comm, const mod
                                       .recompute = o->recompute,
                                       .shared_weights = o->zero == GR_ZERO_1 && backend->dtype != GR_F32}));
     const gr_params *p = gr_model_params(r->model);
-    gr_params_init(p, 3, gr_model_masters(r->model));
+    MUST(gr_params_init(p, 3, gr_model_masters(r->model)));
     for (int i = 0; i < p->n; i++)
-        for (int64_t k = 0; o->zero_routers && p->list[i].kind == GR_PARAM_ROUTER && k < gr_param_size(&p->list[i]);
-             k++)
-            gr_model_weights(r->model)[p->list[i].offset + k] = 0;
+        if (o->zero_routers && p->list[i].kind == GR_PARAM_ROUTER)
+            MUST(backend->fill_zero(backend, GR_LANE_COMPUTE, gr_model_weights(r->model) + p->list[i].offset,
+                (size_t)gr_param_size(&p->list[i]) * sizeof(float)));
     MUST(gr_model_weights_changed(r->model));
 }
 
@@ -170,9 +170,13 @@ static void runner_step(runner *r, const windows *w, int micro, double *loss) {
     MUST(gr_model_step(r->model, &batch, 1.0f / (float)w->n, loss, &phases));
 }
 
-static float *copy_of(const float *from, int64_t n) {
-    float *to = take((size_t)n, sizeof *to);
-    memcpy(to, from, (size_t)n * sizeof *to);
+/* A host copy of memory of the runner's backend; NULL of NULL. */
+static void *copy_of(runner *r, const void *from, int64_t n, size_t size) {
+    if (!from)
+        return NULL;
+    void *to = take((size_t)n, size);
+    MUST(r->backend->download(r->backend, GR_LANE_COMPUTE, to, from, (size_t)n * size));
+    MUST(r->backend->sync(r->backend));
     return to;
 }
 
@@ -181,8 +185,12 @@ static float *whole_weights(runner *r) {
     const gr_params *p = gr_model_params(r->model);
     gr_weights own = gr_model_masters(r->model);
     float *whole = take((size_t)p->n_element, sizeof *whole);
-    for (int part = 0; part < 2; part++)
-        memcpy(whole + own.share[part].first, own.at[part], (size_t)own.share[part].n * sizeof *whole);
+    for (int part = 0; part < 2; part++) {
+        float *values = copy_of(r, own.at[part], own.share[part].n, sizeof *values);
+        if (values)
+            memcpy(whole + own.share[part].first, values, (size_t)own.share[part].n * sizeof *whole);
+        free(values);
+    }
     if (!gr_model_weights(r->model)) {
         MUST(r->comm->all_gather(r->comm, GR_WORLD, GR_F32, whole, (size_t)own.share[0].n));
         MUST(r->comm->all_gather(r->comm, GR_EDP, GR_F32, whole + p->n_dense, (size_t)own.share[1].n));
@@ -193,8 +201,8 @@ static float *whole_weights(runner *r) {
 /* What the ops read is the rounding of the weights, all of them, whoever updated them; of vectors their very bits. */
 static void check_rounded_weights(runner *r, const float *w) {
     const gr_params *p = gr_model_params(r->model);
-    const uint16_t *act = gr_model_weights_act(r->model);
-    const float *vectors = gr_model_vectors(r->model);
+    uint16_t *act = copy_of(r, gr_model_weights_act(r->model), p->n_element, sizeof *act);
+    float *vectors = copy_of(r, gr_model_vectors(r->model), p->n_vector, sizeof *vectors);
     for (int i = 0; vectors && i < p->n; i++) {
         const gr_param *v = &p->list[i];
         if (v->n_dim == 1 && memcmp(vectors + v->vector, w + v->offset, (size_t)v->dim[0] * sizeof *w)) {
@@ -208,6 +216,8 @@ static void check_rounded_weights(runner *r, const float *w) {
                 (double)gr_f32_from_bf16(act[i]));
             exit(1);
         }
+    free(vectors);
+    free(act);
 }
 
 static void state_from(runner *r, model_case_state *out) {
@@ -215,7 +225,7 @@ static void state_from(runner *r, model_case_state *out) {
     int64_t n = gr_model_params(r->model)->n_element;
     out->weights = whole_weights(r);
     check_rounded_weights(r, out->weights);
-    out->gradients = copy_of(gr_model_gradients(r->model), n);
+    out->gradients = copy_of(r, gr_model_gradients(r->model), n, sizeof *out->gradients);
     MUST(gr_expert_map_open(&out->map, r->map.E, r->map.n_rank));
     MUST(gr_params_open(&out->params, r->o->config, &out->map, (uint32_t)r->comm->rank[GR_EP], r->comm->size[GR_WORLD],
         r->comm->size[GR_EDP]));
@@ -305,7 +315,56 @@ model_case_bytes model_case_count_bytes(gr_backend *backend, gr_comm *comm, cons
     return out;
 }
 
-static bool same_bits(const model_case_state *a, const model_case_state *b) {
+void model_case_losses(
+    gr_backend *backend, gr_comm *comm, const model_case_options *o, double *token_loss, double *loss_sum) {
+    runner r;
+    gr_phases phases = {0};
+    runner_open(&r, backend, comm, o);
+    windows w = windows_make(o, comm->size[GR_WORLD], 0);
+    gr_batch batch = runner_batch(&r, &w, 0);
+    *loss_sum = 0;
+    MUST(gr_model_token_losses(r.model, &batch, loss_sum, token_loss, &phases));
+    windows_free(&w);
+    runner_close(&r);
+}
+
+/* Step `step` as the trainer makes it. */
+static void trainer_step(runner *r, gr_optimizer *optimizer, int step) {
+    const int n_part = 2 * r->comm->size[GR_WORLD];
+    gr_phases phases = {0};
+    gr_model_sums sums;
+    gr_update update;
+    float *gradients = gr_model_gradients(r->model);
+    windows w = windows_make(r->o, n_part, step);
+    MUST(gr_model_zero_gradients(r->model));
+    for (int micro = 0; micro < 2; micro++) {
+        gr_batch batch = runner_batch(r, &w, micro);
+        MUST(gr_model_step(r->model, &batch, 1.0f / (float)w.n, NULL, &phases));
+    }
+    MUST(gr_optimizer_reduce(optimizer, gradients));
+    MUST(gr_model_sums_get(r->model, &sums, NULL));
+    GR_ASSERT(sums.loss > 0 && sums.loss < 100 * (double)w.n, "loss %g", sums.loss);
+    MUST(gr_optimizer_apply(optimizer, step, sums.loss, gr_model_masters(r->model), gradients, &update));
+    GR_ASSERT(!update.skipped && update.grad_norm > 0, "norm %g", update.grad_norm);
+    windows_free(&w);
+}
+
+model_case_waits model_case_count_waits(gr_backend *backend, gr_comm *comm, const model_case_options *o) {
+    runner r;
+    runner_open(&r, backend, comm, o);
+    gr_optimizer_options options = optimizer_options(&r, 2);
+    gr_optimizer *optimizer;
+    MUST(gr_optimizer_open(&optimizer, &options));
+    trainer_step(&r, optimizer, 0);
+    model_case_waits before = {backend->n_download, backend->n_sync};
+    trainer_step(&r, optimizer, 1);
+    model_case_waits out = {backend->n_download - before.n_download, backend->n_sync - before.n_sync};
+    gr_optimizer_close(optimizer);
+    runner_close(&r);
+    return out;
+}
+
+bool model_case_same_bits(const model_case_state *a, const model_case_state *b) {
     size_t n = (size_t)a->params.n_element * sizeof(float);
     return memcmp(a->weights, b->weights, n) == 0 && memcmp(a->gradients, b->gradients, n) == 0;
 }
@@ -320,7 +379,7 @@ bool model_case_recompute_is_exact(gr_backend *backend, gr_comm *comm, const mod
     for (size_t i = 0; i < sizeof other / sizeof *other; i++) {
         changed.recompute = other[i];
         model_case_train(backend, comm, &changed, n_part, 2, &again);
-        exact &= same_bits(&kept, &again);
+        exact &= model_case_same_bits(&kept, &again);
         model_case_state_close(&again);
     }
     model_case_state_close(&kept);
@@ -333,9 +392,9 @@ static void compare_routers(runner *r, const windows *w, const double expected[2
     size_t n_router = (size_t)gr_model_routers(c), E = (size_t)c->num_experts;
     if (!n_router)
         return;
-    gr_router_sums sums;
+    gr_model_sums sums;
     uint64_t *load = take(n_router * E, sizeof *load);
-    MUST(gr_model_router_sums_get(r->model, &sums, load));
+    MUST(gr_model_sums_get(r->model, &sums, load));
     double loss[2] = {sums.aux_loss, sums.z_loss};
     MUST(r->comm->sum(r->comm, GR_WORLD, GR_F64, loss, 2));
     MUST(r->comm->sum(r->comm, GR_WORLD, GR_U64, load, n_router * E));

@@ -41,6 +41,9 @@ void model_case_train(
     gr_backend *backend, gr_comm *comm, const model_case_options *o, int n_part, int steps, model_case_state *out);
 void model_case_state_close(model_case_state *s);
 
+/* This rank's weights and gradients. */
+bool model_case_same_bits(const model_case_state *a, const model_case_state *b);
+
 /* Two such steps with each train.recompute: true if this rank's weights and gradients have the same bits in all. */
 bool model_case_recompute_is_exact(gr_backend *backend, gr_comm *comm, const model_case_options *o, int n_part);
 
@@ -57,6 +60,17 @@ typedef struct model_case_bytes {
     gr_optimizer_traffic forecast;  /* of the update */
 } model_case_bytes;
 model_case_bytes model_case_count_bytes(gr_backend *backend, gr_comm *comm, const model_case_options *o);
+
+/* Evaluation before any step: the loss of each of this rank's n_window*T tokens, and their sum. */
+void model_case_losses(
+    gr_backend *backend, gr_comm *comm, const model_case_options *o, double *token_loss, double *loss_sum);
+
+/* How often the host copied from the backend and waited for it in one training step of two micro-batches, the second of
+ * its run, as the trainer makes one. */
+typedef struct model_case_waits {
+    uint64_t n_download, n_sync;
+} model_case_waits;
+model_case_waits model_case_count_waits(gr_backend *backend, gr_comm *comm, const model_case_options *o);
 
 /* Runs forward and backward over all ranks of comm (groups formed), reduces gradients, compares with the reference that
  * sees all windows at once. Ends the process on failure to open anything. */

@@ -4,9 +4,9 @@
 
 #include "grouter/backend.h"
 
-/* Opens backend "cpu" with bf16 behind a backend that claims fp32: every op gets rounded copies of its act arrays, and
+/* Takes over `inner`, a bf16 backend, behind one that claims fp32: every op gets rounded copies of its act arrays, and
  * what it wrote is widened back. Ends the process when an op writes into the gaps between rows, or leaves adamw's copy
  * of the weights other than rounded. A product's c is act where c_dtype is GR_BF16. */
-GR_MUST gr_err narrow_open(gr_backend **out);
+GR_MUST gr_err narrow_open(gr_backend **out, gr_backend *inner);
 
 #endif

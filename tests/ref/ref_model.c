@@ -42,7 +42,7 @@ void ref_model_close(ref_model *m) {
 void ref_model_init(const ref_model *m, uint64_t seed, double *weights) {
     float *w = malloc((size_t)m->params.n_element * sizeof *w);
     GR_ASSERT(w, "reference: no memory for %lld weights", (long long)m->params.n_element);
-    gr_params_init(&m->params, seed, gr_weights_whole(&m->params, w));
+    GR_ASSERT(!gr_params_init(&m->params, seed, gr_weights_whole(&m->params, w)), "reference: %s", gr_error_text());
     for (int64_t i = 0; i < m->params.n_element; i++)
         weights[i] = w[i];
     free(w);

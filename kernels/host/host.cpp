@@ -1,0 +1,200 @@
+/* host.cpp: blocks and threads of kernels on the CPU: see cuda_runtime.h beside it. */
+#include "cuda_runtime.h"
+#include "host.h"
+
+#include <setjmp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <ucontext.h>
+
+dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace gr_host {
+
+void (*queue)(void *stream, void (*run)(void *work), void *work);
+
+static const int THREADS_MAX = 1024, WARP = 32;
+static const size_t STACK = 64 << 10;
+
+/* Where a fiber stands. */
+enum state { IDLE, READY, AT_BLOCK_BARRIER, AT_WARP };
+
+/* Fibers live as long as the process: one is started by setcontext, which asks the system, and goes on by longjmp,
+ * which does not. */
+struct fiber {
+    bool started;
+    jmp_buf here;
+    state at;
+    dim3 index;
+};
+
+/* A warp's words of the operation under way and of the last one, which a slow lane may still have to read. */
+struct warp {
+    uint64_t word[2][WARP];
+    unsigned turn;
+    int n_there;
+    collective what;
+};
+
+static struct {
+    gr_host_order order;
+    char *stacks;
+    fiber thread[THREADS_MAX];
+    warp warps[THREADS_MAX / WARP];
+    int n_thread, current, n_at_barrier;
+    jmp_buf scheduler;
+    void (*body)(const void *arguments);
+    const void *arguments;
+} host;
+
+[[noreturn]] static void die(const char *what) {
+    fprintf(stderr, "kernels/host: block (%u,%u), thread %d: %s\n", blockIdx.x, blockIdx.y, host.current, what);
+    abort();
+}
+
+int lane(void) {
+    return host.current % WARP;
+}
+
+/* Until somebody makes this fiber ready. */
+static void wait_as(state at) {
+    fiber *f = &host.thread[host.current];
+    f->at = at;
+    if (_setjmp(f->here) == 0)
+        _longjmp(host.scheduler, 1);
+}
+
+static void release(int first, int n, state at) {
+    for (int i = first; i < first + n; i++)
+        if (host.thread[i].at == at)
+            host.thread[i].at = READY;
+}
+
+uint64_t exchange(collective what, unsigned lanes, uint64_t value, int from) {
+    const int first = host.current / WARP * WARP, here = lane();
+    warp *w = &host.warps[host.current / WARP];
+    if (lanes != 0xffffffffu || first + WARP > host.n_thread)
+        die("only whole warps are known here");
+    if (w->n_there > 0 && w->what != what)
+        die("lanes of a warp do different things");
+    const unsigned turn = w->turn;
+    w->what = what;
+    w->word[turn % 2][here] = value;
+    if (++w->n_there == WARP) {
+        w->n_there = 0;
+        w->turn++;
+        release(first, WARP, AT_WARP);
+    } else
+        wait_as(AT_WARP);
+    return w->word[turn % 2][from >= 0 && from < WARP ? from : here];
+}
+
+/* One thread of block after block. */
+static void enter(void) {
+    for (;;) {
+        wait_as(IDLE);
+        host.body(host.arguments);
+    }
+}
+
+static void start_fiber(int i) {
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = host.stacks + (size_t)i * STACK;
+    context.uc_stack.ss_size = STACK;
+    context.uc_link = NULL;
+    makecontext(&context, enter, 0);
+    host.current = i;
+    if (_setjmp(host.scheduler) == 0)
+        setcontext(&context);
+    host.thread[i].started = true;
+}
+
+static void start_thread(int i) {
+    fiber *f = &host.thread[i];
+    const unsigned u = (unsigned)i;
+    if (!f->started)
+        start_fiber(i);
+    f->at = READY;
+    f->index = dim3(u % blockDim.x, u / blockDim.x % blockDim.y, u / blockDim.x / blockDim.y);
+}
+
+static int place(int i, int n) {
+    return host.order == GR_HOST_RISING ? i : n - 1 - i;
+}
+
+static void resume(fiber *f) {
+    if (_setjmp(host.scheduler) == 0)
+        _longjmp(f->here, 1);
+}
+
+/* Gives each ready thread its turn; how many had one. */
+static int run_round(void) {
+    int n_run = 0;
+    for (int i = 0; i < host.n_thread; i++) {
+        host.current = place(i, host.n_thread);
+        fiber *f = &host.thread[host.current];
+        if (f->at != READY)
+            continue;
+        n_run++;
+        threadIdx = f->index;
+        resume(f);
+    }
+    return n_run;
+}
+
+static void run_block(void) {
+    host.n_at_barrier = 0;
+    for (warp &w : host.warps)
+        w.n_there = 0;
+    for (int i = 0; i < host.n_thread; i++)
+        start_thread(i);
+    while (run_round() > 0) {
+    }
+    for (int i = 0; i < host.n_thread; i++)
+        if (host.thread[i].at != IDLE) {
+            host.current = i;
+            die("waits for threads that returned or took another way");
+        }
+}
+
+void run(dim3 blocks, dim3 threads, void (*body)(const void *arguments), const void *arguments) {
+    const uint64_t n_thread = (uint64_t)threads.x * threads.y * threads.z;
+    if (n_thread < 1 || n_thread > (uint64_t)THREADS_MAX)
+        die("a block of 1 to 1024 threads");
+    if (blocks.x < 1 || blocks.x > 0x7fffffffu || blocks.y < 1 || blocks.y > 65535 || blocks.z != 1)
+        die("a grid of 1 to 2^31 - 1 times 1 to 65535 blocks");
+    if (!host.stacks)
+        host.stacks = (char *)malloc(THREADS_MAX * STACK);
+    if (!host.stacks)
+        die("no memory for stacks");
+    host.n_thread = (int)n_thread;
+    host.body = body;
+    host.arguments = arguments;
+    gridDim = blocks;
+    blockDim = threads;
+    const int n_block = (int)(blocks.x * blocks.y);
+    for (int i = 0; i < n_block; i++) {
+        const unsigned at = (unsigned)place(i, n_block);
+        blockIdx = dim3(at % blocks.x, at / blocks.x);
+        run_block();
+    }
+}
+
+} // namespace gr_host
+
+void __syncthreads(void) {
+    using namespace gr_host;
+    if (++host.n_at_barrier < host.n_thread)
+        return wait_as(AT_BLOCK_BARRIER);
+    host.n_at_barrier = 0;
+    release(0, host.n_thread, AT_BLOCK_BARRIER);
+}
+
+void gr_host_set_order(gr_host_order order) {
+    gr_host::host.order = order;
+}
+
+void gr_host_queue_launches(void (*queue)(void *stream, void (*run)(void *work), void *work)) {
+    gr_host::queue = queue;
+}

@@ -1,0 +1,118 @@
+/* kernels.h: the CUDA kernels, as C sees them: one launcher per kernel, one family of kernels per .cu file.
+ *
+ * A launcher queues its work on `stream` (a cudaStream_t) and returns a cudaError_t value: 0 when it is queued,
+ * cudaErrorInvalidValue for a shape it cannot do. It never waits and never allocates. Arrays are in device memory
+ * unless said otherwise; their shapes and meaning are those of the argument structs in grouter/backend.h. `dtype` is
+ * the storage type behind "act": GR_F32 or GR_BF16. Rows are found with 64-bit offsets. No rows: 0, nothing is
+ * launched. Sums are in fixed order, none by atomics on floats, so the same call gives the same bits.
+ *
+ * Scratch is the caller's: `gr_kernel_<op>_scratch` (C of the host, kernels/<family>.c) says how many bytes; it need
+ * not be zeroed, is aligned to 256 bytes and may be reused by the next call on the same stream. */
+#ifndef GROUTER_KERNELS_H
+#define GROUTER_KERNELS_H
+
+#include "grouter/backend.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---------------------------------------------------------------- rows.cu: rows moved and summed by index */
+
+GR_MUST int gr_kernel_gather(void *stream, gr_dtype dtype, const gr_gather *a);
+GR_MUST int gr_kernel_sum(void *stream, gr_dtype dtype, const gr_sum *a);
+GR_MUST int gr_kernel_pair_gates_forward(void *stream, const gr_pair_gates *a);
+GR_MUST int gr_kernel_pair_gates_backward(void *stream, const gr_pair_gates *a);
+
+/* ---------------------------------------------------------------- norm.cu, layer_norm.cu, rope.cu, embed.cu
+ * What blocks take, and their scratch, is in kernels/geometry.h. */
+
+GR_MUST int gr_kernel_norm_forward(void *stream, gr_dtype dtype, const gr_norm *a);
+GR_MUST int gr_kernel_norm_backward(void *stream, gr_dtype dtype, const gr_norm *a, void *scratch);
+size_t gr_kernel_norm_backward_scratch(const gr_norm *a);
+
+GR_MUST int gr_kernel_layer_norm_forward(void *stream, gr_dtype dtype, const gr_layer_norm *a);
+GR_MUST int gr_kernel_layer_norm_backward(void *stream, gr_dtype dtype, const gr_layer_norm *a, void *scratch);
+size_t gr_kernel_layer_norm_backward_scratch(const gr_layer_norm *a);
+
+GR_MUST int gr_kernel_rope(void *stream, gr_dtype dtype, const gr_rope *a);
+
+/* Forward is gr_kernel_gather. */
+GR_MUST int gr_kernel_embed_backward(void *stream, gr_dtype dtype, const gr_embed *a, void *scratch);
+size_t gr_kernel_embed_backward_scratch(const gr_embed *a);
+
+/* ---------------------------------------------------------------- attention.cu: what is between the products */
+
+/* Rows [first, first + n_query) of one window, of query heads h * (H / H_kv) + member for the n_head key/value heads h
+ * from kv_head on. Arrays [n_head, n_query, ld], n_key columns of a row in use; aligned to 16 bytes, ld a multiple
+ * of 8. */
+typedef struct gr_attend_block {
+    int64_t window, kv_head, n_head, member, first, n_query, n_key, ld;
+    float *scores;  /* q k^T */
+    float *dscores; /* dout v^T, backward only */
+    void *p, *ds;   /* act: results, which may lie on scores and dscores if these are of the same type */
+} gr_attend_block;
+
+/* p and a->lse from the scores. */
+GR_MUST int gr_kernel_attend_softmax(void *stream, gr_dtype dtype, const gr_attention *a, const gr_attend_block *b);
+/* p and ds, the gradient of q k^T, from scores, dscores and a->lse. */
+GR_MUST int gr_kernel_attend_gradient(void *stream, gr_dtype dtype, const gr_attention *a, const gr_attend_block *b);
+/* to[t * ld + h * head_dim + c] (act) = from[h, t, c], fp32 [n_head, T, head_dim]. */
+GR_MUST int gr_kernel_attend_round(
+    void *stream, gr_dtype dtype, const gr_attention *a, int64_t n_head, const float *from, void *to, int64_t ld);
+
+/* ---------------------------------------------------------------- flash_forward.cu, flash_backward.cu: attention in
+ * bf16 */
+
+/* Whether these kernels do the op: bf16, head_dim a multiple of 8 up to 128, every row that is there at 16 bytes. */
+bool gr_kernel_flash_fits(gr_dtype dtype, const gr_attention *a);
+GR_MUST int gr_kernel_flash_forward(void *stream, const gr_attention *a);
+GR_MUST int gr_kernel_flash_backward(void *stream, const gr_attention *a, void *scratch);
+size_t gr_kernel_flash_backward_scratch(const gr_attention *a);
+
+/* ---------------------------------------------------------------- cross_entropy.cu */
+
+/* Logits of n tokens (act [n, V]) become scale * (softmax - onehot of target), zeros for target -1; loss[i] is the loss
+ * of token i, 0 where ignored. WITHOUT a gradient only the zeros are written. */
+typedef struct gr_token_losses {
+    int64_t n, V;
+    const int32_t *target; /* [n] */
+    float scale;
+    bool gradient;
+    void *logits;
+    double *loss; /* [n] */
+} gr_token_losses;
+GR_MUST int gr_kernel_token_losses(void *stream, gr_dtype dtype, const gr_token_losses *a);
+
+/* ---------------------------------------------------------------- router.cu, divergence.cu, sums.cu */
+
+GR_MUST int gr_kernel_router_forward(void *stream, const gr_router_op *a, void *scratch);
+size_t gr_kernel_router_forward_scratch(const gr_router_op *a);
+GR_MUST int gr_kernel_router_backward(void *stream, gr_dtype dtype, const gr_router_op *a);
+
+GR_MUST int gr_kernel_divergence(void *stream, const gr_divergence *a, void *scratch);
+size_t gr_kernel_divergence_scratch(const gr_divergence *a);
+
+/* *out += factor * (sum of x[n], in fixed order). */
+GR_MUST int gr_kernel_sum_tokens(void *stream, const double *x, int64_t n, double factor, double *out);
+
+/* ---------------------------------------------------------------- ffn.cu: SwiGLU between an expert layer's products */
+
+/* h to a. */
+GR_MUST int gr_kernel_swiglu_forward(void *stream, gr_dtype dtype, const gr_ffn *a);
+/* h and da to dh (in place of h), a and dgate (if it is there). */
+GR_MUST int gr_kernel_swiglu_backward(void *stream, gr_dtype dtype, const gr_ffn *a);
+
+/* ---------------------------------------------------------------- optimizer.cu: flat ranges */
+
+GR_MUST int gr_kernel_adamw(void *stream, gr_dtype dtype, const gr_adamw *a);
+GR_MUST int gr_kernel_round_weights(void *stream, gr_dtype dtype, const float *from, void *to, int64_t n);
+#define GR_SQUARES_BLOCK 16384 /* elements per partial sum */
+GR_MUST int gr_kernel_sum_squares(void *stream, const float *x, int64_t n, double *out, void *scratch); /* *out += */
+size_t gr_kernel_sum_squares_scratch(int64_t n);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,9 @@
+/* cuda_limits.c: how much memory ops of backend cuda take for blocks of their work: their tests have limits of their
+ * own, since blocks of this size would not show in windows of a few tokens. */
+#include "cuda.h"
+
+/* 64 MiB of scores: 512 rows of a window of 4096 for 8 heads, which keeps the GPU busy and stays near the second-level
+ * cache. */
+gr_attend_limits gr_cuda_attend_limits(void) {
+    return (gr_attend_limits){.n_query = 512, .n_score = 1 << 24};
+}

@@ -1,0 +1,112 @@
+/* cuda_open.c: finding a GPU, opening and closing backend cuda. */
+#include "cuda.h"
+
+#include <stdlib.h>
+
+/* What can be known before a device is chosen. */
+typedef struct survey {
+    cudaError_t status;
+    int n_device, major; /* the best compute capability */
+    int driver;
+} survey;
+
+static survey look(void) {
+    survey s = {0};
+    (void)cudaDriverGetVersion(&s.driver); /* stays 0 */
+    s.status = cudaGetDeviceCount(&s.n_device);
+    for (int i = 0; i < s.n_device && !s.status; i++) {
+        int major = 0;
+        s.status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, i);
+        s.major = major > s.major ? major : s.major;
+    }
+    (void)cudaGetLastError(); /* no launch is to find it */
+    return s;
+}
+
+static bool is_usable(const survey *s) {
+    return s->status == cudaSuccess && s->n_device > 0 && s->major >= 8;
+}
+
+bool gr_cuda_is_here(void) {
+    const survey s = look();
+    return is_usable(&s);
+}
+
+static void say(const gr_cuda *s, int n_device) {
+    struct cudaDeviceProp found;
+    size_t n_free = 0, n_total = 0;
+    if (cudaGetDeviceProperties(&found, s->device) || cudaMemGetInfo(&n_free, &n_total)) {
+        (void)cudaGetLastError();
+        return;
+    }
+    gr_info("backend cuda: %s, device %d of %d, %.1f of %.1f GiB free, CUDA %d.%d, %s", found.name, s->device, n_device,
+        (double)n_free / 0x1p30, (double)n_total / 0x1p30, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10,
+        gr_cuda_library());
+}
+
+static void cuda_close(gr_backend *b) {
+    gr_cuda *s = b->state;
+    if (s) {
+        (void)cudaDeviceSynchronize(); /* a failed device cannot be waited for */
+        for (int lane = 0; lane < GR_N_LANE; lane++)
+            cudaFree(s->scratch[lane].p);
+        gr_cuda_products_close(s->products);
+        gr_cuda_staging_close(s);
+        gr_cuda_queues_close(s);
+    }
+    free(s);
+    free(b);
+}
+
+static gr_err open_state(gr_backend *b, const survey *found) {
+    void *state;
+    GR_TRY(gr_alloc(&state, 1, sizeof(gr_cuda), "backend cuda"));
+    gr_cuda *s = b->state = state;
+    s->device = gr_device_choose(gr_device_local_rank(), found->n_device);
+    GR_TRY(gr_cuda_check((int)cudaSetDevice(s->device), "choosing a GPU"));
+    GR_TRY(gr_cuda_queues_open(s));
+    say(s, found->n_device);
+    GR_TRY(gr_cuda_staging_open(s));
+    return gr_cuda_products_open(b, &s->products);
+}
+
+static const gr_backend table = {
+    .name = "cuda",
+    .logits_room = GR_DEVICE_LOGITS_ROOM,
+    .alloc = gr_cuda_alloc,
+    .release = gr_cuda_release,
+    .room = gr_cuda_room,
+    .owns = gr_cuda_owns,
+    .alloc_host = gr_cuda_alloc_host,
+    .release_host = gr_cuda_release_host,
+    .upload = gr_cuda_upload,
+    .download = gr_cuda_download,
+    .fill_zero = gr_cuda_fill_zero,
+    .copy = gr_cuda_copy,
+    .wait = gr_cuda_wait,
+    .lane_native = gr_cuda_lane_native,
+    .sync = gr_cuda_sync,
+    .close = cuda_close,
+};
+
+gr_err gr_cuda_open(gr_backend **out, gr_dtype dtype) {
+    void *memory;
+    *out = NULL;
+    GR_ASSERT(dtype == GR_F32 || dtype == GR_BF16, "storage type %s", gr_dtype_name(dtype));
+    const survey found = look();
+    if (!is_usable(&found))
+        return gr_cuda_refuse((int)found.status, found.n_device, found.major, found.driver);
+    GR_TRY(gr_alloc(&memory, 1, sizeof(gr_backend), "backend cuda"));
+    gr_backend *b = memory;
+    *b = table;
+    b->dtype = dtype;
+    b->elem_size = gr_dtype_size(dtype);
+    gr_cuda_set_ops(b);
+    gr_err err = open_state(b, &found);
+    if (err) {
+        cuda_close(b);
+        return err;
+    }
+    *out = b;
+    return GR_OK;
+}

@@ -1,0 +1,77 @@
+/* device.h: what a backend of a device computes on the host: which device, which bytes of a staging ring, how a
+ * column-major library is asked for a row-major product, which products share a plan. No device is needed for any of
+ * it, so it is compiled and tested everywhere. */
+#ifndef GROUTER_BACKEND_DEVICE_H
+#define GROUTER_BACKEND_DEVICE_H
+
+#include "grouter/backend.h"
+
+/* Logits of a chunk: enough tokens (3539 of a vocabulary of 151,680) that reading the head's weights once more for each
+ * chunk does not show. */
+#define GR_DEVICE_LOGITS_ROOM ((size_t)2 << 30)
+
+/* ---------------------------------------------------------------- which device (device_choice.c) */
+
+/* This process among those of its machine, as its launcher counts them; 0 where none says. */
+int gr_device_local_rank(void);
+/* Processes beyond the number of devices share them in turn. n_device > 0. */
+int gr_device_choose(int local_rank, int n_device);
+
+/* ---------------------------------------------------------------- staging ring (device_ring.c)
+ * Bytes that the host fills and the device reads, in one order. A part is taken by the host, handed to a copy, and
+ * dropped when the copy is done; parts are dropped in the order they were taken. */
+#define GR_RING_PARTS 256
+typedef struct gr_ring {
+    size_t size;
+    int oldest, n; /* parts in use: part[(oldest + i) % GR_RING_PARTS], i < n */
+    struct {
+        size_t begin, end;
+    } part[GR_RING_PARTS];
+} gr_ring;
+
+/* The newest part: n_byte bytes, at most `size`, from *at on, 64-byte aligned; false while older parts are in the way.
+ * An empty ring has room for any of them. */
+bool gr_ring_take(gr_ring *r, size_t n_byte, size_t *at);
+int gr_ring_newest(const gr_ring *r); /* its index in `part`, for an event of its own; a part was taken */
+void gr_ring_drop(gr_ring *r);        /* the oldest; there is one */
+
+/* ---------------------------------------------------------------- products (device_product.c) */
+
+/* A row-major [m,n] matrix is the column-major [n,m] one of the same bytes, and c = op(a) op(b) is c' = op(b)' op(a)':
+ * so a column-major library is given b as its left and a as its right operand, each as it lies in memory (rows x
+ * columns, column-major, leading dimension ldb or lda) and turned (transposed) or not. The result is [n,m] with ldc. */
+typedef struct gr_product_view {
+    bool turn_left, turn_right;
+    int64_t left_rows, left_columns; /* of b */
+    int64_t right_rows, right_columns; /* of a */
+} gr_product_view;
+gr_product_view gr_product_view_of(const gr_gemm *g);
+
+/* Do the rows of a product change from call to call (an expert's pairs), or is its shape one of the model? Products
+ * whose rows change share plans: their rows are rounded up to a quarter of their power of two, at least 16. */
+typedef enum gr_rows { GR_ROWS_FIXED, GR_ROWS_CHANGE } gr_rows;
+
+/* The product whose plan g uses: g itself, or with its rows (the inner dimension of a TN product) rounded up. The plan
+ * follows from this and not from the product that came first, so that a run that goes on uses the same. */
+gr_gemm gr_product_canonical(const gr_gemm *g, gr_rows rows);
+
+/* What a plan depends on: shape, leading dimensions, layout, write, type of c, and the alignment of the addresses. */
+typedef struct gr_product_key {
+    int64_t m, n, k, lda, ldb, ldc;
+    uint64_t kind;
+} gr_product_key;
+gr_product_key gr_product_key_of(const gr_gemm *canonical);
+/* The largest power of two up to 16 that divides the address: what the library's widest loads ask for. */
+uint32_t gr_product_alignment(const void *p);
+
+/* Keys and their numbers: the n-th distinct key is n. */
+#define GR_PRODUCTS_MAX 4096
+typedef struct gr_product_table {
+    int n;
+    gr_product_key key[GR_PRODUCTS_MAX];
+    uint16_t slot[2 * GR_PRODUCTS_MAX]; /* 1 + number, by hash, then the next free one; 0: empty */
+} gr_product_table;
+/* The key's number, given to it now where it has none; -1 when the table is full. */
+int gr_product_number(gr_product_table *t, const gr_product_key *key);
+
+#endif
