@@ -23,8 +23,10 @@ static int open_backend(void **state) {
     return check_backend_open(&backend, CHECK_DTYPE);
 }
 
-/* False with the reason where oneDNN has no products of this type for this CPU. */
+/* False with the reason where oneDNN has no products of this type for this CPU and would be asked for them. */
 static bool has_products(void) {
+    if (strcmp(check_backend_name(), "cuda") == 0)
+        return true;
     gr_backend *b;
     gr_err err = gr_backend_open(&b, "cpu", CHECK_DTYPE);
     if (err == GR_RESOURCE)
