@@ -2,9 +2,9 @@
  * host's, and kernels are run by kernels/host.
  *
  * A stream does as little as it can as late as it can: work runs only once the host waits for it, and of other streams
- * only what an event asks for. With CUDA_DOUBLE=hasty in the environment all streams but the first do their work as soon as
- * it is queued. So an op that is not ordered after what it needs, on either side, reads what was there before. Ends the
- * process where a copy would make the host wait, or a wait would never end. */
+ * only what an event asks for. With CUDA_DOUBLE=hasty in the environment all streams but the first do their work as
+ * soon as it is queued. So an op that is not ordered after what it needs, on either side, reads what was there before.
+ * Ends the process where a copy would make the host wait, or a wait would never end. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -360,4 +360,3 @@ const char *cudaGetErrorName(cudaError_t error) {
 const char *cudaGetErrorString(cudaError_t error) {
     return cudaGetErrorName(error);
 }
-

@@ -94,12 +94,22 @@ static void a_lane_waits_for_another(void **state) {
     (void)state;
     enum { SIDE_LENGTH = 512 };
     const size_t n = (size_t)SIDE_LENGTH * SIDE_LENGTH;
-    float *host = check_random(1, (int64_t)n), *first = malloc(4096 * sizeof *first), *second = malloc(4096 * sizeof *second);
+    float *host = check_random(1, (int64_t)n), *first = malloc(4096 * sizeof *first),
+          *second = malloc(4096 * sizeof *second);
     assert_true(first && second);
     float *x = memory_of(n * sizeof *x), *y = memory_of(n * sizeof *y), *z = memory_of(n * sizeof *z);
     assert_int_equal(backend->upload(backend, GR_LANE_COMPUTE, x, host, n * sizeof *x), 0);
-    const gr_gemm g = {.layout = GR_NN, .m = SIDE_LENGTH, .n = SIDE_LENGTH, .k = SIDE_LENGTH, .a = x, .lda = SIDE_LENGTH,
-        .b = x, .ldb = SIDE_LENGTH, .c = y, .ldc = SIDE_LENGTH, .c_dtype = GR_F32};
+    const gr_gemm g = {.layout = GR_NN,
+        .m = SIDE_LENGTH,
+        .n = SIDE_LENGTH,
+        .k = SIDE_LENGTH,
+        .a = x,
+        .lda = SIDE_LENGTH,
+        .b = x,
+        .ldb = SIDE_LENGTH,
+        .c = y,
+        .ldc = SIDE_LENGTH,
+        .c_dtype = GR_F32};
     for (int run = 0; run < 3; run++)
         assert_int_equal(backend->gemm(backend, GR_LANE_COMPUTE, &g), 0);
     assert_int_equal(backend->wait(backend, GR_LANE_SIDE, GR_LANE_COMPUTE), 0);
@@ -111,8 +121,7 @@ static void a_lane_waits_for_another(void **state) {
     for (int i = 0; i < 4096; i++)
         assert_true(first[i] != 0);
     assert_non_null(backend->lane_native(backend, GR_LANE_COMPUTE));
-    assert_ptr_not_equal(
-        backend->lane_native(backend, GR_LANE_COMPUTE), backend->lane_native(backend, GR_LANE_SIDE));
+    assert_ptr_not_equal(backend->lane_native(backend, GR_LANE_COMPUTE), backend->lane_native(backend, GR_LANE_SIDE));
     backend->release(backend, x), backend->release(backend, y), backend->release(backend, z);
     free(host), free(first), free(second);
 }
@@ -126,11 +135,21 @@ static void ops_and_uploads_wait_for_nothing(void **state) {
     for (uint32_t p = 0; p < N_PAIR; p++)
         row[p] = p * 7 % N_PAIR;
     const size_t size = sizeof(float);
-    gr_ffn a = {.n_expert = N_EXPERT, .D = D, .F = F, .n_pair = N_PAIR, .expert_offset = offset,
-        .x = memory_of(N_PAIR * D * size), .w13 = memory_of(N_EXPERT * 2 * F * D * size),
-        .w2 = memory_of(N_EXPERT * D * F * size), .h = memory_of(N_PAIR * 2 * F * size), .a = memory_of(N_PAIR * F * size),
-        .y = memory_of(N_PAIR * D * size), .dy = memory_of(N_PAIR * D * size), .da = memory_of(N_PAIR * F * size),
-        .dw13 = memory_of(N_EXPERT * 2 * F * D * size), .dw2 = memory_of(N_EXPERT * D * F * size),
+    gr_ffn a = {.n_expert = N_EXPERT,
+        .D = D,
+        .F = F,
+        .n_pair = N_PAIR,
+        .expert_offset = offset,
+        .x = memory_of(N_PAIR * D * size),
+        .w13 = memory_of(N_EXPERT * 2 * F * D * size),
+        .w2 = memory_of(N_EXPERT * D * F * size),
+        .h = memory_of(N_PAIR * 2 * F * size),
+        .a = memory_of(N_PAIR * F * size),
+        .y = memory_of(N_PAIR * D * size),
+        .dy = memory_of(N_PAIR * D * size),
+        .da = memory_of(N_PAIR * F * size),
+        .dw13 = memory_of(N_EXPERT * 2 * F * D * size),
+        .dw2 = memory_of(N_EXPERT * D * F * size),
         .dx = memory_of(N_PAIR * D * size)};
     double *sum = memory_of(sizeof *sum);
     void *rows = memory_of(sizeof row);
@@ -170,8 +189,17 @@ static void a_watched_wait_can_be_ended(void **state) {
     const size_t n = (size_t)SIDE_LENGTH * SIDE_LENGTH;
     float *x = memory_of(2 * n * sizeof *x);
     int n_asked = 0;
-    const gr_gemm g = {.layout = GR_NN, .m = SIDE_LENGTH, .n = SIDE_LENGTH, .k = SIDE_LENGTH, .a = x, .lda = SIDE_LENGTH,
-        .b = x, .ldb = SIDE_LENGTH, .c = x + n, .ldc = SIDE_LENGTH, .c_dtype = GR_F32};
+    const gr_gemm g = {.layout = GR_NN,
+        .m = SIDE_LENGTH,
+        .n = SIDE_LENGTH,
+        .k = SIDE_LENGTH,
+        .a = x,
+        .lda = SIDE_LENGTH,
+        .b = x,
+        .ldb = SIDE_LENGTH,
+        .c = x + n,
+        .ldc = SIDE_LENGTH,
+        .c_dtype = GR_F32};
     for (int run = 0; run < 30; run++)
         assert_int_equal(backend->gemm(backend, GR_LANE_COMPUTE, &g), 0);
     backend->watch = lose_patience;
