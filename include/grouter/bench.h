@@ -102,7 +102,7 @@ typedef struct gr_kernels_options {
     gr_bench_shape shape;
     int64_t N;         /* tokens, a multiple of shape.T */
     const char *only;  /* ops, comma-separated; NULL: all */
-    uint32_t n_repeat; /* 0: as many as fit half a second, at least 5 and at most 50 */
+    uint32_t n_repeat; /* 0: as many as fit 0.4 s, at least 5 and at most 50 */
     uint64_t seed;     /* of the data */
 } gr_kernels_options;
 

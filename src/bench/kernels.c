@@ -6,7 +6,7 @@
 #include <string.h>
 
 enum { RUNS_MIN = 5, RUNS_MAX = 50, RUNS_WARM = 2, COPY_RUNS = 5 };
-#define CASE_S 0.5 /* wall-clock time for the runs of one op, unless their number is given */
+#define CASE_S 0.4 /* wall-clock time for the runs of one op, unless their number is given */
 
 typedef struct bench_run {
     const gr_kernels_options *o;

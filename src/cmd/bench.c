@@ -107,7 +107,7 @@ static const char help[] =
     "all:\n"
     "  --backend B         auto (default), or one that --version lists\n"
     "  --dtype fp32|bf16   of activations (default fp32)\n"
-    "  --repeat N          runs of each that are timed (default 50; layer 20; kernels: as many as fit half a second)\n"
+    "  --repeat N          runs of each that are timed (default 50; layer 20; kernels: as many as fit 0.4 s)\n"
     "  --seed S            of data and routes, or of which windows of the table (default 0)\n"
     "  --json FILE         the figures once more\n"
     "  --csv FILE          likewise, a line each\n"
