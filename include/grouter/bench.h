@@ -122,7 +122,7 @@ enum { GR_KERNELS_MAX = 64 };
 
 typedef struct gr_kernels_report {
     const char *backend; /* what auto stands for */
-    double peak_flops;   /* per second, of this rank: backend's best matrix product */
+    double peak_flops;   /* per second, of this rank: the best matrix product before and after the ops */
     double copy_bytes;   /* per second, read and written, of a copy larger than the caches */
     double launch_ms;    /* of an op with nothing to do: it is in every time */
     int n;
