@@ -50,16 +50,16 @@ extern const int gr_bench_n_product_case, gr_bench_n_attention_case, gr_bench_n_
     gr_bench_n_flat_case;
 
 /* Element i of array `id`, before and after the first run. */
-static inline double bench_in(const bench_kernel *k, int id, int64_t i) {
+static inline double gr_bench_in(const bench_kernel *k, int id, int64_t i) {
     return gr_bench_get(k->arrays.list[id].want.dtype, k->arrays.list[id].host, i);
 }
-static inline double bench_out(const bench_kernel *k, int id, int64_t i) {
+static inline double gr_bench_out(const bench_kernel *k, int id, int64_t i) {
     return gr_bench_get(k->arrays.list[id].want.dtype, k->arrays.list[id].result, i);
 }
-static inline void *bench_device(const bench_kernel *k, int id) {
+static inline void *gr_bench_device(const bench_kernel *k, int id) {
     return k->arrays.list[id].device;
 }
-static inline void *bench_host(const bench_kernel *k, int id) {
+static inline void *gr_bench_host(const bench_kernel *k, int id) {
     return k->arrays.list[id].host;
 }
 #define BENCH_OPEN(k, want)                                                                                            \

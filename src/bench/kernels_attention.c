@@ -35,15 +35,15 @@ static gr_err attention_open(bench_kernel *k) {
         .ldk = s->H_kv * s->hd,
         .ldv = s->H_kv * s->hd,
         .ldo = s->H * s->hd,
-        .q = bench_device(k, ATT_Q),
-        .k = bench_device(k, ATT_K),
-        .v = bench_device(k, ATT_V),
-        .o = bench_device(k, ATT_O),
-        .lse = bench_device(k, ATT_LSE),
-        .dout = bench_device(k, ATT_DOUT),
-        .dq = bench_device(k, ATT_DQ),
-        .dk = bench_device(k, ATT_DK),
-        .dv = bench_device(k, ATT_DV)};
+        .q = gr_bench_device(k, ATT_Q),
+        .k = gr_bench_device(k, ATT_K),
+        .v = gr_bench_device(k, ATT_V),
+        .o = gr_bench_device(k, ATT_O),
+        .lse = gr_bench_device(k, ATT_LSE),
+        .dout = gr_bench_device(k, ATT_DOUT),
+        .dq = gr_bench_device(k, ATT_DQ),
+        .dk = gr_bench_device(k, ATT_DK),
+        .dv = gr_bench_device(k, ATT_DV)};
     k->flops = (back ? 5.0 : 2.0) * (double)k->N * (double)s->T * (double)(s->H * s->hd);
     k->bytes = (back ? 4.0 : 2.0) * (double)k->backend->elem_size * (double)k->N * (double)((s->H + s->H_kv) * s->hd) +
                4.0 * (double)(k->N * s->H);
@@ -78,7 +78,7 @@ static int64_t key_at(const bench_kernel *k, const query *q, int64_t t) {
 static double dot(const bench_kernel *k, int a, int64_t i, int b, int64_t j) {
     double sum = 0;
     for (int64_t d = 0; d < k->shape->hd; d++)
-        sum += bench_in(k, a, i + d) * bench_in(k, b, j + d);
+        sum += gr_bench_in(k, a, i + d) * gr_bench_in(k, b, j + d);
     return sum;
 }
 
@@ -99,12 +99,12 @@ static double attention_check(const bench_kernel *k) {
         for (int64_t t = q.first; t <= q.t; t++)
             sum += exp(score(k, &q, t)); /* of normal numbers: no overflow */
         const int64_t window = q.t / s->T, lse = (window * s->H + q.j) * s->T + q.t % s->T;
-        gr_bench_compare(&of_lse, bench_out(k, ATT_LSE, lse), log(sum));
+        gr_bench_compare(&of_lse, gr_bench_out(k, ATT_LSE, lse), log(sum));
         for (int64_t d = 0; d < s->hd; d++) {
             double o = 0;
             for (int64_t t = q.first; t <= q.t; t++)
-                o += exp(score(k, &q, t)) / sum * bench_in(k, ATT_V, key_at(k, &q, t) + d);
-            gr_bench_compare(&e, bench_out(k, ATT_O, q.at + d), o);
+                o += exp(score(k, &q, t)) / sum * gr_bench_in(k, ATT_V, key_at(k, &q, t) + d);
+            gr_bench_compare(&e, gr_bench_out(k, ATT_O, q.at + d), o);
         }
     }
     return fmax(gr_bench_error_get(&e), gr_bench_error_get(&of_lse));
@@ -113,10 +113,10 @@ static double attention_check(const bench_kernel *k) {
 /* p and dS of a query and a key, from the forward's o and lse, which its own case has checked. */
 static void attention_slope(const bench_kernel *k, const query *q, int64_t t, double *p, double *ds) {
     const gr_bench_shape *s = k->shape;
-    const double lse = bench_out(k, ATT_LSE, (q->t / s->T * s->H + q->j) * s->T + q->t % s->T);
+    const double lse = gr_bench_out(k, ATT_LSE, (q->t / s->T * s->H + q->j) * s->T + q->t % s->T);
     double delta = 0;
     for (int64_t d = 0; d < s->hd; d++)
-        delta += bench_in(k, ATT_DOUT, q->at + d) * bench_out(k, ATT_O, q->at + d);
+        delta += gr_bench_in(k, ATT_DOUT, q->at + d) * gr_bench_out(k, ATT_O, q->at + d);
     *p = exp(score(k, q, t) - lse);
     *ds = *p * (dot(k, ATT_DOUT, q->at, ATT_V, key_at(k, q, t)) - delta) / sqrt((double)s->hd);
 }
@@ -126,10 +126,10 @@ static void check_query(const bench_kernel *k, const query *q, bench_error *e) {
     for (int64_t t = q->first; t <= q->t; t++) {
         attention_slope(k, q, t, &p, &ds);
         for (int64_t d = 0; d < k->shape->hd; d++)
-            dq[d] += ds * bench_in(k, ATT_K, key_at(k, q, t) + d);
+            dq[d] += ds * gr_bench_in(k, ATT_K, key_at(k, q, t) + d);
     }
     for (int64_t d = 0; d < k->shape->hd; d++)
-        gr_bench_compare(e, bench_out(k, ATT_DQ, q->at + d), dq[d]);
+        gr_bench_compare(e, gr_bench_out(k, ATT_DQ, q->at + d), dq[d]);
 }
 
 /* The key of token t that head j reads: all queries of its window behind it, of all heads that share it. */
@@ -142,13 +142,13 @@ static void check_key(const bench_kernel *k, int64_t t, int64_t j, bench_error *
             const query q = query_of(k, row, head);
             attention_slope(k, &q, t, &p, &ds);
             for (int64_t d = 0; d < s->hd; d++) {
-                dk[d] += ds * bench_in(k, ATT_Q, q.at + d);
-                dv[d] += p * bench_in(k, ATT_DOUT, q.at + d);
+                dk[d] += ds * gr_bench_in(k, ATT_Q, q.at + d);
+                dv[d] += p * gr_bench_in(k, ATT_DOUT, q.at + d);
             }
         }
     for (int64_t d = 0; d < s->hd; d++) {
-        gr_bench_compare(of_k, bench_out(k, ATT_DK, at + d), dk[d]);
-        gr_bench_compare(of_v, bench_out(k, ATT_DV, at + d), dv[d]);
+        gr_bench_compare(of_k, gr_bench_out(k, ATT_DK, at + d), dk[d]);
+        gr_bench_compare(of_v, gr_bench_out(k, ATT_DV, at + d), dv[d]);
     }
 }
 
@@ -180,21 +180,21 @@ static gr_err loss_open(bench_kernel *k) {
         [LOSS_DW] = {BENCH_SUM, GR_F32, back ? V * D : 0, 0},
         [LOSS_LOGITS] = {BENCH_OUT, dtype, gr_logits_chunk(N, V) * V, 0}};
     GR_TRY(BENCH_OPEN(k, want));
-    int32_t *target = bench_host(k, LOSS_TARGET);
+    int32_t *target = gr_bench_host(k, LOSS_TARGET);
     for (int64_t i = 0; i < N; i++)
         target[i] = (int32_t)gr_random_below(k->seed, 2, (uint64_t)i, (uint32_t)V);
     k->op.loss = (gr_cross_entropy){.n = N,
         .D = D,
         .V = V,
-        .x = bench_device(k, LOSS_X),
-        .w = bench_device(k, LOSS_W),
-        .target = bench_device(k, LOSS_TARGET),
+        .x = gr_bench_device(k, LOSS_X),
+        .w = gr_bench_device(k, LOSS_W),
+        .target = gr_bench_device(k, LOSS_TARGET),
         .scale = 1 / (float)N,
-        .loss_sum = bench_device(k, LOSS_SUM),
-        .token_loss = bench_device(k, LOSS_TOKEN),
-        .dx = bench_device(k, LOSS_DX),
-        .dw = bench_device(k, LOSS_DW),
-        .logits = bench_device(k, LOSS_LOGITS)};
+        .loss_sum = gr_bench_device(k, LOSS_SUM),
+        .token_loss = gr_bench_device(k, LOSS_TOKEN),
+        .dx = gr_bench_device(k, LOSS_DX),
+        .dw = gr_bench_device(k, LOSS_DW),
+        .logits = gr_bench_device(k, LOSS_LOGITS)};
     const double s = (double)k->backend->elem_size;
     k->flops = (back ? 6.0 : 2.0) * (double)N * (double)D * (double)V;
     k->bytes = s * ((back ? 2.0 : 1.0) * (double)(N * D) + (double)(V * D)) + (back ? 8.0 * (double)(V * D) : 0) +
@@ -211,24 +211,24 @@ static double logit(const bench_kernel *k, int64_t i, int64_t v) {
     const int64_t D = k->shape->D;
     double sum = 0;
     for (int64_t d = 0; d < D; d++)
-        sum += bench_in(k, LOSS_X, i * D + d) * bench_in(k, LOSS_W, v * D + d);
+        sum += gr_bench_in(k, LOSS_X, i * D + d) * gr_bench_in(k, LOSS_W, v * D + d);
     return sum;
 }
 
 /* Loss of token i, and of its dx, in every 16th column; sums of exponentials of normal numbers do not overflow. */
 static void check_token(const bench_kernel *k, int64_t i, bench_error *of_loss, bench_error *of_dx) {
-    const int64_t D = k->shape->D, V = k->shape->V, target = (int64_t)bench_in(k, LOSS_TARGET, i);
+    const int64_t D = k->shape->D, V = k->shape->V, target = (int64_t)gr_bench_in(k, LOSS_TARGET, i);
     double sum = 0, dx[4096] = {0};
     for (int64_t v = 0; v < V; v++) {
         const double e = exp(logit(k, i, v));
         sum += e;
         for (int64_t d = 0; k->way == BACKWARD && d < D; d += 16)
-            dx[d / 16] += e * bench_in(k, LOSS_W, v * D + d);
+            dx[d / 16] += e * gr_bench_in(k, LOSS_W, v * D + d);
     }
-    gr_bench_compare(of_loss, bench_out(k, LOSS_TOKEN, i), log(sum) - logit(k, i, target));
+    gr_bench_compare(of_loss, gr_bench_out(k, LOSS_TOKEN, i), log(sum) - logit(k, i, target));
     for (int64_t d = 0; k->way == BACKWARD && d < D; d += 16)
-        gr_bench_compare(of_dx, bench_out(k, LOSS_DX, i * D + d),
-            (dx[d / 16] / sum - bench_in(k, LOSS_W, target * D + d)) / (double)k->N);
+        gr_bench_compare(of_dx, gr_bench_out(k, LOSS_DX, i * D + d),
+            (dx[d / 16] / sum - gr_bench_in(k, LOSS_W, target * D + d)) / (double)k->N);
 }
 
 /* Elements of row v of dw. The logarithms of the tokens' sums come from the losses that were checked. */
@@ -236,14 +236,14 @@ static void check_row(const bench_kernel *k, int64_t v, bench_error *e) {
     const int64_t D = k->shape->D;
     double dw[SAMPLES] = {0};
     for (int64_t i = 0; i < k->N; i++) {
-        const int64_t target = (int64_t)bench_in(k, LOSS_TARGET, i);
-        const double lse = bench_out(k, LOSS_TOKEN, i) + logit(k, i, target);
+        const int64_t target = (int64_t)gr_bench_in(k, LOSS_TARGET, i);
+        const double lse = gr_bench_out(k, LOSS_TOKEN, i) + logit(k, i, target);
         const double g = (exp(logit(k, i, v) - lse) - (v == target)) / (double)k->N;
         for (int64_t s = 0; s < SAMPLES; s++)
-            dw[s] += g * bench_in(k, LOSS_X, i * D + gr_bench_sample(s, SAMPLES, D));
+            dw[s] += g * gr_bench_in(k, LOSS_X, i * D + gr_bench_sample(s, SAMPLES, D));
     }
     for (int64_t s = 0; s < SAMPLES; s++)
-        gr_bench_compare(e, bench_out(k, LOSS_DW, v * D + gr_bench_sample(s, SAMPLES, D)), dw[s]);
+        gr_bench_compare(e, gr_bench_out(k, LOSS_DW, v * D + gr_bench_sample(s, SAMPLES, D)), dw[s]);
 }
 
 static double loss_check(const bench_kernel *k) {
@@ -251,13 +251,13 @@ static double loss_check(const bench_kernel *k) {
     double sum = 0;
     GR_ASSERT(k->shape->D <= 16 * 4096, "width %lld", (long long)k->shape->D);
     for (int64_t i = 0; i < k->N; i++)
-        sum += bench_out(k, LOSS_TOKEN, i);
-    gr_bench_compare(&of_sum, bench_out(k, LOSS_SUM, 0), sum);
+        sum += gr_bench_out(k, LOSS_TOKEN, i);
+    gr_bench_compare(&of_sum, gr_bench_out(k, LOSS_SUM, 0), sum);
     for (int64_t i = 0; i < SAMPLES; i++) {
         const int64_t token = gr_bench_sample(i, SAMPLES, k->N);
         check_token(k, token, &of_loss, &of_dx);
         if (k->way == BACKWARD)
-            check_row(k, (int64_t)bench_in(k, LOSS_TARGET, token), &of_dw);
+            check_row(k, (int64_t)gr_bench_in(k, LOSS_TARGET, token), &of_dw);
     }
     return fmax(fmax(gr_bench_error_get(&of_loss), gr_bench_error_get(&of_sum)),
         fmax(gr_bench_error_get(&of_dx), gr_bench_error_get(&of_dw)));

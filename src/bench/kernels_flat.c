@@ -32,17 +32,17 @@ static gr_err layer_norm_open(bench_kernel *k) {
     k->op.layer_norm = (gr_layer_norm){.n_row = n,
         .width = W,
         .eps = EPS,
-        .x = bench_device(k, LN_X),
-        .w = bench_device(k, LN_W),
-        .b = bench_device(k, LN_B),
-        .residual = bench_device(k, LN_RESIDUAL),
-        .y = bench_device(k, LN_Y),
-        .mean = bench_device(k, LN_MEAN),
-        .rstd = bench_device(k, LN_RSTD),
-        .dy = bench_device(k, LN_DY),
-        .dx = bench_device(k, LN_DX),
-        .dw = bench_device(k, LN_DW),
-        .db = bench_device(k, LN_DB)};
+        .x = gr_bench_device(k, LN_X),
+        .w = gr_bench_device(k, LN_W),
+        .b = gr_bench_device(k, LN_B),
+        .residual = gr_bench_device(k, LN_RESIDUAL),
+        .y = gr_bench_device(k, LN_Y),
+        .mean = gr_bench_device(k, LN_MEAN),
+        .rstd = gr_bench_device(k, LN_RSTD),
+        .dy = gr_bench_device(k, LN_DY),
+        .dx = gr_bench_device(k, LN_DX),
+        .dw = gr_bench_device(k, LN_DW),
+        .db = gr_bench_device(k, LN_DB)};
     k->bytes = 3.0 * (double)k->backend->elem_size * (double)(n * W) + 8.0 * (double)n + (back ? 24.0 : 8) * (double)W;
     snprintf(k->text, sizeof k->text, "n %lld, W %lld", (long long)n, (long long)W);
     return GR_OK;
@@ -64,9 +64,9 @@ static moments moments_of(const bench_kernel *k, int64_t row) {
     const int64_t W = k->shape->D;
     double mean = 0, squares = 0;
     for (int64_t j = 0; j < W; j++)
-        mean += bench_in(k, LN_X, row * W + j) / (double)W;
+        mean += gr_bench_in(k, LN_X, row * W + j) / (double)W;
     for (int64_t j = 0; j < W; j++) {
-        const double d = bench_in(k, LN_X, row * W + j) - mean;
+        const double d = gr_bench_in(k, LN_X, row * W + j) - mean;
         squares += d * d;
     }
     return (moments){.mean = mean, .rstd = 1 / sqrt(squares / (double)W + (double)EPS)};
@@ -74,8 +74,8 @@ static moments moments_of(const bench_kernel *k, int64_t row) {
 
 /* What is normalised, and the ReLU's argument, at column j. */
 static double normed(const bench_kernel *k, const moments *m, int64_t row, int64_t j, double *argument) {
-    const double n = (bench_in(k, LN_X, row * k->shape->D + j) - m->mean) * m->rstd;
-    *argument = n * bench_in(k, LN_W, j) + bench_in(k, LN_B, j);
+    const double n = (gr_bench_in(k, LN_X, row * k->shape->D + j) - m->mean) * m->rstd;
+    *argument = n * gr_bench_in(k, LN_W, j) + gr_bench_in(k, LN_B, j);
     return n;
 }
 
@@ -86,12 +86,12 @@ static double layer_norm_check(const bench_kernel *k) {
     for (int64_t i = 0; i < ROWS; i++) {
         const int64_t row = gr_bench_sample(i, ROWS, k->N);
         const moments m = moments_of(k, row);
-        gr_bench_compare(&of_mean, bench_out(k, LN_MEAN, row), m.mean);
-        gr_bench_compare(&of_rstd, bench_out(k, LN_RSTD, row), m.rstd);
+        gr_bench_compare(&of_mean, gr_bench_out(k, LN_MEAN, row), m.mean);
+        gr_bench_compare(&of_rstd, gr_bench_out(k, LN_RSTD, row), m.rstd);
         for (int64_t j = 0; j < W; j++) {
             normed(k, &m, row, j, &argument);
             gr_bench_compare(
-                &e, bench_out(k, LN_Y, row * W + j), fmax(argument, 0) + bench_in(k, LN_RESIDUAL, row * W + j));
+                &e, gr_bench_out(k, LN_Y, row * W + j), fmax(argument, 0) + gr_bench_in(k, LN_RESIDUAL, row * W + j));
         }
     }
     return fmax(gr_bench_error_get(&e), fmax(gr_bench_error_get(&of_mean), gr_bench_error_get(&of_rstd)));
@@ -103,14 +103,14 @@ static void check_row_back(const bench_kernel *k, int64_t row, bench_error *e) {
     double sum = 0, along = 0, argument;
     for (int64_t j = 0; j < W; j++) {
         const double n = normed(k, &m, row, j, &argument);
-        const double wg = argument > 0 ? bench_in(k, LN_W, j) * bench_in(k, LN_DY, row * W + j) : 0;
+        const double wg = argument > 0 ? gr_bench_in(k, LN_W, j) * gr_bench_in(k, LN_DY, row * W + j) : 0;
         sum += wg / (double)W;
         along += wg * n / (double)W;
     }
     for (int64_t j = 0; j < W; j++) {
         const double n = normed(k, &m, row, j, &argument);
-        const double wg = argument > 0 ? bench_in(k, LN_W, j) * bench_in(k, LN_DY, row * W + j) : 0;
-        gr_bench_compare(e, bench_out(k, LN_DX, row * W + j), m.rstd * (wg - sum - n * along));
+        const double wg = argument > 0 ? gr_bench_in(k, LN_W, j) * gr_bench_in(k, LN_DY, row * W + j) : 0;
+        gr_bench_compare(e, gr_bench_out(k, LN_DX, row * W + j), m.rstd * (wg - sum - n * along));
     }
 }
 
@@ -125,14 +125,14 @@ static double layer_norm_check_back(const bench_kernel *k) {
         for (int64_t c = 0; c < COLUMNS; c++) {
             const int64_t j = gr_bench_sample(c, COLUMNS, W);
             const double n = normed(k, &m, row, j, &argument);
-            const double g = argument > 0 ? bench_in(k, LN_DY, row * W + j) : 0;
+            const double g = argument > 0 ? gr_bench_in(k, LN_DY, row * W + j) : 0;
             dw[c] += g * n;
             db[c] += g;
         }
     }
     for (int64_t c = 0; c < COLUMNS; c++) {
-        gr_bench_compare(&of_w, bench_out(k, LN_DW, gr_bench_sample(c, COLUMNS, W)), dw[c]);
-        gr_bench_compare(&of_w, bench_out(k, LN_DB, gr_bench_sample(c, COLUMNS, W)), db[c]);
+        gr_bench_compare(&of_w, gr_bench_out(k, LN_DW, gr_bench_sample(c, COLUMNS, W)), dw[c]);
+        gr_bench_compare(&of_w, gr_bench_out(k, LN_DB, gr_bench_sample(c, COLUMNS, W)), db[c]);
     }
     return fmax(gr_bench_error_get(&e), gr_bench_error_get(&of_w));
 }
@@ -150,7 +150,7 @@ static gr_err adamw_open(bench_kernel *k) {
         [ADAMW_G] = {BENCH_IN, GR_F32, n, 1},
         [ADAMW_ACT] = {BENCH_OUT, GR_BF16, rounded ? n : 0, 0}};
     GR_TRY(BENCH_OPEN(k, want));
-    float *v = bench_host(k, ADAMW_V);
+    float *v = gr_bench_host(k, ADAMW_V);
     for (int64_t i = 0; i < n; i++)
         v[i] *= v[i];
     k->op.adamw = (gr_adamw){.n = n,
@@ -161,11 +161,11 @@ static gr_err adamw_open(bench_kernel *k) {
         .eps = 1e-8f,
         .weight_decay = 0.1f,
         .grad_scale = 0.5f,
-        .p = bench_device(k, ADAMW_P),
-        .m = bench_device(k, ADAMW_M),
-        .v = bench_device(k, ADAMW_V),
-        .g = bench_device(k, ADAMW_G),
-        .p_act = bench_device(k, ADAMW_ACT)};
+        .p = gr_bench_device(k, ADAMW_P),
+        .m = gr_bench_device(k, ADAMW_M),
+        .v = gr_bench_device(k, ADAMW_V),
+        .g = gr_bench_device(k, ADAMW_G),
+        .p_act = gr_bench_device(k, ADAMW_ACT)};
     k->bytes = (rounded ? 30.0 : 28.0) * (double)n;
     snprintf(k->text, sizeof k->text, "n %lld", (long long)n);
     return GR_OK;
@@ -181,17 +181,17 @@ static double adamw_check(const bench_kernel *k) {
     bench_error e = {0}, of_m = {0}, of_v = {0}, of_act = {0};
     for (int64_t s = 0; s < SAMPLES; s++) {
         const int64_t i = gr_bench_sample(s, SAMPLES, a->n);
-        const double g = bench_in(k, ADAMW_G, i) * (double)a->grad_scale, p = bench_in(k, ADAMW_P, i);
-        const double m = beta1 * bench_in(k, ADAMW_M, i) + (1 - beta1) * g;
-        const double v = beta2 * bench_in(k, ADAMW_V, i) + (1 - beta2) * g * g;
+        const double g = gr_bench_in(k, ADAMW_G, i) * (double)a->grad_scale, p = gr_bench_in(k, ADAMW_P, i);
+        const double m = beta1 * gr_bench_in(k, ADAMW_M, i) + (1 - beta1) * g;
+        const double v = beta2 * gr_bench_in(k, ADAMW_V, i) + (1 - beta2) * g * g;
         const double m_hat = m / (1 - pow(beta1, (double)a->step)), v_hat = v / (1 - pow(beta2, (double)a->step));
-        gr_bench_compare(&of_m, bench_out(k, ADAMW_M, i), m);
-        gr_bench_compare(&of_v, bench_out(k, ADAMW_V, i), v);
-        gr_bench_compare(&e, bench_out(k, ADAMW_P, i),
+        gr_bench_compare(&of_m, gr_bench_out(k, ADAMW_M, i), m);
+        gr_bench_compare(&of_v, gr_bench_out(k, ADAMW_V, i), v);
+        gr_bench_compare(&e, gr_bench_out(k, ADAMW_P, i),
             p - (double)a->lr * (m_hat / (sqrt(v_hat) + (double)a->eps) + (double)a->weight_decay * p));
         if (a->p_act)
-            gr_bench_compare(&of_act, bench_out(k, ADAMW_ACT, i),
-                (double)gr_f32_from_bf16(gr_bf16_from_f32((float)bench_out(k, ADAMW_P, i))));
+            gr_bench_compare(&of_act, gr_bench_out(k, ADAMW_ACT, i),
+                (double)gr_f32_from_bf16(gr_bf16_from_f32((float)gr_bench_out(k, ADAMW_P, i))));
     }
     return fmax(fmax(gr_bench_error_get(&e), gr_bench_error_get(&of_act)),
         fmax(gr_bench_error_get(&of_m), gr_bench_error_get(&of_v)));
@@ -214,15 +214,15 @@ static gr_err squares_open(bench_kernel *k) {
 
 static gr_err squares_run(bench_kernel *k) {
     return k->backend->sum_squares(
-        k->backend, GR_LANE_COMPUTE, bench_device(k, FLAT_FROM), k->flat, bench_device(k, FLAT_TO));
+        k->backend, GR_LANE_COMPUTE, gr_bench_device(k, FLAT_FROM), k->flat, gr_bench_device(k, FLAT_TO));
 }
 
 static double squares_check(const bench_kernel *k) {
     bench_error e = {0};
     double sum = 0;
     for (int64_t i = 0; i < k->flat; i++)
-        sum += bench_in(k, FLAT_FROM, i) * bench_in(k, FLAT_FROM, i);
-    gr_bench_compare(&e, bench_out(k, FLAT_TO, 0), sum);
+        sum += gr_bench_in(k, FLAT_FROM, i) * gr_bench_in(k, FLAT_FROM, i);
+    gr_bench_compare(&e, gr_bench_out(k, FLAT_TO, 0), sum);
     return gr_bench_error_get(&e);
 }
 
@@ -232,15 +232,15 @@ static gr_err round_open(bench_kernel *k) {
 
 static gr_err round_run(bench_kernel *k) {
     return k->backend->round_weights(
-        k->backend, GR_LANE_COMPUTE, bench_device(k, FLAT_FROM), bench_device(k, FLAT_TO), k->flat);
+        k->backend, GR_LANE_COMPUTE, gr_bench_device(k, FLAT_FROM), gr_bench_device(k, FLAT_TO), k->flat);
 }
 
 /* Exact: infinite at the first difference. */
 static double round_check(const bench_kernel *k) {
     const bool rounded = k->backend->dtype == GR_BF16;
     for (int64_t i = 0; i < k->flat; i++) {
-        const float x = ((const float *)bench_host(k, FLAT_FROM))[i];
-        if (bench_out(k, FLAT_TO, i) != (double)(rounded ? gr_f32_from_bf16(gr_bf16_from_f32(x)) : x))
+        const float x = ((const float *)gr_bench_host(k, FLAT_FROM))[i];
+        if (gr_bench_out(k, FLAT_TO, i) != (double)(rounded ? gr_f32_from_bf16(gr_bf16_from_f32(x)) : x))
             return INFINITY;
     }
     return 0;
@@ -257,12 +257,12 @@ static gr_err copy_open(bench_kernel *k) {
 static gr_err copy_run(bench_kernel *k) {
     gr_backend *b = k->backend;
     const size_t n_byte = (size_t)k->flat * sizeof(float);
-    void *to = bench_device(k, FLAT_TO), *from = bench_device(k, FLAT_FROM);
+    void *to = gr_bench_device(k, FLAT_TO), *from = gr_bench_device(k, FLAT_FROM);
     switch (k->way) {
     case COPY:
         return b->copy(b, GR_LANE_COMPUTE, to, from, n_byte);
     case UPLOAD:
-        return b->upload(b, GR_LANE_COMPUTE, to, bench_host(k, FLAT_FROM), n_byte);
+        return b->upload(b, GR_LANE_COMPUTE, to, gr_bench_host(k, FLAT_FROM), n_byte);
     case DOWNLOAD: /* its result is the host's: the array's own copy, which the check looks at */
         return b->download(b, GR_LANE_COMPUTE, k->arrays.list[FLAT_TO].host, from, n_byte);
     default:
@@ -276,7 +276,7 @@ static double copy_check(const bench_kernel *k) {
     if (k->way != ZERO)
         return memcmp(got, k->arrays.list[FLAT_FROM].host, n_byte) == 0 ? 0 : INFINITY;
     for (int64_t i = 0; i < k->flat; i++)
-        if (bench_out(k, FLAT_TO, i) != 0)
+        if (gr_bench_out(k, FLAT_TO, i) != 0)
             return INFINITY;
     return 0;
 }

@@ -40,11 +40,11 @@ static gr_err gemm_open(bench_kernel *k) {
         .m = m,
         .n = n,
         .k = kk,
-        .a = bench_device(k, GEMM_A),
+        .a = gr_bench_device(k, GEMM_A),
         .lda = layout == GR_TN ? m : kk,
-        .b = bench_device(k, GEMM_B),
+        .b = gr_bench_device(k, GEMM_B),
         .ldb = layout == GR_NT ? kk : n,
-        .c = bench_device(k, GEMM_C),
+        .c = gr_bench_device(k, GEMM_C),
         .ldc = n,
         .c_dtype = result};
     k->flops = 2.0 * (double)m * (double)n * (double)kk;
@@ -65,9 +65,9 @@ static double gemm_check(const bench_kernel *k) {
         const int64_t i = gr_bench_sample(s / SAMPLES, SAMPLES, g->m), j = gr_bench_sample(s % SAMPLES, SAMPLES, g->n);
         double sum = 0;
         for (int64_t l = 0; l < g->k; l++)
-            sum += bench_in(k, GEMM_A, g->layout == GR_TN ? l * g->lda + i : i * g->lda + l) *
-                   bench_in(k, GEMM_B, g->layout == GR_NT ? j * g->ldb + l : l * g->ldb + j);
-        gr_bench_compare(&e, bench_out(k, GEMM_C, i * g->ldc + j), sum);
+            sum += gr_bench_in(k, GEMM_A, g->layout == GR_TN ? l * g->lda + i : i * g->lda + l) *
+                   gr_bench_in(k, GEMM_B, g->layout == GR_NT ? j * g->ldb + l : l * g->ldb + j);
+        gr_bench_compare(&e, gr_bench_out(k, GEMM_C, i * g->ldc + j), sum);
     }
     return gr_bench_error_get(&e);
 }
@@ -96,7 +96,7 @@ enum { FORWARD, BACKWARD };
 /* Experts of 0.5 to 1.5 times the mean, so that their sizes are no multiples of anything. */
 static void fill_pairs(bench_kernel *k) {
     const int64_t E = k->shape->E;
-    uint32_t *offset = bench_host(k, FFN_OFFSET), *row = bench_host(k, FFN_ROW);
+    uint32_t *offset = gr_bench_host(k, FFN_OFFSET), *row = gr_bench_host(k, FFN_ROW);
     for (int64_t e = 0; e <= E; e++) {
         const double x = (double)e / (double)E;
         offset[e] = (uint32_t)((double)k->P * (0.5 * x + 0.5 * x * x));
@@ -131,21 +131,21 @@ static gr_err ffn_open(bench_kernel *k) {
         .D = D,
         .F = F,
         .n_pair = P,
-        .expert_offset = bench_host(k, FFN_OFFSET),
-        .pair_row = bench_device(k, FFN_ROW),
-        .pair_gate = bench_device(k, FFN_GATE),
-        .x = bench_device(k, FFN_X),
-        .w13 = bench_device(k, FFN_W13),
-        .w2 = bench_device(k, FFN_W2),
-        .h = bench_device(k, FFN_H),
-        .a = bench_device(k, FFN_A),
-        .y = bench_device(k, FFN_Y),
-        .dy = bench_device(k, FFN_DY),
-        .da = bench_device(k, FFN_DA),
-        .dw13 = bench_device(k, FFN_DW13),
-        .dw2 = bench_device(k, FFN_DW2),
-        .dx = bench_device(k, FFN_DX),
-        .dgate = bench_device(k, FFN_DGATE)};
+        .expert_offset = gr_bench_host(k, FFN_OFFSET),
+        .pair_row = gr_bench_device(k, FFN_ROW),
+        .pair_gate = gr_bench_device(k, FFN_GATE),
+        .x = gr_bench_device(k, FFN_X),
+        .w13 = gr_bench_device(k, FFN_W13),
+        .w2 = gr_bench_device(k, FFN_W2),
+        .h = gr_bench_device(k, FFN_H),
+        .a = gr_bench_device(k, FFN_A),
+        .y = gr_bench_device(k, FFN_Y),
+        .dy = gr_bench_device(k, FFN_DY),
+        .da = gr_bench_device(k, FFN_DA),
+        .dw13 = gr_bench_device(k, FFN_DW13),
+        .dw2 = gr_bench_device(k, FFN_DW2),
+        .dx = gr_bench_device(k, FFN_DX),
+        .dgate = gr_bench_device(k, FFN_DGATE)};
     const double pairs = (double)P, s = (double)act(k), weights = 3.0 * (double)E * (double)D * (double)F;
     k->flops = (back ? 12.0 : 6.0) * pairs * (double)D * (double)F;
     k->bytes =
@@ -163,29 +163,20 @@ static gr_err ffn_run(bench_kernel *k) {
 
 /* Row i of expert e's W13 times the pair's token: h1 for i < F, else h3. */
 static double ffn_h(const bench_kernel *k, int64_t e, int64_t p, int64_t i) {
-    const int64_t D = k->shape->D, F = k->shape->F, x = (int64_t)bench_in(k, FFN_ROW, p) * D;
+    const int64_t D = k->shape->D, F = k->shape->F, x = (int64_t)gr_bench_in(k, FFN_ROW, p) * D;
     double sum = 0;
     for (int64_t d = 0; d < D; d++)
-        sum += bench_in(k, FFN_W13, (e * 2 * F + i) * D + d) * bench_in(k, FFN_X, x + d);
+        sum += gr_bench_in(k, FFN_W13, (e * 2 * F + i) * D + d) * gr_bench_in(k, FFN_X, x + d);
     return sum;
-}
-
-static double silu(double u) {
-    return u / (1 + exp(-u));
-}
-
-static double silu_slope(double u) {
-    const double sigmoid = 1 / (1 + exp(-u));
-    return sigmoid + silu(u) * (1 - sigmoid);
 }
 
 /* The first pair of the i-th of some experts, those without pairs left out. */
 static int64_t ffn_sample(const bench_kernel *k, int64_t i, int64_t *e) {
     const int64_t E = k->shape->E;
     *e = gr_bench_sample(i, SAMPLES, E);
-    while (*e + 1 < E && bench_in(k, FFN_OFFSET, *e) == bench_in(k, FFN_OFFSET, *e + 1))
+    while (*e + 1 < E && gr_bench_in(k, FFN_OFFSET, *e) == gr_bench_in(k, FFN_OFFSET, *e + 1))
         ++*e;
-    return (int64_t)bench_in(k, FFN_OFFSET, *e);
+    return (int64_t)gr_bench_in(k, FFN_OFFSET, *e);
 }
 
 static double ffn_check(const bench_kernel *k) {
@@ -199,15 +190,15 @@ static double ffn_check(const bench_kernel *k) {
             continue;
         for (int64_t f = 0; f < F; f++) {
             const double h1 = ffn_h(k, e, p, f), h3 = ffn_h(k, e, p, F + f);
-            gr_bench_compare(&e_h, bench_out(k, FFN_H, p * 2 * F + f), h1);
-            gr_bench_compare(&e_h, bench_out(k, FFN_H, p * 2 * F + F + f), h3);
-            a[f] = bench_in(k, FFN_GATE, p) * silu(h1) * h3;
+            gr_bench_compare(&e_h, gr_bench_out(k, FFN_H, p * 2 * F + f), h1);
+            gr_bench_compare(&e_h, gr_bench_out(k, FFN_H, p * 2 * F + F + f), h3);
+            a[f] = gr_bench_in(k, FFN_GATE, p) * gr_bench_silu(h1) * h3;
         }
         for (int64_t d = 0; d < D; d++) {
             double y = 0;
             for (int64_t f = 0; f < F; f++)
-                y += a[f] * bench_in(k, FFN_W2, (e * D + d) * F + f);
-            gr_bench_compare(&e_y, bench_out(k, FFN_Y, p * D + d), y);
+                y += a[f] * gr_bench_in(k, FFN_W2, (e * D + d) * F + f);
+            gr_bench_compare(&e_y, gr_bench_out(k, FFN_Y, p * D + d), y);
         }
     }
     return fmax(gr_bench_error_get(&e_h), gr_bench_error_get(&e_y));
@@ -215,37 +206,37 @@ static double ffn_check(const bench_kernel *k) {
 
 /* da' = <dy, column f of W2> of a pair. */
 static double ffn_da(const bench_kernel *k, int64_t e, int64_t p, int64_t f) {
-    const int64_t D = k->shape->D, F = k->shape->F, dy = (int64_t)bench_in(k, FFN_ROW, p) * D;
+    const int64_t D = k->shape->D, F = k->shape->F, dy = (int64_t)gr_bench_in(k, FFN_ROW, p) * D;
     double sum = 0;
     for (int64_t d = 0; d < D; d++)
-        sum += bench_in(k, FFN_DY, dy + d) * bench_in(k, FFN_W2, (e * D + d) * F + f);
+        sum += gr_bench_in(k, FFN_DY, dy + d) * gr_bench_in(k, FFN_W2, (e * D + d) * F + f);
     return sum;
 }
 
-/* dh of a pair at row i of W13, from the h that was given; *dgate grows by <da', silu(h1) h3>. */
+/* dh of a pair at row i of W13, from the h that was given; *dgate grows by <da', gr_bench_silu(h1) h3>. */
 static double ffn_dh(const bench_kernel *k, int64_t e, int64_t p, int64_t i, double *dgate) {
     const int64_t F = k->shape->F, f = i < F ? i : i - F;
-    const double h1 = bench_in(k, FFN_H, p * 2 * F + f), h3 = bench_in(k, FFN_H, p * 2 * F + F + f);
-    const double da = ffn_da(k, e, p, f), g = bench_in(k, FFN_GATE, p);
-    *dgate += da * silu(h1) * h3;
-    return g * da * (i < F ? h3 * silu_slope(h1) : silu(h1));
+    const double h1 = gr_bench_in(k, FFN_H, p * 2 * F + f), h3 = gr_bench_in(k, FFN_H, p * 2 * F + F + f);
+    const double da = ffn_da(k, e, p, f), g = gr_bench_in(k, FFN_GATE, p);
+    *dgate += da * gr_bench_silu(h1) * h3;
+    return g * da * (i < F ? h3 * gr_bench_silu_slope(h1) : gr_bench_silu(h1));
 }
 
 /* Elements of both weights' gradients of one expert: sums over its pairs. */
 static void check_gradients(const bench_kernel *k, int64_t e, bench_error *of13, bench_error *of2) {
     const int64_t D = k->shape->D, F = k->shape->F;
-    const int64_t first = (int64_t)bench_in(k, FFN_OFFSET, e), end = (int64_t)bench_in(k, FFN_OFFSET, e + 1);
+    const int64_t first = (int64_t)gr_bench_in(k, FFN_OFFSET, e), end = (int64_t)gr_bench_in(k, FFN_OFFSET, e + 1);
     for (int64_t s = 0; s < SAMPLES; s++) {
         const int64_t i = gr_bench_sample(s, SAMPLES, 2 * F), f = i < F ? i : i - F, d = gr_bench_sample(s, SAMPLES, D);
         double dw13 = 0, dw2 = 0, unused = 0;
         for (int64_t p = first; p < end; p++) {
-            const int64_t row = (int64_t)bench_in(k, FFN_ROW, p) * D;
-            const double h1 = bench_in(k, FFN_H, p * 2 * F + f), h3 = bench_in(k, FFN_H, p * 2 * F + F + f);
-            dw13 += ffn_dh(k, e, p, i, &unused) * bench_in(k, FFN_X, row + d);
-            dw2 += bench_in(k, FFN_DY, row + d) * bench_in(k, FFN_GATE, p) * silu(h1) * h3;
+            const int64_t row = (int64_t)gr_bench_in(k, FFN_ROW, p) * D;
+            const double h1 = gr_bench_in(k, FFN_H, p * 2 * F + f), h3 = gr_bench_in(k, FFN_H, p * 2 * F + F + f);
+            dw13 += ffn_dh(k, e, p, i, &unused) * gr_bench_in(k, FFN_X, row + d);
+            dw2 += gr_bench_in(k, FFN_DY, row + d) * gr_bench_in(k, FFN_GATE, p) * gr_bench_silu(h1) * h3;
         }
-        gr_bench_compare(of13, bench_out(k, FFN_DW13, (e * 2 * F + i) * D + d), dw13);
-        gr_bench_compare(of2, bench_out(k, FFN_DW2, (e * D + d) * F + f), dw2);
+        gr_bench_compare(of13, gr_bench_out(k, FFN_DW13, (e * 2 * F + i) * D + d), dw13);
+        gr_bench_compare(of2, gr_bench_out(k, FFN_DW2, (e * D + d) * F + f), dw2);
     }
 }
 
@@ -261,12 +252,12 @@ static double ffn_check_back(const bench_kernel *k) {
         double dgate = 0, unused = 0;
         for (int64_t i = 0; i < 2 * F; i++)
             dh[i] = ffn_dh(k, e, p, i, i < F ? &dgate : &unused);
-        gr_bench_compare(&e_gate, bench_out(k, FFN_DGATE, p), dgate);
+        gr_bench_compare(&e_gate, gr_bench_out(k, FFN_DGATE, p), dgate);
         for (int64_t d = 0; d < D; d++) {
             double dx = 0;
             for (int64_t i = 0; i < 2 * F; i++)
-                dx += dh[i] * bench_in(k, FFN_W13, (e * 2 * F + i) * D + d);
-            gr_bench_compare(&e_dx, bench_out(k, FFN_DX, p * D + d), dx);
+                dx += dh[i] * gr_bench_in(k, FFN_W13, (e * 2 * F + i) * D + d);
+            gr_bench_compare(&e_dx, gr_bench_out(k, FFN_DX, p * D + d), dx);
         }
         if (s == 0 || s == SAMPLES - 1)
             check_gradients(k, e, &of13, &of2);

@@ -34,14 +34,14 @@ static gr_err router_open(bench_kernel *k) {
         .scale = 1,
         .aux_scale = AUX,
         .z_scale = Z,
-        .p = bench_device(k, ROUTER_P),
-        .lse = bench_device(k, ROUTER_LSE),
-        .ids = bench_device(k, ROUTER_IDS),
-        .gate = bench_device(k, ROUTER_GATE),
-        .count = bench_device(k, ROUTER_COUNT),
-        .loss = bench_device(k, ROUTER_LOSS),
-        .dgate = bench_device(k, ROUTER_DGATE),
-        .dlogits = bench_device(k, ROUTER_DLOGITS)};
+        .p = gr_bench_device(k, ROUTER_P),
+        .lse = gr_bench_device(k, ROUTER_LSE),
+        .ids = gr_bench_device(k, ROUTER_IDS),
+        .gate = gr_bench_device(k, ROUTER_GATE),
+        .count = gr_bench_device(k, ROUTER_COUNT),
+        .loss = gr_bench_device(k, ROUTER_LOSS),
+        .dgate = gr_bench_device(k, ROUTER_DGATE),
+        .dlogits = gr_bench_device(k, ROUTER_DLOGITS)};
     const double n = (double)N, act = (double)k->backend->elem_size;
     k->bytes = back ? (4 + act) * n * (double)E + 10.0 * n * (double)K + 4 * n
                     : 8.0 * n * (double)E + 6.0 * n * (double)K + 4 * n;
@@ -62,17 +62,17 @@ static double log_sum(const bench_kernel *k, int64_t t) {
     const int64_t E = k->shape->E;
     double sum = 0;
     for (int64_t i = 0; i < E; i++)
-        sum += exp(bench_in(k, ROUTER_P, t * E + i));
+        sum += exp(gr_bench_in(k, ROUTER_P, t * E + i));
     return log(sum);
 }
 
 /* How many logits of the token are larger than that of expert i, or equal and of a lower id. */
 static int64_t rank_of(const bench_kernel *k, int64_t t, int64_t i) {
     const int64_t E = k->shape->E;
-    const double own = bench_in(k, ROUTER_P, t * E + i);
+    const double own = gr_bench_in(k, ROUTER_P, t * E + i);
     int64_t rank = 0;
     for (int64_t j = 0; j < E; j++) {
-        const double other = bench_in(k, ROUTER_P, t * E + j);
+        const double other = gr_bench_in(k, ROUTER_P, t * E + j);
         rank += other > own || (other == own && j < i);
     }
     return rank;
@@ -86,11 +86,11 @@ static double loss_error(const bench_kernel *k) {
     for (int64_t t = 0; t < k->N; t++) {
         const double lse = log_sum(k, t);
         for (int64_t i = 0; i < E; i++)
-            aux += bench_out(k, ROUTER_COUNT, t / T * E + i) * exp(bench_in(k, ROUTER_P, t * E + i) - lse);
+            aux += gr_bench_out(k, ROUTER_COUNT, t / T * E + i) * exp(gr_bench_in(k, ROUTER_P, t * E + i) - lse);
         z += lse * lse;
     }
-    gr_bench_compare(&e, bench_out(k, ROUTER_LOSS, 0), AUX * aux);
-    gr_bench_compare(&e, bench_out(k, ROUTER_LOSS, 1), Z * z);
+    gr_bench_compare(&e, gr_bench_out(k, ROUTER_LOSS, 0), AUX * aux);
+    gr_bench_compare(&e, gr_bench_out(k, ROUTER_LOSS, 1), Z * z);
     return gr_bench_error_get(&e);
 }
 
@@ -101,26 +101,26 @@ static double router_check(const bench_kernel *k) {
         const int64_t t = gr_bench_sample(s, SAMPLES, k->N);
         const double lse = log_sum(k, t);
         double chosen = 0;
-        gr_bench_compare(&e, bench_out(k, ROUTER_LSE, t), lse);
+        gr_bench_compare(&e, gr_bench_out(k, ROUTER_LSE, t), lse);
         for (int64_t i = 0; i < E; i++)
-            gr_bench_compare(&e, bench_out(k, ROUTER_P, t * E + i), exp(bench_in(k, ROUTER_P, t * E + i) - lse));
+            gr_bench_compare(&e, gr_bench_out(k, ROUTER_P, t * E + i), exp(gr_bench_in(k, ROUTER_P, t * E + i) - lse));
         for (int64_t j = 0; j < K; j++) {
-            const int64_t id = (int64_t)bench_out(k, ROUTER_IDS, t * K + j);
-            if (id >= E || rank_of(k, t, id) >= K || (j && id <= (int64_t)bench_out(k, ROUTER_IDS, t * K + j - 1)))
+            const int64_t id = (int64_t)gr_bench_out(k, ROUTER_IDS, t * K + j);
+            if (id >= E || rank_of(k, t, id) >= K || (j && id <= (int64_t)gr_bench_out(k, ROUTER_IDS, t * K + j - 1)))
                 return INFINITY;
-            chosen += exp(bench_in(k, ROUTER_P, t * E + id));
+            chosen += exp(gr_bench_in(k, ROUTER_P, t * E + id));
         }
         for (int64_t j = 0; j < K; j++) {
-            const int64_t id = (int64_t)bench_out(k, ROUTER_IDS, t * K + j);
+            const int64_t id = (int64_t)gr_bench_out(k, ROUTER_IDS, t * K + j);
             gr_bench_compare(
-                &of_gate, bench_out(k, ROUTER_GATE, t * K + j), exp(bench_in(k, ROUTER_P, t * E + id)) / chosen);
+                &of_gate, gr_bench_out(k, ROUTER_GATE, t * K + j), exp(gr_bench_in(k, ROUTER_P, t * E + id)) / chosen);
         }
     }
     for (int64_t i = 0; i < E; i++) { /* of the first window */
         double n = 0;
         for (int64_t j = 0; j < T * K; j++)
-            n += bench_out(k, ROUTER_IDS, j) == (double)i;
-        gr_bench_compare(&of_count, bench_out(k, ROUTER_COUNT, i), n);
+            n += gr_bench_out(k, ROUTER_IDS, j) == (double)i;
+        gr_bench_compare(&of_count, gr_bench_out(k, ROUTER_COUNT, i), n);
     }
     return fmax(
         fmax(gr_bench_error_get(&e), loss_error(k)), fmax(gr_bench_error_get(&of_gate), gr_bench_error_get(&of_count)));
@@ -134,17 +134,18 @@ static double router_check_back(const bench_kernel *k) {
         const int64_t t = gr_bench_sample(s, SAMPLES, k->N), window = t / T;
         double m = 0, a = 0;
         for (int64_t j = 0; j < K; j++)
-            m += bench_in(k, ROUTER_DGATE, t * K + j) * bench_out(k, ROUTER_GATE, t * K + j);
+            m += gr_bench_in(k, ROUTER_DGATE, t * K + j) * gr_bench_out(k, ROUTER_GATE, t * K + j);
         for (int64_t i = 0; i < E; i++)
-            a += bench_out(k, ROUTER_COUNT, window * E + i) * bench_out(k, ROUTER_P, t * E + i);
+            a += gr_bench_out(k, ROUTER_COUNT, window * E + i) * gr_bench_out(k, ROUTER_P, t * E + i);
         for (int64_t i = 0, j = 0; i < E; i++) {
-            double dl = bench_out(k, ROUTER_P, t * E + i) *
-                        (AUX * (bench_out(k, ROUTER_COUNT, window * E + i) - a) + 2 * Z * bench_out(k, ROUTER_LSE, t));
-            if (j < K && (int64_t)bench_out(k, ROUTER_IDS, t * K + j) == i) {
-                dl += bench_out(k, ROUTER_GATE, t * K + j) * (bench_in(k, ROUTER_DGATE, t * K + j) - m);
+            double dl =
+                gr_bench_out(k, ROUTER_P, t * E + i) *
+                (AUX * (gr_bench_out(k, ROUTER_COUNT, window * E + i) - a) + 2 * Z * gr_bench_out(k, ROUTER_LSE, t));
+            if (j < K && (int64_t)gr_bench_out(k, ROUTER_IDS, t * K + j) == i) {
+                dl += gr_bench_out(k, ROUTER_GATE, t * K + j) * (gr_bench_in(k, ROUTER_DGATE, t * K + j) - m);
                 j++;
             }
-            gr_bench_compare(&e, bench_out(k, ROUTER_DLOGITS, t * E + i), dl);
+            gr_bench_compare(&e, gr_bench_out(k, ROUTER_DLOGITS, t * E + i), dl);
         }
     }
     return gr_bench_error_get(&e);
@@ -164,12 +165,12 @@ static gr_err divergence_open(bench_kernel *k) {
     GR_TRY(BENCH_OPEN(k, want));
     k->op.divergence = (gr_divergence){.n = k->N,
         .E = k->shape->E,
-        .teacher = bench_device(k, DIVERGENCE_TEACHER),
-        .student = bench_device(k, DIVERGENCE_STUDENT),
+        .teacher = gr_bench_device(k, DIVERGENCE_TEACHER),
+        .student = gr_bench_device(k, DIVERGENCE_STUDENT),
         .temperature = TEMPERATURE,
         .scale = 1 / (float)k->N,
-        .loss_sum = bench_device(k, DIVERGENCE_LOSS),
-        .dstudent = bench_device(k, DIVERGENCE_GRADIENT)};
+        .loss_sum = gr_bench_device(k, DIVERGENCE_LOSS),
+        .dstudent = gr_bench_device(k, DIVERGENCE_GRADIENT)};
     k->bytes = 12.0 * (double)n;
     snprintf(k->text, sizeof k->text, "N %lld, E %lld", (long long)k->N, (long long)k->shape->E);
     return GR_OK;
@@ -182,7 +183,7 @@ static gr_err divergence_run(bench_kernel *k) {
 static double normaliser(const bench_kernel *k, int scores, int64_t t) {
     double sum = 0;
     for (int64_t i = 0; i < k->shape->E; i++)
-        sum += exp(bench_in(k, scores, t * k->shape->E + i) / TEMPERATURE);
+        sum += exp(gr_bench_in(k, scores, t * k->shape->E + i) / TEMPERATURE);
     return log(sum);
 }
 
@@ -193,14 +194,14 @@ static double divergence_check(const bench_kernel *k) {
     for (int64_t t = 0; t < k->N; t++) {
         const double of_p = normaliser(k, DIVERGENCE_TEACHER, t), of_q = normaliser(k, DIVERGENCE_STUDENT, t);
         for (int64_t i = t * E; i < (t + 1) * E; i++) {
-            const double ln_p = bench_in(k, DIVERGENCE_TEACHER, i) / TEMPERATURE - of_p,
-                         ln_q = bench_in(k, DIVERGENCE_STUDENT, i) / TEMPERATURE - of_q;
+            const double ln_p = gr_bench_in(k, DIVERGENCE_TEACHER, i) / TEMPERATURE - of_p,
+                         ln_q = gr_bench_in(k, DIVERGENCE_STUDENT, i) / TEMPERATURE - of_q;
             loss += TEMPERATURE * TEMPERATURE * exp(ln_p) * (ln_p - ln_q);
             gr_bench_compare(
-                &e, bench_out(k, DIVERGENCE_GRADIENT, i), TEMPERATURE / (double)k->N * (exp(ln_q) - exp(ln_p)));
+                &e, gr_bench_out(k, DIVERGENCE_GRADIENT, i), TEMPERATURE / (double)k->N * (exp(ln_q) - exp(ln_p)));
         }
     }
-    gr_bench_compare(&of_loss, bench_out(k, DIVERGENCE_LOSS, 0), loss);
+    gr_bench_compare(&of_loss, gr_bench_out(k, DIVERGENCE_LOSS, 0), loss);
     return fmax(gr_bench_error_get(&e), gr_bench_error_get(&of_loss));
 }
 

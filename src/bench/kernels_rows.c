@@ -29,14 +29,14 @@ static gr_err gather_open(bench_kernel *k) {
         [GATHER_INDEX] = {BENCH_IN, GR_U32, k->P, 0},
         [GATHER_OUT] = {BENCH_OUT, dtype, k->P * width, 0}};
     GR_TRY(BENCH_OPEN(k, want));
-    uint32_t *index = bench_host(k, GATHER_INDEX);
+    uint32_t *index = gr_bench_host(k, GATHER_INDEX);
     for (int64_t i = 0; i < k->P; i++)
         index[i] = shuffled(k, i) / (uint32_t)k->shape->K;
     k->op.gather = (gr_gather){.n_row = k->P,
         .width = width,
-        .in = bench_device(k, GATHER_IN),
-        .index = bench_device(k, GATHER_INDEX),
-        .out = bench_device(k, GATHER_OUT)};
+        .in = gr_bench_device(k, GATHER_IN),
+        .index = gr_bench_device(k, GATHER_INDEX),
+        .out = gr_bench_device(k, GATHER_OUT)};
     k->bytes = (double)(gr_dtype_size(dtype) * (size_t)width * (size_t)(k->N + k->P)) + 4.0 * (double)k->P;
     snprintf(k->text, sizeof k->text, "N %lld, P %lld, W %lld", (long long)k->N, (long long)k->P, (long long)width);
     return GR_OK;
@@ -51,9 +51,10 @@ static double gather_check(const bench_kernel *k) {
     const int64_t width = k->op.gather.width;
     bench_error e = {0};
     for (int64_t i = 0; i < SAMPLES; i++) {
-        int64_t r = gr_bench_sample(i, SAMPLES, k->P), from = (int64_t)bench_in(k, GATHER_INDEX, r);
+        int64_t r = gr_bench_sample(i, SAMPLES, k->P), from = (int64_t)gr_bench_in(k, GATHER_INDEX, r);
         for (int64_t j = 0; j < width; j++)
-            gr_bench_compare(&e, bench_out(k, GATHER_OUT, r * width + j), bench_in(k, GATHER_IN, from * width + j));
+            gr_bench_compare(
+                &e, gr_bench_out(k, GATHER_OUT, r * width + j), gr_bench_in(k, GATHER_IN, from * width + j));
     }
     return gr_bench_error_get(&e);
 }
@@ -71,17 +72,17 @@ static gr_err sum_open(bench_kernel *k) {
         [SUM_INDEX] = {BENCH_IN, GR_U32, k->P, 0},
         [SUM_OUT] = {BENCH_OUT, dtype, k->N * width, 0}};
     GR_TRY(BENCH_OPEN(k, want));
-    uint32_t *offset = bench_host(k, SUM_OFFSET), *index = bench_host(k, SUM_INDEX);
+    uint32_t *offset = gr_bench_host(k, SUM_OFFSET), *index = gr_bench_host(k, SUM_INDEX);
     for (int64_t t = 0; t <= k->N; t++)
         offset[t] = (uint32_t)(t * k->shape->K);
     for (int64_t i = 0; i < k->P; i++)
         index[i] = shuffled(k, i);
     k->op.sum = (gr_sum){.n_row = k->N,
         .width = width,
-        .source = {bench_device(k, SUM_IN)},
-        .offset = {bench_device(k, SUM_OFFSET)},
-        .index = {bench_device(k, SUM_INDEX)},
-        .out = bench_device(k, SUM_OUT)};
+        .source = {gr_bench_device(k, SUM_IN)},
+        .offset = {gr_bench_device(k, SUM_OFFSET)},
+        .index = {gr_bench_device(k, SUM_INDEX)},
+        .out = gr_bench_device(k, SUM_OUT)};
     k->flops = (double)(k->P * width);
     k->bytes = (double)(gr_dtype_size(dtype) * (size_t)width * (size_t)(k->N + k->P)) + 4.0 * (double)(k->P + k->N + 1);
     snprintf(k->text, sizeof k->text, "N %lld, P %lld, W %lld", (long long)k->N, (long long)k->P, (long long)width);
@@ -101,8 +102,8 @@ static double sum_check(const bench_kernel *k) {
         for (int64_t j = 0; j < width; j++) {
             double sum = 0;
             for (int64_t s = t * K; s < (t + 1) * K; s++)
-                sum += bench_in(k, SUM_IN, (int64_t)bench_in(k, SUM_INDEX, s) * width + j);
-            gr_bench_compare(&e, bench_out(k, SUM_OUT, t * width + j), sum);
+                sum += gr_bench_in(k, SUM_IN, (int64_t)gr_bench_in(k, SUM_INDEX, s) * width + j);
+            gr_bench_compare(&e, gr_bench_out(k, SUM_OUT, t * width + j), sum);
         }
     }
     return gr_bench_error_get(&e);
@@ -123,17 +124,17 @@ static gr_err embed_open(bench_kernel *k) {
         [EMBED_DOUT] = {BENCH_IN, dtype, back ? k->N * D : 0, 1},
         [EMBED_DTABLE] = {BENCH_SUM, GR_F32, back ? V * D : 0, 0}};
     GR_TRY(BENCH_OPEN(k, want));
-    uint32_t *id = bench_host(k, EMBED_ID);
+    uint32_t *id = gr_bench_host(k, EMBED_ID);
     for (int64_t i = 0; i < k->N; i++) /* one token in eight is the most frequent one */
         id[i] = i % 8 ? gr_random_below(k->seed, 1, (uint64_t)i, (uint32_t)V) : 0;
     k->op.embed = (gr_embed){.n = k->N,
         .width = D,
         .n_vocab = V,
-        .id = bench_device(k, EMBED_ID),
-        .table = bench_device(k, EMBED_TABLE),
-        .out = bench_device(k, EMBED_OUT),
-        .dout = bench_device(k, EMBED_DOUT),
-        .dtable = bench_device(k, EMBED_DTABLE)};
+        .id = gr_bench_device(k, EMBED_ID),
+        .table = gr_bench_device(k, EMBED_TABLE),
+        .out = gr_bench_device(k, EMBED_OUT),
+        .dout = gr_bench_device(k, EMBED_DOUT),
+        .dtable = gr_bench_device(k, EMBED_DTABLE)};
     k->flops = back ? (double)(k->N * D) : 0;
     k->bytes = (double)(k->N * D) * (back ? (double)act(k) + 8 : 2 * (double)act(k)) + 4.0 * (double)k->N;
     snprintf(k->text, sizeof k->text, "N %lld, D %lld, V %lld", (long long)k->N, (long long)D, (long long)V);
@@ -149,15 +150,15 @@ static double embed_check(const bench_kernel *k) {
     const int64_t D = k->shape->D;
     bench_error e = {0};
     for (int64_t i = 0; i < SAMPLES; i++) {
-        const int64_t t = gr_bench_sample(i, SAMPLES, k->N), id = (int64_t)bench_in(k, EMBED_ID, t);
+        const int64_t t = gr_bench_sample(i, SAMPLES, k->N), id = (int64_t)gr_bench_in(k, EMBED_ID, t);
         for (int64_t j = 0; j < D; j++) {
             double sum = 0;
             for (int64_t s = 0; k->way == BACKWARD && s < k->N; s++)
-                sum += (int64_t)bench_in(k, EMBED_ID, s) == id ? bench_in(k, EMBED_DOUT, s * D + j) : 0;
+                sum += (int64_t)gr_bench_in(k, EMBED_ID, s) == id ? gr_bench_in(k, EMBED_DOUT, s * D + j) : 0;
             if (k->way == BACKWARD)
-                gr_bench_compare(&e, bench_out(k, EMBED_DTABLE, id * D + j), sum);
+                gr_bench_compare(&e, gr_bench_out(k, EMBED_DTABLE, id * D + j), sum);
             else
-                gr_bench_compare(&e, bench_out(k, EMBED_OUT, t * D + j), bench_in(k, EMBED_TABLE, id * D + j));
+                gr_bench_compare(&e, gr_bench_out(k, EMBED_OUT, t * D + j), gr_bench_in(k, EMBED_TABLE, id * D + j));
         }
     }
     return gr_bench_error_get(&e);
@@ -186,13 +187,13 @@ static gr_err norm_open(bench_kernel *k) {
         .ldx = n_sub * width,
         .ldy = n_sub * width,
         .eps = EPS,
-        .x = bench_device(k, NORM_X),
-        .w = bench_device(k, NORM_W),
-        .y = bench_device(k, NORM_Y),
-        .rstd = bench_device(k, NORM_RSTD),
-        .dy = bench_device(k, NORM_DY),
-        .dx = bench_device(k, NORM_DX),
-        .dw = bench_device(k, NORM_DW)};
+        .x = gr_bench_device(k, NORM_X),
+        .w = gr_bench_device(k, NORM_W),
+        .y = gr_bench_device(k, NORM_Y),
+        .rstd = gr_bench_device(k, NORM_RSTD),
+        .dy = gr_bench_device(k, NORM_DY),
+        .dx = gr_bench_device(k, NORM_DX),
+        .dw = gr_bench_device(k, NORM_DW)};
     k->bytes =
         (double)act(k) * (double)(n * width) * (back ? 3 : 2) + 4.0 * (double)n + (back ? 12.0 : 4) * (double)width;
     snprintf(k->text, sizeof k->text, "n %lld, W %lld", (long long)n, (long long)width);
@@ -213,7 +214,7 @@ static double norm_rstd(const bench_kernel *k, int64_t row) {
     const int64_t width = k->op.norm.width;
     double squares = 0;
     for (int64_t j = 0; j < width; j++) {
-        double x = bench_in(k, NORM_X, row * width + j);
+        double x = gr_bench_in(k, NORM_X, row * width + j);
         squares += x * x;
     }
     return 1 / sqrt(squares / (double)width + (double)EPS);
@@ -225,10 +226,10 @@ static double norm_check(const bench_kernel *k) {
     for (int64_t i = 0; i < SAMPLES; i++) {
         const int64_t at = gr_bench_sample(i, SAMPLES, n) * width;
         const double r = norm_rstd(k, at / width);
-        gr_bench_compare(&of_rstd, bench_out(k, NORM_RSTD, at / width), r);
+        gr_bench_compare(&of_rstd, gr_bench_out(k, NORM_RSTD, at / width), r);
         for (int64_t j = 0; j < width; j++)
             gr_bench_compare(
-                &e, bench_out(k, NORM_Y, at + j), bench_in(k, NORM_X, at + j) * r * bench_in(k, NORM_W, j));
+                &e, gr_bench_out(k, NORM_Y, at + j), gr_bench_in(k, NORM_X, at + j) * r * gr_bench_in(k, NORM_W, j));
     }
     return fmax(gr_bench_error_get(&e), gr_bench_error_get(&of_rstd));
 }
@@ -242,21 +243,22 @@ static double norm_check_back(const bench_kernel *k) {
         const double r = norm_rstd(k, at / width);
         double mean = 0;
         for (int64_t j = 0; j < width; j++)
-            mean += bench_in(k, NORM_W, j) * bench_in(k, NORM_DY, at + j) * bench_in(k, NORM_X, at + j) / (double)width;
+            mean += gr_bench_in(k, NORM_W, j) * gr_bench_in(k, NORM_DY, at + j) * gr_bench_in(k, NORM_X, at + j) /
+                    (double)width;
         for (int64_t j = 0; j < width; j++)
-            gr_bench_compare(&e, bench_out(k, NORM_DX, at + j),
-                r * (bench_in(k, NORM_W, j) * bench_in(k, NORM_DY, at + j) -
-                        bench_in(k, NORM_X, at + j) * r * r * mean));
+            gr_bench_compare(&e, gr_bench_out(k, NORM_DX, at + j),
+                r * (gr_bench_in(k, NORM_W, j) * gr_bench_in(k, NORM_DY, at + j) -
+                        gr_bench_in(k, NORM_X, at + j) * r * r * mean));
     }
     for (int64_t row = 0; row < n; row++) {
         const double r = norm_rstd(k, row);
         for (int64_t c = 0; c < COLUMNS; c++) {
             const int64_t j = row * width + gr_bench_sample(c, COLUMNS, width);
-            dw[c] += bench_in(k, NORM_DY, j) * bench_in(k, NORM_X, j) * r;
+            dw[c] += gr_bench_in(k, NORM_DY, j) * gr_bench_in(k, NORM_X, j) * r;
         }
     }
     for (int64_t c = 0; c < COLUMNS; c++)
-        gr_bench_compare(&of_w, bench_out(k, NORM_DW, gr_bench_sample(c, COLUMNS, width)), dw[c]);
+        gr_bench_compare(&of_w, gr_bench_out(k, NORM_DW, gr_bench_sample(c, COLUMNS, width)), dw[c]);
     return fmax(gr_bench_error_get(&e), gr_bench_error_get(&of_w));
 }
 
@@ -270,7 +272,7 @@ static gr_err rope_open(bench_kernel *k) {
         [ROPE_SIN] = {BENCH_IN, GR_F32, T * half, 0},
         [ROPE_X] = {BENCH_TURN, k->backend->dtype, k->N * H * hd, 1}};
     GR_TRY(BENCH_OPEN(k, want));
-    float *cosine = bench_host(k, ROPE_COS), *sine = bench_host(k, ROPE_SIN);
+    float *cosine = gr_bench_host(k, ROPE_COS), *sine = gr_bench_host(k, ROPE_SIN);
     for (int64_t t = 0; t < T; t++)
         for (int64_t i = 0; i < half; i++) {
             const double angle = (double)t * pow(1e4, -2.0 * (double)i / (double)hd);
@@ -282,9 +284,9 @@ static gr_err rope_open(bench_kernel *k) {
         .n_head = H,
         .head_dim = hd,
         .ld = H * hd,
-        .cosine = bench_device(k, ROPE_COS),
-        .sine = bench_device(k, ROPE_SIN),
-        .x = bench_device(k, ROPE_X)};
+        .cosine = gr_bench_device(k, ROPE_COS),
+        .sine = gr_bench_device(k, ROPE_SIN),
+        .x = gr_bench_device(k, ROPE_X)};
     k->bytes = 2.0 * (double)act(k) * (double)(k->N * H * hd) + 4.0 * (double)(T * hd);
     snprintf(k->text, sizeof k->text, "N %lld, T %lld, H %lld, h %lld", (long long)k->N, (long long)T, (long long)H,
         (long long)hd);
@@ -301,10 +303,10 @@ static double rope_check(const bench_kernel *k) {
     for (int64_t i = 0; i < SAMPLES; i++) {
         const int64_t head = gr_bench_sample(i, SAMPLES, n_head), t = head / k->shape->H % T;
         for (int64_t j = 0; j < half; j++) {
-            const double c = bench_in(k, ROPE_COS, t * half + j), s = bench_in(k, ROPE_SIN, t * half + j);
-            const double u = bench_in(k, ROPE_X, head * hd + j), v = bench_in(k, ROPE_X, head * hd + half + j);
-            gr_bench_compare(&e, bench_out(k, ROPE_X, head * hd + j), u * c - v * s);
-            gr_bench_compare(&e, bench_out(k, ROPE_X, head * hd + half + j), v * c + u * s);
+            const double c = gr_bench_in(k, ROPE_COS, t * half + j), s = gr_bench_in(k, ROPE_SIN, t * half + j);
+            const double u = gr_bench_in(k, ROPE_X, head * hd + j), v = gr_bench_in(k, ROPE_X, head * hd + half + j);
+            gr_bench_compare(&e, gr_bench_out(k, ROPE_X, head * hd + j), u * c - v * s);
+            gr_bench_compare(&e, gr_bench_out(k, ROPE_X, head * hd + half + j), v * c + u * s);
         }
     }
     return gr_bench_error_get(&e);
@@ -322,8 +324,8 @@ static gr_err gates_open(bench_kernel *k) {
         [GATES_GATE] = {back ? BENCH_OUT : BENCH_IN, GR_F32, k->N * K, back ? 0 : 1},
         [GATES_PAIR] = {back ? BENCH_IN : BENCH_OUT, GR_F32, k->P, back ? 1 : 0}};
     GR_TRY(BENCH_OPEN(k, want));
-    uint32_t *row = bench_host(k, GATES_ROW);
-    uint8_t *slot = bench_host(k, GATES_SLOT);
+    uint32_t *row = gr_bench_host(k, GATES_ROW);
+    uint8_t *slot = gr_bench_host(k, GATES_SLOT);
     for (int64_t i = 0; i < k->P; i++) {
         row[i] = shuffled(k, i) / (uint32_t)K;
         slot[i] = (uint8_t)(shuffled(k, i) % (uint32_t)K);
@@ -331,14 +333,14 @@ static gr_err gates_open(bench_kernel *k) {
     k->op.pair_gates = (gr_pair_gates){.n_row = k->N,
         .K = K,
         .n_pair = k->P,
-        .pair_row = bench_device(k, GATES_ROW),
-        .pair_slot = bench_device(k, GATES_SLOT)};
+        .pair_row = gr_bench_device(k, GATES_ROW),
+        .pair_slot = gr_bench_device(k, GATES_SLOT)};
     if (back) {
-        k->op.pair_gates.dpair_gate = bench_device(k, GATES_PAIR);
-        k->op.pair_gates.dgate = bench_device(k, GATES_GATE);
+        k->op.pair_gates.dpair_gate = gr_bench_device(k, GATES_PAIR);
+        k->op.pair_gates.dgate = gr_bench_device(k, GATES_GATE);
     } else {
-        k->op.pair_gates.gate = bench_device(k, GATES_GATE);
-        k->op.pair_gates.pair_gate = bench_device(k, GATES_PAIR);
+        k->op.pair_gates.gate = gr_bench_device(k, GATES_GATE);
+        k->op.pair_gates.pair_gate = gr_bench_device(k, GATES_PAIR);
     }
     k->bytes = 13.0 * (double)k->P + (back ? 4.0 * (double)(k->N * K) : 0);
     snprintf(k->text, sizeof k->text, "N %lld, P %lld, K %lld", (long long)k->N, (long long)k->P, (long long)K);
@@ -355,9 +357,9 @@ static double gates_check(const bench_kernel *k) {
     for (int64_t p = 0; p < k->P; p++) {
         const int64_t at = (int64_t)shuffled(k, p); /* row * K + slot */
         if (k->way == BACKWARD)
-            gr_bench_compare(&e, bench_out(k, GATES_GATE, at), bench_in(k, GATES_PAIR, p));
+            gr_bench_compare(&e, gr_bench_out(k, GATES_GATE, at), gr_bench_in(k, GATES_PAIR, p));
         else
-            gr_bench_compare(&e, bench_out(k, GATES_PAIR, p), bench_in(k, GATES_GATE, at));
+            gr_bench_compare(&e, gr_bench_out(k, GATES_PAIR, p), gr_bench_in(k, GATES_GATE, at));
     }
     return gr_bench_error_get(&e);
 }

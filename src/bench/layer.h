@@ -52,13 +52,13 @@ enum { LAYER_FORWARD, LAYER_BACKWARD, N_LAYER_PART };
 GR_MUST gr_err gr_bench_experts_run(bench_experts *l, int part);
 
 /* Scales of the random weights, so that h and out are of the size of x. */
-static inline float bench_w13_scale(const bench_experts *l) {
+static inline float gr_bench_w13_scale(const bench_experts *l) {
     return 1 / sqrtf((float)l->D);
 }
-static inline float bench_w2_scale(const bench_experts *l) {
+static inline float gr_bench_w2_scale(const bench_experts *l) {
     return 1 / sqrtf((float)l->F);
 }
-static inline uint64_t bench_layer_key(const bench_experts *l, int stream) {
+static inline uint64_t gr_bench_layer_key(const bench_experts *l, int stream) {
     return l->o->seed * 8 + (uint64_t)stream;
 }
 

@@ -8,15 +8,15 @@
 enum { TOKENS = 3, ELEMENTS = 4, PAIRS_MAX = 2048 };
 
 static double stored(const bench_experts *l, int stream, int64_t i, float scale) {
-    return gr_bench_stored(l->backend->dtype, bench_layer_key(l, stream), (uint64_t)i, scale);
+    return gr_bench_stored(l->backend->dtype, gr_bench_layer_key(l, stream), (uint64_t)i, scale);
 }
 
 static double w13(const bench_experts *l, int64_t e, int64_t i, int64_t d) {
-    return stored(l, GR_LAYER_W13, (e * 2 * l->F + i) * l->D + d, bench_w13_scale(l));
+    return stored(l, GR_LAYER_W13, (e * 2 * l->F + i) * l->D + d, gr_bench_w13_scale(l));
 }
 
 static double w2(const bench_experts *l, int64_t e, int64_t d, int64_t f) {
-    return stored(l, GR_LAYER_W2, (e * l->D + d) * l->F + f, bench_w2_scale(l));
+    return stored(l, GR_LAYER_W2, (e * l->D + d) * l->F + f, gr_bench_w2_scale(l));
 }
 
 /* Of token t, numbered over all ranks. */
@@ -26,15 +26,6 @@ static double x_of(const bench_experts *l, int64_t t, int64_t d) {
 
 static double dy_of(const bench_experts *l, int64_t t, int64_t d) {
     return stored(l, GR_LAYER_DY, t * l->D + d, 1);
-}
-
-static double silu(double u) {
-    return u / (1 + exp(-u));
-}
-
-static double silu_slope(double u) {
-    const double sigmoid = 1 / (1 + exp(-u));
-    return sigmoid + silu(u) * (1 - sigmoid);
 }
 
 /* ---------------------------------------------------------------- one token through one expert */
@@ -54,7 +45,7 @@ static void add_expert(const bench_experts *l, const token_room *r, int64_t e, d
             r->h[i] += w13(l, e, i, d) * r->x[d];
     }
     for (int64_t f = 0; f < F; f++) {
-        r->a[f] = gate * silu(r->h[f]) * r->h[F + f];
+        r->a[f] = gate * gr_bench_silu(r->h[f]) * r->h[F + f];
         r->da[f] = 0;
     }
     for (int64_t d = 0; d < D; d++)
@@ -64,8 +55,8 @@ static void add_expert(const bench_experts *l, const token_room *r, int64_t e, d
             r->da[f] += r->dy[d] * w;
         }
     for (int64_t f = 0; f < F; f++) {
-        r->dh[f] = gate * r->da[f] * r->h[F + f] * silu_slope(r->h[f]);
-        r->dh[F + f] = gate * r->da[f] * silu(r->h[f]);
+        r->dh[f] = gate * r->da[f] * r->h[F + f] * gr_bench_silu_slope(r->h[f]);
+        r->dh[F + f] = gate * r->da[f] * gr_bench_silu(r->h[f]);
     }
     for (int64_t i = 0; i < 2 * F; i++)
         for (int64_t d = 0; d < D; d++)
@@ -151,8 +142,8 @@ static void sum_gradients(const bench_experts *l, uint32_t s, int64_t i, int64_t
             h3 += w13(l, e, l->F + f, j) * x;
             da += w2(l, e, j, f) * dy_of(l, t, j);
         }
-        dw13 += gate * da * (i < l->F ? h3 * silu_slope(h1) : silu(h1)) * x_of(l, t, d);
-        dw2 += dy_of(l, t, d) * gate * silu(h1) * h3;
+        dw13 += gate * da * (i < l->F ? h3 * gr_bench_silu_slope(h1) : gr_bench_silu(h1)) * x_of(l, t, d);
+        dw2 += dy_of(l, t, d) * gate * gr_bench_silu(h1) * h3;
     }
     sum[0] = dw13;
     sum[1] = dw2;

@@ -72,7 +72,7 @@ static gr_err put(bench_experts *l, void *to, const void *from, size_t n_byte) {
 
 /* n numbers of a stream from `first` on, into act memory. */
 static gr_err put_normal(bench_experts *l, void *to, int stream, uint64_t first, int64_t n, float scale) {
-    gr_bench_fill_normal(l->backend->dtype, l->staging, n, bench_layer_key(l, stream), first, scale);
+    gr_bench_fill_normal(l->backend->dtype, l->staging, n, gr_bench_layer_key(l, stream), first, scale);
     return put(l, to, l->staging, (size_t)n * l->backend->elem_size);
 }
 
@@ -81,9 +81,9 @@ static gr_err put_weights(bench_experts *l) {
     for (uint32_t s = 0; s < l->E_local; s++) {
         const uint64_t e = l->batch.map.expert_at[l->batch.rank * l->E_local + s];
         GR_TRY(put_normal(l, (uint8_t *)l->w13 + (size_t)(s * n13) * l->backend->elem_size, GR_LAYER_W13,
-            e * (uint64_t)n13, n13, bench_w13_scale(l)));
+            e * (uint64_t)n13, n13, gr_bench_w13_scale(l)));
         GR_TRY(put_normal(l, (uint8_t *)l->w2 + (size_t)(s * n2) * l->backend->elem_size, GR_LAYER_W2, e * (uint64_t)n2,
-            n2, bench_w2_scale(l)));
+            n2, gr_bench_w2_scale(l)));
     }
     return GR_OK;
 }

@@ -75,3 +75,12 @@ double gr_bench_error_get(const bench_error *e) {
 double gr_bench_error_max(gr_dtype dtype) {
     return dtype == GR_BF16 ? 2e-2 : 1e-5;
 }
+
+double gr_bench_silu(double u) {
+    return u / (1 + exp(-u));
+}
+
+double gr_bench_silu_slope(double u) {
+    const double sigmoid = 1 / (1 + exp(-u));
+    return sigmoid + gr_bench_silu(u) * (1 - sigmoid);
+}

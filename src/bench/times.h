@@ -27,6 +27,9 @@ double gr_bench_error_get(const bench_error *e);
 /* The largest error that an op with this storage type may have. */
 double gr_bench_error_max(gr_dtype dtype);
 
+double gr_bench_silu(double u); /* u / (1 + e^-u) */
+double gr_bench_silu_slope(double u);
+
 /* The i-th of n_sample places among n, from the first to the last. */
 static inline int64_t gr_bench_sample(int64_t i, int64_t n_sample, int64_t n) {
     return n_sample > 1 ? i * (n - 1) / (n_sample - 1) : 0;

@@ -104,7 +104,7 @@ static const char help[] =
     "  --width D           numbers in a row, at least as many as experts (default 128)\n"
     "  --windows B         windows of a rank (default 8)\n"
     "\n"
-    "all:\n"
+    "options of several, as the usage says:\n"
     "  --backend B         auto (default), or one that --version lists\n"
     "  --dtype fp32|bf16   of activations (default fp32)\n"
     "  --repeat N          runs of each that are timed (default 50; layer 20; kernels: as many as fit 0.4 s)\n"
