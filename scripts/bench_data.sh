@@ -17,7 +17,6 @@ path() { # key: the config's only path of that name
 }
 
 scripts/build.sh build grouter-train
-scripts/build.sh build bench_gemm
 tokens=$(path tokens) routes=$(path routes) seq_len=$(number seq_len)
 mkdir -p "$(dirname "$tokens")"
 n_token=$(($(number global_batch_windows) * seq_len + 1))

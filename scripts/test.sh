@@ -100,6 +100,6 @@ if [[ $sanitize == yes ]]; then
     # Of several ranks the test programs and the wrong inputs; scripts of whole runs take minutes there and compute
     # nothing that these do not.
     step "test with sanitizers (build-asan/)" run_tests build-asan --label-regex '^(unit|mpi)$' \
-        --exclude-regex '^mpi_(bench|bf16|distill|dry_run|fold|kill|leak|learned|online|placement|resume|route|train)$'
+        --exclude-regex '^mpi_(bench|bench_layer|bf16|distill|dry_run|fold|kill|leak|learned|online|placement|resume|route|train)$'
 fi
 [[ $failed -eq 0 && $passed -gt 0 ]]

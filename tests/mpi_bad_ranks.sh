@@ -75,6 +75,11 @@ ranks 2 65 'expected a placement of the table other.routes' 'place this table' -
     bench exchange --routes other.routes --placement p
 patch p 0 X
 ranks 2 65 'p: ' -- bench exchange --routes t.routes --placement p
+ranks 3 64 'bench layer: expected a number of ranks that divides the 16 experts, got 3' -- bench layer
+ranks 2 65 'absent.routes: cannot be opened' -- bench layer --routes absent.routes
+ranks 2 64 'backend: expected auto or one of' -- bench kernels --backend abacus
+ranks 3 64 'train.global_batch_windows = 4 must be a multiple of' -- bench step good.json
+ranks 2 74 't.bin/x.csv' -- bench step good.json --csv t.bin/x.csv
 bad 64 'bench exchange: expected at least 2 ranks, got 1' 'mpirun -n 2' -- bench exchange
 
 bad_end

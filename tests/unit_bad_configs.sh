@@ -32,8 +32,25 @@ bad 2 '--method: expected hash or random, got .best' -- route --method best --ou
 bad 2 'expected --seq-len, got none' -- route --router h.router --tokens t --out x.routes
 bad 2 '--out: expected another file than the input t.bin' 'choose another name' -- \
     route --router h.router --tokens t --seq-len 32 --out t.bin
-bad 2 'bench: expected what to measure, exchange, got nothing' 'bench --help' -- bench
-bad 2 'bench: expected exchange as what to measure, got "exchnage"' -- bench exchnage
+bad 2 'bench: expected what to measure, kernels, layer, exchange or step, got nothing' 'bench --help' -- bench
+bad 2 'bench: expected kernels, layer, exchange or step as what to measure, got "exchnage"' 'did you mean exchange' -- bench exchnage
+bad 2 'bench kernels: unknown option --onyl: did you mean --only' -- bench kernels --onyl gemm
+bad 2 '--shape: expected one of small, tiny-qwen3' 'got "tiny-qwen": did you mean tiny-qwen3' -- bench kernels --shape tiny-qwen
+bad 2 '--only: expected ops of a backend' 'got "gem": did you mean gemm' -- bench kernels --only gem
+bad 2 '--repeat: expected an integer in \[1, 50\], got "51"' -- bench kernels --repeat 51
+bad 64 'backend: expected auto or one of' 'got "abacus"' -- bench kernels --backend abacus
+bad 64 'bench kernels: expected a number of tokens that is a multiple of the window.s 32, got 48' -- \
+    bench kernels --config good.json --tokens 48
+bad 64 'unknown key "train.stepz"' -- bench step good.json --set train.stepz=1
+bad 2 'bench layer: expected one of --cv, --hot and --routes, got --hot and --routes' -- \
+    bench layer --hot 2 --routes t.routes
+bad 64 'bench layer: --hot: expected at most 4, since' 'got 5' -- bench layer --hot 5
+bad 64 'bench layer: --tokens: expected at least a window of the table, 32 tokens, got 31' -- \
+    bench layer --routes t.routes --tokens 31
+bad 65 't.routes: expected at least 250 windows' 'lower --tokens' -- bench layer --routes t.routes --tokens 8000
+bad 65 'absent.routes: cannot be opened' -- bench layer --routes absent.routes
+bad 2 '--csv: expected another file than the input t.routes' -- bench layer --routes t.routes --csv t.routes
+bad 65 'absent.routes: cannot be opened' -- bench step good.json --set 'data.train[0].routes=absent.routes'
 bad 2 '--top-k: expected an integer in \[1, 4\], got "9"' -- bench exchange --experts 4 --top-k 9
 bad 2 '--dtype: expected fp32 or bf16, got "fp16"' -- bench exchange --dtype fp16
 bad 2 '--experts: expected only without --routes' 'leave one' -- bench exchange --routes t.routes --experts 4

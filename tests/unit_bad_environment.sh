@@ -25,6 +25,9 @@ bad 74 't.bin' 'Not a directory' -- tokens --synthetic 100 --vocab 257 --seed 1 
 bad 74 't.bin' 'Not a directory' -- route --router h.router --tokens t --seq-len 32 --out t.bin/x.routes
 bad 74 '/dev/full: expected a new name or a regular file to replace, got a device' 'write to another name' -- \
     route --router h.router --tokens t --seq-len 32 --out /dev/full
+bad 74 't.bin/x.json' 'Not a directory' -- bench kernels --only rope --tokens 8 --json t.bin/x.json
+bad 74 't.bin/x.csv' 'Not a directory' -- bench step good.json --csv t.bin/x.csv
+bad 74 't.bin/x.routes' 'Not a directory' -- bench layer --tokens 8 --save-routes t.bin/x.routes
 mkdir x.routes
 bad 74 'x.routes: expected a new name or a regular file to replace, got a folder' -- \
     route --router h.router --tokens t --seq-len 32 --out x.routes
@@ -61,6 +64,10 @@ else
 fi
 bad 69 'memory: expected at most' 'got a need of' 'make the model smaller' -- \
     train good.json --set model.hidden_size=65536 --set model.num_hidden_layers=1000
+bad 69 'bench kernels: expected arrays of at most' 'got a need of' 'lower --tokens' -- \
+    bench kernels --only gather_rows --tokens 16777216
+bad 69 'bench layer: expected arrays of at most' 'lower --tokens or --experts' -- \
+    bench layer --tokens 8 --width 65536 --expert-width 65536 --experts 4096 --top-k 1
 bad 69 'memory: expected at most 1.02 MiB \(--memory\), got a need of' -- train good.json --dry-run --memory 0.001
 
 # ---- disks that are full or read-only, mounted for one command alone: 69 and 74

@@ -204,4 +204,22 @@ typedef struct gr_dry_run {
  * fit. Collective; creates nothing but missing counts beside route tables. */
 GR_MUST gr_err gr_train_dry_run(const gr_config *config, gr_comm *comm, const gr_dry_run *o, FILE *out);
 
+/* ---------------------------------------------------------------- whole steps, measured */
+
+/* What steps were measured on. */
+typedef struct gr_train_measured {
+    int n_rank, R_ep;
+    const char *backend;
+    gr_dtype dtype;
+    int64_t n_parameter, n_active; /* of the model; of those, per token */
+    double tokens_per_step, flops_per_token;
+    double peak_flops;                        /* per second, of all ranks together: the best matrix product */
+    uint64_t bytes_predicted, bytes_measured; /* of this rank; measured: grown in host memory since before, 0 unknown */
+} gr_train_measured;
+
+/* Trains a language model for config.train.steps steps as gr_train_run does, from initial weights, without validation,
+ * and leaves nothing behind but missing counts beside route tables. record[config.train.steps] are the steps as this
+ * rank has timed them. Collective. 71: the loss or the gradient of a step was not finite. */
+GR_MUST gr_err gr_train_measure(const gr_config *config, gr_comm *comm, gr_step_record *record, gr_train_measured *out);
+
 #endif

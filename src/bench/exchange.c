@@ -1,6 +1,7 @@
 /* exchange.c: times the ways to move one layer's rows. The ways take turns, forwards and backwards, so that whatever
  * changes on the machine meanwhile changes them alike, and gains are differences of runs that followed each other. */
 #include "exchange.h"
+#include "times.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -91,19 +92,6 @@ static gr_err time_all(bench_run *r) {
         r->o->comm, GR_WORLD, GR_F64, r->part_ms, (size_t)GR_N_EXCHANGE_WAY * r->o->n_repeat * N_PART);
 }
 
-static int by_value(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-/* Sorts ms[n]. */
-static gr_bench_time quartiles(double *ms, size_t n) {
-    qsort(ms, n, sizeof *ms, by_value);
-    return (gr_bench_time){.median_ms = n % 2 ? ms[n / 2] : (ms[n / 2 - 1] + ms[n / 2]) / 2,
-        .low_ms = ms[n / 4],
-        .high_ms = ms[n - 1 - n / 4]};
-}
-
 /* Of the slowest rank: every part begins when all are there. */
 static double slowest_ms(const bench_run *r, int w, uint32_t i, int part) {
     double most = 0;
@@ -124,10 +112,10 @@ static void summarise_way(bench_run *r, int w) {
         backward[i] = slowest_ms(r, w, i, PART_BACK_DISPATCH) + slowest_ms(r, w, i, PART_BACK_COMBINE);
         both[i] = forward[i] + backward[i];
     }
-    f->forward = quartiles(forward, n);
-    f->backward = quartiles(backward, n);
+    f->forward = gr_bench_quartiles(forward, n);
+    f->backward = gr_bench_quartiles(backward, n);
     memcpy(forward, both, n * sizeof *both); /* `both` stays in the order of runs */
-    f->both = quartiles(forward, n);
+    f->both = gr_bench_quartiles(forward, n);
 }
 
 static void summarise_gain(bench_run *r, gr_exchange_gain *g) {
@@ -138,7 +126,7 @@ static void summarise_gain(bench_run *r, gr_exchange_gain *g) {
     for (uint32_t i = 0; i < n; i++)
         difference[i] = from[i] - to[i];
     if (g->measured)
-        g->both = quartiles(difference, n);
+        g->both = gr_bench_quartiles(difference, n);
 }
 
 static void summarise(bench_run *r) {
@@ -160,7 +148,7 @@ static gr_err time_plan(bench_run *r) {
         gr_plan_gates(&p->gates, b->gates, r->layer.pair_gate[PLAN_RANKS]);
         ms[i] = 1e3 * (gr_time_s() - start_s);
     }
-    r->report->plan = quartiles(ms, PLAN_RUNS);
+    r->report->plan = gr_bench_quartiles(ms, PLAN_RUNS);
     return GR_OK;
 }
 

@@ -1,5 +1,6 @@
 /* exchange_layer.c: one layer's arrays, and the ways to bring its rows to the experts and back. */
 #include "exchange.h"
+#include "times.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -100,36 +101,11 @@ static void layout(bench_layer *l, gr_arena *a) {
     l->count = GR_TAKE(a, N / b->T * E, uint32_t);
 }
 
-/* All ranks of a host at once. */
-static gr_err check_room(const bench_layer *l, size_t n_byte, const uint64_t *hosts) {
-    const int me = l->comm->rank[GR_WORLD], R = l->comm->size[GR_WORLD];
-    uint64_t n_here = 0;
-    for (int r = 0; r < R; r++)
-        n_here += hosts[r] == hosts[me];
-    gr_memory_room room = gr_memory_room_get("");
-    if (n_byte <= room.host / n_here && n_byte <= room.process)
-        return GR_OK;
-    return gr_fail(GR_RESOURCE,
-        "bench exchange: expected arrays of at most %llu bytes for each of %llu ranks here (%s), got %zu; lower "
-        "--windows or --width",
-        (unsigned long long)(room.host / n_here), (unsigned long long)n_here, room.limit, n_byte);
-}
-
 static gr_err allocate(bench_layer *l) {
-    const size_t R = (size_t)l->comm->size[GR_WORLD];
-    void *hosts;
     gr_arena a = {0};
     layout(l, &a);
-    GR_TRY(gr_comm_agree(l->comm, gr_alloc(&hosts, R, sizeof(uint64_t), "hosts of the ranks")));
-    ((uint64_t *)hosts)[l->comm->rank[GR_WORLD]] = gr_host_id();
-    gr_err e = l->comm->all_gather(l->comm, GR_WORLD, GR_U64, hosts, 1);
-    if (!e)
-        e = check_room(l, a.peak, hosts);
-    free(hosts);
-    if (!e)
-        e = l->backend->alloc(l->backend, a.peak, "arrays of the exchange benchmark", &l->memory);
-    if (e)
-        return e;
+    GR_TRY(gr_bench_room(l->comm, a.peak, "bench exchange", "lower --windows or --width"));
+    GR_TRY(l->backend->alloc(l->backend, a.peak, "arrays of the exchange benchmark", &l->memory));
     a = (gr_arena){.base = l->memory, .size = a.peak};
     layout(l, &a);
     return GR_OK;

@@ -166,6 +166,9 @@ struct gr_trainer {
 GR_MUST gr_err gr_trainer_open(gr_trainer *t);
 void gr_trainer_close(gr_trainer *t);
 
+/* step.c: one step, 0-based, from t->ready; fills t->record. */
+GR_MUST gr_err gr_trainer_step(gr_trainer *t, int64_t step);
+
 /* The stages of opening, in order: groups, experts' places, backend; then data, routes and the largest plans, without
  * their memory; then all memory; then the best GEMM rate. A dry run stops between them. */
 GR_MUST gr_err gr_trainer_shape(gr_trainer *t);

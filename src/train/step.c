@@ -200,7 +200,7 @@ static gr_step_record empty_record(void) {
         .imbalance_best = none};
 }
 
-static gr_err train_step(gr_trainer *t, int64_t step) {
+gr_err gr_trainer_step(gr_trainer *t, int64_t step) {
     const gr_objective *objective = gr_objective_of(t->config);
     double start_s = gr_time_s();
     t->record = empty_record();
@@ -296,7 +296,7 @@ static gr_err train(gr_trainer *t) {
     }
     GR_TRY(gr_feed_prepare(t->feed, t->state.cursor, 0, &t->ready));
     while (!is_last(t, t->state.step)) {
-        GR_TRY(train_step(t, t->state.step));
+        GR_TRY(gr_trainer_step(t, t->state.step));
         t->state.step++;
         t->state.cursor += (uint64_t)c->train.global_batch_windows;
         GR_TRY(step_boundary(t));

@@ -1,6 +1,6 @@
-/* bench_report.h: what `bench exchange` measured, as a table and as JSON. */
-#ifndef GROUTER_CMD_BENCH_REPORT_H
-#define GROUTER_CMD_BENCH_REPORT_H
+/* bench_exchange_report.h: what `bench exchange` measured, as a table and as JSON. */
+#ifndef GROUTER_CMD_BENCH_EXCHANGE_REPORT_H
+#define GROUTER_CMD_BENCH_EXCHANGE_REPORT_H
 
 #include "grouter/bench.h"
 

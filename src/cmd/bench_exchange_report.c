@@ -1,22 +1,19 @@
-/* bench_report.c: the figures of `bench exchange`, for people and for programs. */
-#include "bench_report.h"
+/* bench_exchange_report.c: the figures of `bench exchange`, for people and for programs. */
+#include "bench_exchange_report.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "bench.h"
 #include "grouter/json.h"
 
 /* ---------------------------------------------------------------- for people */
 
-static const char *dtype_text(gr_dtype dtype) {
-    return dtype == GR_F32 ? "fp32" : "bf16";
-}
-
 static void print_head(const gr_exchange_options *o, const char *placement, const gr_exchange_report *r) {
     printf("exchange of one layer: %" PRIu32 " ranks x %d threads, %" PRIu32 " of %" PRIu32 " experts, %" PRIu32
            " tokens a rank in windows of %" PRIu32 ", rows of %" PRIu32 " x %s\nroutes: ",
-        r->R, gr_thread_count(), r->K, r->E, r->N, r->T, o->D, dtype_text(o->dtype));
+        r->R, gr_thread_count(), r->K, r->E, r->N, r->T, o->D, gr_bench_dtype_text(o->dtype));
     if (o->routes)
         gr_print_plain(stdout, o->routes, strlen(o->routes));
     else
@@ -32,29 +29,21 @@ static void print_head(const gr_exchange_options *o, const char *placement, cons
         "of a rank", "ms [quartiles]", "ms [quartiles]", "ms [quartiles]", "GB/s");
 }
 
-/* In a column of its own, whatever the machine. */
-static void print_time(const gr_bench_time *t) {
-    char text[96];
-    int digits = t->high_ms < 10 ? 3 : t->high_ms < 100 ? 2 : 1;
-    snprintf(text, sizeof text, "%.*f [%.*f, %.*f]", digits, t->median_ms, digits, t->low_ms, digits, t->high_ms);
-    printf("%-26s", text);
-}
-
 static void print_way(const gr_exchange_report *r, gr_exchange_way w) {
     const gr_exchange_figures *f = &r->way[w];
     const double R = r->R, bytes = (double)(f->bytes[0] + f->bytes[1]) / R;
     printf("%-8s%-22s%10.4f%10.0f%10.3f%10.3f  ", gr_exchange_way_routes(w), gr_exchange_way_row(w),
         (double)f->rows / (R * r->N), (double)f->rows / R, (double)f->bytes[0] / R / 1e6,
         (double)f->bytes[1] / R / 1e6);
-    print_time(&f->forward);
-    print_time(&f->backward);
-    print_time(&f->both);
+    gr_bench_time_print(&f->forward);
+    gr_bench_time_print(&f->backward);
+    gr_bench_time_print(&f->both);
     printf("%6.2f\n", bytes / 1e6 / f->both.median_ms);
 }
 
 static void print_gain(const gr_exchange_report *r, const gr_exchange_gain *g) {
     printf("  %-32s", g->name);
-    print_time(&g->both);
+    gr_bench_time_print(&g->both);
     printf("%7.1f %% of the time of routes by %s, a row per %s\n",
         100 * g->both.median_ms / r->way[g->from].both.median_ms, gr_exchange_way_routes(g->from),
         gr_exchange_way_row(g->from));
@@ -126,7 +115,8 @@ gr_err gr_exchange_write(
         ",\n  \"seq_len\": %" PRIu32 ",\n  \"tokens_per_rank\": %" PRIu32 ",\n  \"width\": %" PRIu32
         ",\n  \"dtype\": \"%s\",\n  \"repeats\": %" PRIu32 ",\n  \"seed\": %" PRIu64
         ",\n  \"uniform_rows_per_token\": %.9g",
-        r->R, gr_thread_count(), r->E, r->K, r->T, r->N, o->D, dtype_text(o->dtype), o->n_repeat, o->seed, r->uniform));
+        r->R, gr_thread_count(), r->E, r->K, r->T, r->N, o->D, gr_bench_dtype_text(o->dtype), o->n_repeat, o->seed,
+        r->uniform));
     GR_TRY(write_time(out, "plan_ms", &r->plan));
     GR_TRY(gr_out_printf(out, ",\n  \"ways\": ["));
     for (int w = 0; w < GR_N_EXCHANGE_WAY; w++)
