@@ -178,7 +178,7 @@ static gr_err loss_open(bench_kernel *k) {
         [LOSS_TOKEN] = {BENCH_OUT, GR_F64, N, 0},
         [LOSS_DX] = {BENCH_OUT, dtype, back ? N * D : 0, 0},
         [LOSS_DW] = {BENCH_SUM, GR_F32, back ? V * D : 0, 0},
-        [LOSS_LOGITS] = {BENCH_OUT, dtype, gr_logits_chunk(N, V) * V, 0}};
+        [LOSS_LOGITS] = {BENCH_OUT, dtype, gr_logits_chunk(k->backend, N, V) * V, 0}};
     GR_TRY(BENCH_OPEN(k, want));
     int32_t *target = gr_bench_host(k, LOSS_TARGET);
     for (int64_t i = 0; i < N; i++)

@@ -19,7 +19,7 @@ enum { OF_QKV, OF_EXPERT, OF_HEAD };
 static void gemm_sizes(const bench_kernel *k, int64_t *rows, int64_t *wide) {
     const gr_bench_shape *s = k->shape;
     const int of = k->way / 3;
-    *rows = of == OF_QKV ? k->N : of == OF_EXPERT ? (k->P + s->E - 1) / s->E : gr_logits_chunk(k->N, s->V);
+    *rows = of == OF_QKV ? k->N : of == OF_EXPERT ? (k->P + s->E - 1) / s->E : gr_logits_chunk(k->backend, k->N, s->V);
     *wide = of == OF_QKV ? (s->H + 2 * s->H_kv) * s->hd : of == OF_EXPERT ? 2 * s->F : s->V;
 }
 
