@@ -12,6 +12,7 @@ die() {
     echo "FAILED: $*"
     exit 1
 }
+# shellcheck disable=SC2054  # a list of one argument
 mpirun=(mpirun --allow-run-as-root --oversubscribe --bind-to none --mca btl self,vader)
 bench() { # RANKS NAME WHAT ARGUMENTS...: output in NAME.out, figures in NAME.json
     local n=$1 name=$2
