@@ -17,6 +17,7 @@ static gr_err open(gr_trainer *t) {
     GR_TRY(gr_trainer_shape(t));
     GR_TRY(gr_trainer_survey(t));
     GR_TRY(gr_forecast_fit_host(&t->memory, t->comm));
+    GR_TRY(gr_comm_agree(t->comm, gr_forecast_fit_device(&t->memory, t->backend)));
     GR_TRY(gr_trainer_allocate(t));
     GR_TRY(gr_trainer_peak(t));
     GR_TRY(gr_comm_agree(t->comm, gr_metrics_open(&t->metrics, &silent)));
@@ -61,6 +62,7 @@ gr_err gr_train_measure(const gr_config *config, gr_comm *comm, gr_step_record *
         e = run_steps(&t, record);
     if (!e)
         describe(&t, out);
+    gr_comm_detach(t.comm, e);
     gr_trainer_close(&t);
     return e;
 }
