@@ -8,10 +8,10 @@
  *   Host memory: moved by MPI; done when the call returns.
  *   Device memory: moved by NCCL, or by MPI through page-locked host memory. The call takes its place among the ops of
  *   lane COMPUTE: it runs on lane COMM after all that was queued on COMPUTE before it, and what is queued on COMPUTE
- *   after it starts when it is done. Between exchange_start and exchange_wait COMPUTE goes on beside the exchange: of
- * an exchange the first half of that sentence belongs to exchange_start, the second to exchange_wait. Callers need no
- *   waits of their own. With NCCL no call waits for the device; through host memory every call does, once per piece.
- *   Host code reads results as an op's, by download and sync.
+ *   after it starts when it is done. Between exchange_start and exchange_wait COMPUTE goes on beside the exchange: the
+ *   first half of that sentence is exchange_start's, the second exchange_wait's. Callers need no waits of their own.
+ *   With NCCL no call waits for the device; through host memory every call does, once per piece. Host code reads
+ *   results as an op's, by download and sync.
  *
  * Sums are in rank order, so the same layout gives the same bits. Those of NCCL are in an order of its own: equal to
  * the others to rounding, and on the same machines with the same layout the same bits in every run and on all ranks
