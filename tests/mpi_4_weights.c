@@ -149,6 +149,23 @@ static gr_hash128 hash_of_whole(const gr_params *p, const float *flat) {
     return hash;
 }
 
+/* What a file of them brings back, piece by piece. */
+static void check_file(const gr_params *p, gr_comm *c, const gr_weights *w, const float *values, bool shared) {
+    const char *large = "mpi_4_weights.large";
+    gr_hash128 hash;
+    size_t n_byte = (size_t)(w->share[0].n + w->share[1].n) * sizeof *values;
+    float *again = malloc(n_byte);
+    memset(again, 0xff, n_byte);
+    assert_int_equal(gr_params_save(p, c, *w, large, NULL, &hash), GR_OK);
+    assert_int_equal(
+        gr_params_load(p, large, shared ? gr_weights_shared(p, c, again) : gr_weights_whole(p, again)), GR_OK);
+    assert_memory_equal(values, again, n_byte);
+    free(again);
+    assert_int_equal(c->barrier(c, GR_WORLD), GR_OK);
+    if (c->rank[GR_WORLD] == 0)
+        remove(large);
+}
+
 /* Weights of each layout are initialised where they are: two pieces and a bit for embedding and head. */
 static gr_hash128 hash_of_large(gr_comm *c, bool shared) {
     gr_model_config config = fixture_config;
@@ -166,7 +183,8 @@ static gr_hash128 hash_of_large(gr_comm *c, bool shared) {
     if (c->size[GR_WORLD] == 1) {
         gr_hash128 expected = hash_of_whole(&p, values);
         assert_true(hash.lo == expected.lo && hash.hi == expected.hi);
-    }
+    } else
+        check_file(&p, c, &w, values, shared);
     free(values);
     gr_params_close(&p);
     gr_expert_map_close(&map);

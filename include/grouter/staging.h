@@ -8,7 +8,7 @@
 /* ---------------------------------------------------------------- backend memory in host code */
 
 /* Large arrays are staged in pieces of so many bytes. */
-#define GR_STAGING_PIECE ((size_t)4 << 20)
+#define GR_STAGING_PIECE ((size_t)1 << 20)
 
 /* A host copy of some backend memory: one piece at a time, its room grows and stays. */
 typedef struct gr_staging {
