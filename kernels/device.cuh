@@ -28,8 +28,8 @@ template <> __device__ __forceinline__ gr_bf16 gr_act_store<gr_bf16>(float x) {
     return __float2bfloat16_rn(x);
 }
 
-/* The sum of x over a block of THREADS (a power of 2), to every thread. room: THREADS values of shared memory; it may be
- * used again after the call. Order: halves added to halves, the same at every call. */
+/* The sum of x over a block of THREADS (a power of 2), to every thread. room: THREADS values of shared memory; it may
+ * be used again after the call. Order: halves added to halves, the same at every call. */
 template <int THREADS, typename T> static __device__ __forceinline__ T gr_block_sum(T x, T *room) {
     static_assert(THREADS > 0 && (THREADS & (THREADS - 1)) == 0, "a power of 2");
     const int t = (int)threadIdx.x;

@@ -5,13 +5,13 @@
  *   round_weights  to = from rounded to nearest, ties to even
  *   sum_squares    *out += sum_i x_i^2 in double
  *
- * Grid: elementwise passes: 256 threads per block, a thread per 4 neighbours (16 bytes) where n and the addresses allow,
- * else per element. sum_squares: a block of 256 per GR_SQUARES_BLOCK elements, whose threads take every 256th element
- * and are then added up in halves; one block of 1024 adds up the blocks' sums, its threads every 1024th of them. The
- * order depends on n alone, so the same x gives the same bits on any GPU.
- * Bytes per element: adamw 28 (p, m, v read and written, g read) and 2 for p_act; round_weights 6 (bf16) or 8;
- * sum_squares 4. Flops are far below what memory allows, in double too but for GPUs whose doubles are at 1/64.
- * n = 0: nothing is launched. CPU: cpu_adamw.c, cpu_squares.c. */
+ * Grid: elementwise passes: 256 threads per block, a thread per 4 neighbours (16 bytes) where n and the addresses
+ * allow, else per element. sum_squares: a block of 256 per GR_SQUARES_BLOCK elements, whose threads take every 256th
+ * element and are then added up in halves; one block of 1024 adds up the blocks' sums, its threads every 1024th of
+ * them. The order depends on n alone, so the same x gives the same bits on any GPU. Bytes per element: adamw 28 (p, m,
+ * v read and written, g read) and 2 for p_act; round_weights 6 (bf16) or 8; sum_squares 4. Flops are far below what
+ * memory allows, in double too but for GPUs whose doubles are at 1/64. n = 0: nothing is launched. CPU: cpu_adamw.c,
+ * cpu_squares.c. */
 #include <math.h>
 
 #include "kernels/warp.cuh"

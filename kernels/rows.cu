@@ -1,16 +1,16 @@
 /* rows.cu: rows moved and summed by index. Not yet run on a GPU.
  *
  *   gather  out[r,:] = in[index[r],:]
- *   sum     out[r,:] = (base ? base[r,:] : 0) + sum_s sum_{j in list s of r} source[s][index[s][j],:], in that order, in
- *           fp32, rounded once
- *   pair gates  pair_gate[p] = gate[pair_row[p], pair_slot[p]], and back into a zeroed array: no two pairs have a place
+ *   sum     out[r,:] = (base ? base[r,:] : 0) + sum_s sum_{j in list s of r} source[s][index[s][j],:], in that order,
+ * in fp32, rounded once pair gates  pair_gate[p] = gate[pair_row[p], pair_slot[p]], and back into a zeroed array: no
+ * two pairs have a place
  *
- * Layout: packed rows of `width` elements. Grid: a warp per row, 8 rows per block: rows are at least a few hundred bytes
- * wide where there are many, so the lanes of a warp read whole lines, and a row's index is read once per warp. Lanes take
- * every 32nd unit of 16 bytes where the row's bytes and the arrays' addresses allow, else single elements.
- * Bytes: gather 2 n_row width elements and 4 n_row of index; sum (1 + base + terms per row) n_row width elements and the
- * lists. No flops to speak of. Limit: n_row < 2^34 (8 rows times the largest grid).
- * No rows: nothing is launched. CPU: cpu_rows.c, cpu_gates.c. */
+ * Layout: packed rows of `width` elements. Grid: a warp per row, 8 rows per block: rows are at least a few hundred
+ * bytes wide where there are many, so the lanes of a warp read whole lines, and a row's index is read once per warp.
+ * Lanes take every 32nd unit of 16 bytes where the row's bytes and the arrays' addresses allow, else single elements.
+ * Bytes: gather 2 n_row width elements and 4 n_row of index; sum (1 + base + terms per row) n_row width elements and
+ * the lists. No flops to speak of. Limit: n_row < 2^34 (8 rows times the largest grid). No rows: nothing is launched.
+ * CPU: cpu_rows.c, cpu_gates.c. */
 #include "kernels/warp.cuh"
 
 namespace {

@@ -1,8 +1,9 @@
-/* cublas_double.c: stands in for cuBLAS where cuda_double.c stands in for the CUDA runtime. Products are sums in double.
+/* cublas_double.c: stands in for cuBLAS where cuda_double.c stands in for the CUDA runtime. Products are sums in
+ * double.
  *
  * Ends the process where cuBLAS would be used wrongly: an address less aligned than the algorithm was chosen for, a
- * workspace that two streams share. Some products have no algorithm, and some algorithms do not take every number of rows,
- * so that both ways around are taken. Products too large for a test's time are left undone. */
+ * workspace that two streams share. Some products have no algorithm, and some algorithms do not take every number of
+ * rows, so that both ways around are taken. Products too large for a test's time are left undone. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -157,8 +158,8 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(
         memcpy(&w->workspace, value, size);
     else if (which == CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK && size == sizeof w->reduction)
         memcpy(&w->reduction, value, size);
-    else if (which >= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES && which <= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES &&
-             size == sizeof *w->alignment)
+    else if (which >= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES &&
+             which <= CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES && size == sizeof *w->alignment)
         memcpy(&w->alignment[which - CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES], value, size);
     else
         double_die("a preference that is not known here");
@@ -233,7 +234,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
         double_die("a product that was not expected");
     if (!takes(chosen, &p))
         return CUBLAS_STATUS_NOT_SUPPORTED;
-    if ((uintptr_t)a % chosen->alignment[0] || (uintptr_t)b % chosen->alignment[1] || (uintptr_t)d % chosen->alignment[3])
+    if ((uintptr_t)a % chosen->alignment[0] || (uintptr_t)b % chosen->alignment[1] ||
+        (uintptr_t)d % chosen->alignment[3])
         double_die("an address less aligned than the algorithm asks for");
     check_workspace(workspace, s);
     enqueue_product(s, &p);
@@ -287,8 +289,7 @@ cublasStatus_t cublasGemmStridedBatchedEx_64(cublasHandle_t handle, cublasOperat
         double_die("a product that was not expected");
     check_workspace(handle->workspace, handle->stream);
     for (int64_t i = 0; i < n_batch; i++) {
-        const product p = {
-            .left = {.type = a_type, .rows = ta ? k : m, .columns = ta ? m : k, .ld = lda, .turned = ta},
+        const product p = {.left = {.type = a_type, .rows = ta ? k : m, .columns = ta ? m : k, .ld = lda, .turned = ta},
             .right = {.type = b_type, .rows = tb ? n : k, .columns = tb ? k : n, .ld = ldb, .turned = tb},
             .result = {.type = c_type, .rows = m, .columns = n, .ld = ldc},
             .a = (const char *)a + (size_t)(i * stride_a) * size_of(a_type),

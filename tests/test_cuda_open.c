@@ -1,4 +1,5 @@
-/* Opening backend cuda: what it says where there is no driver or GPU for it, and its description, which needs neither. */
+/* Opening backend cuda: what it says where there is no driver or GPU for it, and its description, which needs neither.
+ */
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -23,8 +24,8 @@ static void each_lack_has_its_message(void **state) {
     check_refusal(gr_cuda_refuse(cudaErrorInsufficientDriver, 0, 0, 0), GR_RESOURCE, "no NVIDIA driver", "backend=cpu");
     check_refusal(
         gr_cuda_refuse(cudaErrorInsufficientDriver, 0, 0, 12040), GR_RESOURCE, "one for CUDA 12.4", "install a newer");
-    check_refusal(gr_cuda_refuse(cudaErrorNoDevice, 0, 0, 99000), GR_RESOURCE, "a driver and none",
-        "CUDA_VISIBLE_DEVICES");
+    check_refusal(
+        gr_cuda_refuse(cudaErrorNoDevice, 0, 0, 99000), GR_RESOURCE, "a driver and none", "CUDA_VISIBLE_DEVICES");
     check_refusal(gr_cuda_refuse(cudaSuccess, 0, 0, 99000), GR_RESOURCE, "a driver and none", "nvidia-smi");
     check_refusal(gr_cuda_refuse(cudaSuccess, 2, 7, 99000), GR_RESOURCE, "at most 7.x", "backend=cpu");
     check_refusal(gr_cuda_refuse(cudaErrorSystemDriverMismatch, 0, 0, 99000), GR_RESOURCE,

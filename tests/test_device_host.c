@@ -206,8 +206,17 @@ static void alignment_is_what_divides_the_address(void **state) {
 static void plans_differ_by_everything_an_algorithm_depends_on(void **state) {
     (void)state;
     static char memory[64];
-    const gr_gemm g = {.layout = GR_NN, .m = 3, .n = 4, .k = 5, .a = memory, .lda = 6, .b = memory, .ldb = 7, .c = memory,
-        .ldc = 8, .c_dtype = GR_BF16};
+    const gr_gemm g = {.layout = GR_NN,
+        .m = 3,
+        .n = 4,
+        .k = 5,
+        .a = memory,
+        .lda = 6,
+        .b = memory,
+        .ldb = 7,
+        .c = memory,
+        .ldc = 8,
+        .c_dtype = GR_BF16};
     gr_gemm other[14];
     for (int i = 0; i < 14; i++)
         other[i] = g;

@@ -238,7 +238,7 @@ struct gr_backend {
     const char *name;
     gr_dtype dtype; /* storage type of activations: GR_F32 or GR_BF16 */
     size_t elem_size;
-    size_t logits_room; /* see gr_logits_chunk */
+    size_t logits_room;  /* see gr_logits_chunk */
     bool host_memory;    /* host code may read and write the backend's memory directly */
     uint64_t n_download; /* copies to the host so far, and waits of the host: both 0 with host_memory */
     uint64_t n_sync;
@@ -260,8 +260,9 @@ struct gr_backend {
         gr_backend *b, gr_lane waiting, gr_lane for_lane); /* work queued on `waiting` starts after for_lane's */
     void *(*lane_native)(gr_backend *b, gr_lane lane);     /* the device's queue, NULL on the CPU */
     gr_err (*sync)(gr_backend *b);                         /* host waits for all lanes */
-    /* Asked again and again while the host waits for the device, with the time it has waited; an error ends the wait and
-     * is returned. NULL: nobody is. Set by the comm whose work is on lane COMM, which a lost peer could hold up for ever.
+    /* Asked again and again while the host waits for the device, with the time it has waited; an error ends the wait
+     * and is returned. NULL: nobody is. Set by the comm whose work is on lane COMM, which a lost peer could hold up for
+     * ever.
      */
     gr_err (*watch)(void *watched, double waited_s);
     void *watched;

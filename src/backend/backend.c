@@ -28,9 +28,9 @@ static bool has_cuda(void) {
 static gr_err open_cuda(gr_backend **out, gr_dtype dtype) {
     (void)dtype;
     *out = NULL;
-    return gr_fail(GR_CONFIG,
-        "backend: expected auto or one of: " NAMES ", got \"cuda\", which is not compiled in; build where the CUDA toolkit "
-        "is (grouter-train --version says why not here), or use cpu");
+    return gr_fail(GR_CONFIG, "backend: expected auto or one of: " NAMES
+                              ", got \"cuda\", which is not compiled in; build where the CUDA toolkit "
+                              "is (grouter-train --version says why not here), or use cpu");
 }
 #endif
 
@@ -43,8 +43,7 @@ static gr_err describe_cuda(gr_backend **out, gr_dtype dtype) {
     void *memory;
     GR_TRY(gr_alloc(&memory, 1, sizeof(gr_backend), "backend"));
     *out = memory;
-    **out = (gr_backend){
-        .name = "cuda",
+    **out = (gr_backend){.name = "cuda",
         .dtype = dtype,
         .elem_size = gr_dtype_size(dtype),
         .logits_room = GR_DEVICE_LOGITS_ROOM,

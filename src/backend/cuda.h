@@ -87,8 +87,8 @@ GR_MUST gr_err gr_cuda_join(gr_cuda *s, gr_lane lane, int n_worker);
 GR_MUST gr_err gr_cuda_queues_open(gr_cuda *s);
 void gr_cuda_queues_close(gr_cuda *s); /* accepts half-open */
 
-/* ---------------------------------------------------------------- ops (cuda_gemm.c, cuda_peak.c, cuda_ffn.c, cuda_attention.c,
- * cuda_loss.c, cuda_ops.c) */
+/* ---------------------------------------------------------------- ops (cuda_gemm.c, cuda_peak.c, cuda_ffn.c,
+ * cuda_attention.c, cuda_loss.c, cuda_ops.c) */
 
 GR_MUST gr_err gr_cuda_products_open(gr_backend *b, gr_cuda_products **out);
 void gr_cuda_products_close(gr_cuda_products *p); /* accepts NULL and half-open */

@@ -26,7 +26,8 @@ static gr_err find(void *library, const char *name, void *pointer) {
     void *found = dlsym(library, name);
     if (!found)
         return gr_fail(GR_RESOURCE,
-            "backend cuda: expected cuBLAS " VERSION " with %s, got one without; install the version that --version names",
+            "backend cuda: expected cuBLAS " VERSION
+            " with %s, got one without; install the version that --version names",
             name);
     memcpy(pointer, &found, sizeof found);
     return GR_OK;

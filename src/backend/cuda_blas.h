@@ -1,5 +1,5 @@
-/* cuda_blas.h: cuBLAS, loaded when backend cuda is opened: the libraries are half a gigabyte, which a run on the CPU should
- * not have in its address space, and a program built with them should start where they are not. */
+/* cuda_blas.h: cuBLAS, loaded when backend cuda is opened: the libraries are half a gigabyte, which a run on the CPU
+ * should not have in its address space, and a program built with them should start where they are not. */
 #ifndef GROUTER_BACKEND_CUDA_BLAS_H
 #define GROUTER_BACKEND_CUDA_BLAS_H
 

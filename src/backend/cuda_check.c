@@ -15,7 +15,8 @@ gr_err gr_cuda_check(int status, const char *what) {
         return GR_OK;
     if (error == cudaErrorMemoryAllocation)
         return gr_fail(GR_RESOURCE,
-            "backend cuda: expected memory for %s, got none (%s); use fewer windows per micro-batch or a GPU that nothing "
+            "backend cuda: expected memory for %s, got none (%s); use fewer windows per micro-batch or a GPU that "
+            "nothing "
             "else uses",
             what, cudaGetErrorName(error));
     if (is_ours(status))
@@ -31,12 +32,14 @@ gr_err gr_cuda_refuse(int status, int n_device, int major, int driver) {
     const int needed = CUDART_VERSION / 1000;
     if (driver == 0)
         return gr_fail(GR_RESOURCE,
-            "backend cuda: expected a GPU and its driver, found no NVIDIA driver; install one for CUDA %d or later, or use "
+            "backend cuda: expected a GPU and its driver, found no NVIDIA driver; install one for CUDA %d or later, or "
+            "use "
             "--set parallel.backend=cpu",
             needed);
     if (status == cudaErrorInsufficientDriver || driver / 1000 < needed)
         return gr_fail(GR_RESOURCE,
-            "backend cuda: expected a driver for CUDA %d or later, found one for CUDA %d.%d; install a newer one, or use "
+            "backend cuda: expected a driver for CUDA %d or later, found one for CUDA %d.%d; install a newer one, or "
+            "use "
             "--set parallel.backend=cpu",
             needed, driver / 1000, driver % 1000 / 10);
     if (status == cudaErrorNoDevice || (status == cudaSuccess && n_device == 0))
@@ -53,7 +56,8 @@ gr_err gr_cuda_refuse(int status, int n_device, int major, int driver) {
 
 gr_err gr_cuda_refuse_memory(const char *what, size_t n_byte, size_t n_free, size_t n_total) {
     return gr_fail(GR_RESOURCE,
-        "%s: expected %.2f GiB of GPU memory, got none: %.2f of %.2f GiB are free; use a smaller model, fewer windows per "
+        "%s: expected %.2f GiB of GPU memory, got none: %.2f of %.2f GiB are free; use a smaller model, fewer windows "
+        "per "
         "micro-batch, train.recompute or more ranks with a GPU each",
         what, (double)n_byte / 0x1p30, (double)n_free / 0x1p30, (double)n_total / 0x1p30);
 }

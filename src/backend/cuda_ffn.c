@@ -2,9 +2,9 @@
  *
  * Forward   gather x | up products | SwiGLU | down products
  * Backward  gather dy | da products | SwiGLU backward | dW2 products | gather x | dW13 and dx products
- * where a | is a join of the workers. Rows are gathered into memory that the pairs own anyway and that is written later:
- * y in forward, dx in backward and in a forward that only makes h. Counts of rows are known on the host, so nothing is
- * waited for. An op of one expert stays on its lane. Not yet run on a GPU. */
+ * where a | is a join of the workers. Rows are gathered into memory that the pairs own anyway and that is written
+ * later: y in forward, dx in backward and in a forward that only makes h. Counts of rows are known on the host, so
+ * nothing is waited for. An op of one expert stays on its lane. Not yet run on a GPU. */
 #include "kernels/kernels.h"
 
 #include "cuda.h"
@@ -38,7 +38,8 @@ static char *row_for(const ffn *f, void *array, int64_t row, int64_t width) {
 }
 
 /* c [m,n] of packed matrices. Gradients of weights, the TN products, are fp32 and summed up; all others are act. */
-static gr_err product(const ffn *f, int queue, gr_layout layout, const int64_t shape[3], const void *const in[2], void *c) {
+static gr_err product(
+    const ffn *f, int queue, gr_layout layout, const int64_t shape[3], const void *const in[2], void *c) {
     const int64_t m = shape[0], n = shape[1], k = shape[2];
     const gr_gemm g = {.layout = layout,
         .write = layout == GR_TN ? GR_ACCUMULATE : GR_OVERWRITE,
@@ -100,10 +101,9 @@ static gr_err down_weights(const ffn *f, int queue, const expert *x) {
 static gr_err up_gradients(const ffn *f, int queue, const expert *x) {
     const int64_t D = f->a->D, F = f->a->F;
     const char *dh = row_of(f, f->a->h, x->first, 2 * F);
-    GR_TRY(product(f, queue, GR_TN, SHAPE(2 * F, D, x->n), PAIR(dh, row_of(f, f->x, x->first, D)),
-        f->a->dw13 + x->e * 2 * F * D));
-    return product(
-        f, queue, GR_NN, SHAPE(x->n, D, 2 * F), PAIR(dh, w13_of(f, x)), row_for(f, f->a->dx, x->first, D));
+    GR_TRY(product(
+        f, queue, GR_TN, SHAPE(2 * F, D, x->n), PAIR(dh, row_of(f, f->x, x->first, D)), f->a->dw13 + x->e * 2 * F * D));
+    return product(f, queue, GR_NN, SHAPE(x->n, D, 2 * F), PAIR(dh, w13_of(f, x)), row_for(f, f->a->dx, x->first, D));
 }
 
 /* ---------------------------------------------------------------- all experts */

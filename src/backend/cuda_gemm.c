@@ -1,12 +1,13 @@
 /* cuda_gemm.c: matrix products by cuBLASLt; with cuda_blas.c the only file that knows it.
  *
- * A plan is the library's algorithm for a shape: asked for once, at the first product that needs it, and kept. It is the
- * first of the library's own suggestions and is not timed here: a choice by the clock could be another one in the next
- * run, whose bits would differ. Descriptors live on the stack, so a product allocates nothing.
+ * A plan is the library's algorithm for a shape: asked for once, at the first product that needs it, and kept. It is
+ * the first of the library's own suggestions and is not timed here: a choice by the clock could be another one in the
+ * next run, whose bits would differ. Descriptors live on the stack, so a product allocates nothing.
  *
- * fp32 is CUBLAS_COMPUTE_32F, which uses no TF32; bf16 products are summed in fp32 too, and where the library splits the
- * inner dimension their parts are added in fp32 in a step of its own: the same bits at every call. Each queue has its own
- * workspace, since the library writes there. cuBLAS itself does batches, and what cuBLASLt has no algorithm for.
+ * fp32 is CUBLAS_COMPUTE_32F, which uses no TF32; bf16 products are summed in fp32 too, and where the library splits
+ * the inner dimension their parts are added in fp32 in a step of its own: the same bits at every call. Each queue has
+ * its own workspace, since the library writes there. cuBLAS itself does batches, and what cuBLASLt has no algorithm
+ * for.
  *
  * Not yet run on a GPU. */
 #include "cuda.h"
@@ -38,7 +39,8 @@ static gr_err check(const gr_cuda_products *p, cublasStatus_t status, const char
                            status == CUBLAS_STATUS_NOT_INITIALIZED
                        ? GR_RESOURCE
                        : GR_BUG,
-        "backend cuda: expected success from cuBLAS at %s, got %s; see nvidia-smi for what else uses the GPU, and report "
+        "backend cuda: expected success from cuBLAS at %s, got %s; see nvidia-smi for what else uses the GPU, and "
+        "report "
         "this if it happens again",
         what, p->call.cublasGetStatusString(status));
 }
@@ -68,26 +70,27 @@ static cudaDataType_t result_type(const gr_cuda_products *p, const gr_gemm *g) {
 
 static cublasStatus_t describe(const gr_cuda_products *p, const gr_gemm *g, descriptors *d) {
     const gr_product_view v = gr_product_view_of(g);
-    cublasStatus_t status = p->call.cublasLtMatmulDescInit_internal(&d->product, sizeof d->product, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+    cublasStatus_t status =
+        p->call.cublasLtMatmulDescInit_internal(&d->product, sizeof d->product, CUBLAS_COMPUTE_32F, CUDA_R_32F);
     if (!status)
         status = set_turned(p, &d->product, CUBLASLT_MATMUL_DESC_TRANSA, v.turn_left);
     if (!status)
         status = set_turned(p, &d->product, CUBLASLT_MATMUL_DESC_TRANSB, v.turn_right);
     if (!status)
-        status =
-            p->call.cublasLtMatrixLayoutInit_internal(&d->left, sizeof d->left, p->act, (uint64_t)v.left_rows, (uint64_t)v.left_columns, g->ldb);
+        status = p->call.cublasLtMatrixLayoutInit_internal(
+            &d->left, sizeof d->left, p->act, (uint64_t)v.left_rows, (uint64_t)v.left_columns, g->ldb);
     if (!status)
-        status =
-            p->call.cublasLtMatrixLayoutInit_internal(&d->right, sizeof d->right, p->act, (uint64_t)v.right_rows, (uint64_t)v.right_columns, g->lda);
+        status = p->call.cublasLtMatrixLayoutInit_internal(
+            &d->right, sizeof d->right, p->act, (uint64_t)v.right_rows, (uint64_t)v.right_columns, g->lda);
     if (!status)
-        status = p->call.cublasLtMatrixLayoutInit_internal(&d->result, sizeof d->result, result_type(p, g), (uint64_t)g->n, (uint64_t)g->m, g->ldc);
+        status = p->call.cublasLtMatrixLayoutInit_internal(
+            &d->result, sizeof d->result, result_type(p, g), (uint64_t)g->n, (uint64_t)g->m, g->ldc);
     return status;
 }
 
 /* ---------------------------------------------------------------- plans */
 
-static cublasStatus_t set_preferences(
-    const gr_cuda_products *p, cublasLtMatmulPreference_t wish, const gr_gemm *g) {
+static cublasStatus_t set_preferences(const gr_cuda_products *p, cublasLtMatmulPreference_t wish, const gr_gemm *g) {
     const size_t workspace = WORKSPACE;
     const uint32_t added_in_fp32 = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     const uint32_t left = gr_product_alignment(g->b), right = gr_product_alignment(g->a),
@@ -103,7 +106,8 @@ static cublasStatus_t set_preferences(
         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &result, sizeof result},
         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &result, sizeof result}};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        cublasStatus_t status = p->call.cublasLtMatmulPreferenceSetAttribute(wish, all[i].which, all[i].value, all[i].size);
+        cublasStatus_t status =
+            p->call.cublasLtMatmulPreferenceSetAttribute(wish, all[i].which, all[i].value, all[i].size);
         if (status)
             return status;
     }
@@ -165,9 +169,9 @@ static cublasStatus_t run_plain(gr_cuda_products *p, place at, const gr_gemm *g,
         status = p->call.cublasSetWorkspace_v2(p->blas, at.workspace, WORKSPACE);
     if (!status)
         status = p->call.cublasGemmStridedBatchedEx_64(p->blas, v.turn_left ? CUBLAS_OP_T : CUBLAS_OP_N,
-            v.turn_right ? CUBLAS_OP_T : CUBLAS_OP_N, g->n, g->m, g->k, &one, g->b, p->act, g->ldb, batch.stride_b, g->a,
-            p->act, g->lda, batch.stride_a, g->write == GR_ACCUMULATE ? &one : &zero, g->c, result_type(p, g), g->ldc,
-            batch.stride_c, batch.n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+            v.turn_right ? CUBLAS_OP_T : CUBLAS_OP_N, g->n, g->m, g->k, &one, g->b, p->act, g->ldb, batch.stride_b,
+            g->a, p->act, g->lda, batch.stride_a, g->write == GR_ACCUMULATE ? &one : &zero, g->c, result_type(p, g),
+            g->ldc, batch.stride_c, batch.n, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
     return status;
 }
 
@@ -235,8 +239,9 @@ static gr_err open_handles(gr_cuda_products *p) {
     GR_TRY(gr_cublas_load(&p->call));
     GR_TRY(check(p, p->call.cublasLtCreate(&p->lt), "opening"));
     GR_TRY(check(p, p->call.cublasCreate_v2(&p->blas), "opening"));
-    return check(p, p->call.cublasSetMathMode(p->blas,
-                     (cublasMath_t)(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)),
+    return check(p,
+        p->call.cublasSetMathMode(
+            p->blas, (cublasMath_t)(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)),
         "opening");
 }
 

@@ -163,8 +163,8 @@ gr_err gr_cuda_download(gr_backend *b, gr_lane lane, void *to_host, const void *
             (int)cudaMemcpyAsync(to_host, from, n_byte, cudaMemcpyDeviceToHost, s->queue[lane]), "download");
     for (size_t at = 0; at < n_byte; at += PIECE) {
         const size_t n = n_byte - at < PIECE ? n_byte - at : PIECE;
-        GR_TRY(gr_cuda_check((int)cudaMemcpyAsync(s->landing, (const char *)from + at, n, cudaMemcpyDeviceToHost,
-                                 s->queue[lane]),
+        GR_TRY(gr_cuda_check(
+            (int)cudaMemcpyAsync(s->landing, (const char *)from + at, n, cudaMemcpyDeviceToHost, s->queue[lane]),
             "download"));
         GR_TRY(gr_cuda_wait_queue(b, (int)lane));
         memcpy((char *)to_host + at, s->landing, n);

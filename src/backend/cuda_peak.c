@@ -1,7 +1,6 @@
 /* cuda_peak.c: the best rate of a large product, for utilisations. */
 #include "cuda.h"
 
-
 /* 1.4 ms at 800 TFLOP/s (bf16), 2.7 ms at 50 (fp32): launching is nothing beside it. */
 enum { SIDE_BF16 = 8192, SIDE_F32 = 4096, RUNS = 6, PATTERN = 4096 };
 

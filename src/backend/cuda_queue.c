@@ -32,7 +32,8 @@ static int order(gr_cuda *s, int waiting, int queue) {
 }
 
 gr_err gr_cuda_wait(gr_backend *b, gr_lane waiting, gr_lane for_lane) {
-    return waiting == for_lane ? GR_OK : gr_cuda_check(order(b->state, (int)waiting, (int)for_lane), "waiting for a lane");
+    return waiting == for_lane ? GR_OK
+                               : gr_cuda_check(order(b->state, (int)waiting, (int)for_lane), "waiting for a lane");
 }
 
 void *gr_cuda_lane_native(gr_backend *b, gr_lane lane) {

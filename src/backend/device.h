@@ -42,7 +42,7 @@ void gr_ring_drop(gr_ring *r);        /* the oldest; there is one */
  * columns, column-major, leading dimension ldb or lda) and turned (transposed) or not. The result is [n,m] with ldc. */
 typedef struct gr_product_view {
     bool turn_left, turn_right;
-    int64_t left_rows, left_columns; /* of b */
+    int64_t left_rows, left_columns;   /* of b */
     int64_t right_rows, right_columns; /* of a */
 } gr_product_view;
 gr_product_view gr_product_view_of(const gr_gemm *g);

@@ -195,7 +195,8 @@ const gr_key gr_keys[GR_N_KEY] = {
             "fp32 weights, which checkpoints hold; the CPU needs AVX-512"},
 
     {"parallel.backend", NO_UNIT, FREE, NAME(backends), AT(parallel.backend), .fallback = "auto",
-        .meaning = "where arrays live and ops run: `auto` = `cuda` where it is compiled in and a GPU is there, else `cpu`"},
+        .meaning =
+            "where arrays live and ops run: `auto` = `cuda` where it is compiled in and a GPU is there, else `cpu`"},
     {"parallel.comm", NO_UNIT, FREE, NAME(comms), AT(parallel.comm), .fallback = "auto",
         .meaning = "how ranks talk: `auto` = `mpi` under a launcher of more than one rank, else `self`"},
     {"parallel.expert_parallel_size", "ranks", FOR(TRAIN), FREE, INT(0, 4096), AT(parallel.expert_parallel_size),
