@@ -90,7 +90,7 @@ bad 64 'bad.json:7:75: train.global_batch_windows = 5 must be a multiple of trai
 bad 64 'model.head_dim = 7 must be even' -- train good.json --set model.head_dim=7
 bad 64 'model.num_attention_heads = 2 must be a multiple of model.num_key_value_heads = 3' -- \
     train good.json --set model.num_key_value_heads=3
-bad 64 'parallel.backend: expected "auto", "cpu" or "cuda", got "gpu"' -- train good.json --set parallel.backend=gpu
+bad 64 'parallel.backend: expected "auto" or "cpu" or "cuda", got "gpu"' -- train good.json --set parallel.backend=gpu
 bad 64 'checkpoint.keep_last: expected an integer in \[2, [0-9]+\], got 1' -- train good.json --set checkpoint.keep_last=1
 bad 64 'run.dir: expected a path of 1 to 1023 bytes' 'got ""' -- train good.json --set run.dir=
 bad 64 'unknown key "optimizer.lrr"' 'did you mean "optimizer.lr"' -- train good.json --set optimizer.lrr=1
