@@ -60,7 +60,7 @@ if [ "$sanitized" ]; then
     skip "ulimit -v: a sanitizer needs more address space than any limit to be tried"
 else
     limited 69 'memory: expected at most' 'RLIMIT_AS, see ulimit -v' 'got a need of' 'lower train.micro_batch_windows' -- \
-        '-v 70000' train good.json
+        '-v 88000' train good.json
 fi
 bad 69 'memory: expected at most' 'got a need of' 'make the model smaller' -- \
     train good.json --set model.hidden_size=65536 --set model.num_hidden_layers=1000
