@@ -32,11 +32,11 @@ const gr_hf_info *gr_hf_get(const gr_hf *hf);
 const gr_whole *gr_hf_wholes(const gr_hf *hf, int *n);
 const char *gr_hf_shard_name(const gr_hf *hf, int i); /* file name, without its folder */
 
-/* Fills `to` with the tensors of the table `p` that this rank holds, F32, BF16 and F16 alike as fp32, all other elements
- * 0. The table may hold less than the checkpoint: a model cut off at a layer reads what it has up to
- * there, and only the files that hold it are opened. A tensor of the table that is missing or has another shape, and
- * anything wrong in the headers of the files opened (shape, dtype, a tensor that the index says is elsewhere): 66 with
- * a table of expected and found, before anything is copied. */
+/* Fills `to` with the tensors of the table `p` that this rank holds, F32, BF16 and F16 alike as fp32, all other
+ * elements 0. The table may hold less than the checkpoint: a model cut off at a layer reads what it has up to there,
+ * and only the files that hold it are opened. A tensor of the table that is missing or has another shape, and anything
+ * wrong in the headers of the files opened (shape, dtype, a tensor that the index says is elsewhere): 66 with a table
+ * of expected and found, before anything is copied. */
 GR_MUST gr_err gr_hf_load(gr_hf *hf, const gr_params *p, gr_weights to);
 
 /* Tells one checkpoint from another by sizes and ends of config.json and of the files that hold tensors of the table
