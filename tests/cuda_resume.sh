@@ -25,7 +25,7 @@ train to-cuda plain.json "${cpu[@]}" "${half[@]}"
 train to-cuda plain.json "${cuda[@]}"
 train to-cpu plain.json "${cuda[@]}" "${half[@]}"
 train to-cpu plain.json "${cpu[@]}"
-for name in to-cuda:"cpu -> cuda" to-cpu:"cuda -> cpu"; do
+for name in to-cuda:'"cpu" -> "cuda"' to-cpu:'"cuda" -> "cpu"'; do
     change=${name#*:} name=${name%%:*}
     goes_on "$name"
     grep -q "changed since the checkpoint: parallel.backend: $change" "$name.err" ||

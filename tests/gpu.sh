@@ -34,8 +34,10 @@ data() {
     quiet "$1-route" "$binary" route --router "$1.router" --tokens "$1" --seq-len "$4" --out "$1.routes"
 }
 
-# plain_config and odd_config [ROUTING [ROUTES]]: a model whose sizes suit every kernel, and one whose sizes suit none, so that
-# it takes the general ways. Both train 20 steps of 8 windows in micro-batches of 2.
+# plain_config and odd_config [ROUTING [ROUTES]]: a model whose sizes suit every kernel, and one whose sizes suit none, so
+# that it takes the general ways. Both train 20 steps of 8 windows in micro-batches of 2, slowly enough that rounding does not
+# grow. eps is far above the rounding of a gradient: an element whose gradient is nothing else would otherwise move by a whole
+# step to either side.
 plain_config() {
     local routing=${1:-"{}"} routes=${2-", \"routes\": \"plain.routes\""}
     cat <<JSON
@@ -45,7 +47,7 @@ plain_config() {
            "num_experts": 8, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 32, "use_qk_norm": true},
  "routing": $routing,
  "data": {"train": [{"tokens": "plain"$routes}], "seq_len": 64},
- "optimizer": {"lr": 3e-4, "warmup_steps": 5, "decay_steps": 60},
+ "optimizer": {"lr": 1e-3, "eps": 1e-5, "warmup_steps": 5, "decay_steps": 60},
  "train": {"steps": 20, "micro_batch_windows": 2, "global_batch_windows": 8}}
 JSON
 }
@@ -57,7 +59,7 @@ odd_config() {
            "head_dim": 14, "moe_intermediate_size": 21, "num_experts": 7, "num_experts_per_tok": 3},
  "routing": $routing,
  "data": {"train": [{"tokens": "odd"$routes}], "seq_len": 37},
- "optimizer": {"lr": 3e-4, "warmup_steps": 5, "decay_steps": 60},
+ "optimizer": {"lr": 1e-3, "eps": 1e-5, "warmup_steps": 5, "decay_steps": 60},
  "train": {"steps": 20, "micro_batch_windows": 2, "global_batch_windows": 8}}
 JSON
 }
