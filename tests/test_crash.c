@@ -196,13 +196,14 @@ typedef struct tally {
     int n_point, n_bad;
 } tally;
 
-/* At every call, or every 10th, that the disturbance can strike. */
+/* At every call, or every Nth, that the disturbance can strike. */
 static tally enumerate(const disturbance *d, broken_kind broken, bool stop_at_first) {
     static uint8_t trace[LYING_TRACE_MAX];
     uint64_t n_call = calls(broken, trace), n_strike = 0;
+    uint64_t stride = broken && every > 10 ? 10 : every; /* or a broken writer might not be caught */
     tally t = {0};
     for (uint64_t at = 0; at < n_call; at++) {
-        if (!lying_fault_strikes(d->fault, d->error, trace[at]) || (n_strike++ + first_seed) % every)
+        if (!lying_fault_strikes(d->fault, d->error, trace[at]) || (n_strike++ + first_seed) % stride)
             continue;
         for (int i = 0; i < d->n_seed && !(stop_at_first && t.n_bad); i++) {
             point p = {.what = d, .at = at, .broken = broken};
