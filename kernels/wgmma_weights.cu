@@ -1,0 +1,154 @@
+/* wgmma_weights.cu: gradients of grouped experts' weights on sm_90a. Not yet run on a GPU.
+ *
+ *   down_weights  dW2_e [D, F] += dy_r^T a        up_weights  dW13_e [2F, D] += dh^T x_r
+ *
+ * Shapes: gr_ffn; bf16 in, fp32 out; sums over exactly the expert's pairs. In both the gathered rows give the 128 rows
+ * of a tile; the second is computed as its transpose and stored turned.
+ * Tiles: 128 x 128 to 256; those of one expert are neighbours, experts in the order of their pairs, most first. Each
+ * element is read, added to and written by one thread. Experts without pairs: nothing is read or written.
+ * Bytes: for each expert the rows from the second-level cache once per tile, gradients twice. Flops: 2DF and 4DF a pair.
+ * Limits: D, F multiples of 8; arrays at 16 bytes; n_pair < 2^31. The last rows of the last 64 of k are those of the
+ * next expert, met by zeros: they must be finite.
+ * Twins: grouped.cu; CPU: cpu_ffn.c. */
+#include "kernels/wgmma_core.cuh"
+
+namespace {
+
+#if GR_SM90A
+
+constexpr int AT_ONCE = 8; /* values that a thread has in flight */
+
+/* to[i] += d[i] where there is one. */
+template <typename T> __device__ __forceinline__ void add_all(T *const (&to)[AT_ONCE], const T (&d)[AT_ONCE]);
+
+template <>
+__device__ __forceinline__ void add_all<float2>(float2 *const (&to)[AT_ONCE], const float2 (&d)[AT_ONCE]) {
+    float2 x[AT_ONCE];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++)
+        x[i] = to[i] ? *to[i] : make_float2(0, 0);
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++)
+        if (to[i])
+            *to[i] = make_float2(x[i].x + d[i].x, x[i].y + d[i].y);
+}
+
+template <> __device__ __forceinline__ void add_all<float>(float *const (&to)[AT_ONCE], const float (&d)[AT_ONCE]) {
+    float x[AT_ONCE];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++)
+        x[i] = to[i] ? *to[i] : 0.0f;
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++)
+        if (to[i])
+            *to[i] = x[i] + d[i];
+}
+
+#endif
+
+template <int N> struct weights {
+    static constexpr int COLUMNS = N, ROOM = 0;
+    static constexpr bool GATHERED = true, HALVES = false, WEIGHTS = true;
+    static constexpr int TURNED_A = 1, TURNED_B = 1;
+};
+
+template <int N> struct down_weights : weights<N> {
+#if GR_SM90A
+    static __device__ __forceinline__ void end(const call &c, const job &j, int warp, uint32_t, const float (&d)[N / 2]) {
+        const int lane = (int)threadIdx.x % 32;
+        const int64_t row = j.m + 16 * warp + lane / 4, column = j.n + 2 * (lane % 4);
+        float *to = c.dw + (j.expert * c.D + row) * c.F + column;
+#pragma unroll
+        for (int first = 0; first < N / 8; first += AT_ONCE / 2) {
+            float2 *at[AT_ONCE], x[AT_ONCE];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+                const int group = first + i / 2, r = 8 * (i % 2);
+                const bool there = group < N / 8 && row + r < c.D && column + 8 * group < c.F;
+                at[i] = there ? (float2 *)(to + r * c.F + 8 * group) : NULL;
+                const int from = group < N / 8 ? 4 * group + 2 * (i % 2) : 0;
+                x[i] = make_float2(d[from], d[from + 1]);
+            }
+            add_all(at, x);
+        }
+    }
+#endif
+};
+
+template <int N> struct up_weights : weights<N> {
+#if GR_SM90A
+    static __device__ __forceinline__ void end(const call &c, const job &j, int warp, uint32_t, const float (&d)[N / 2]) {
+        const int lane = (int)threadIdx.x % 32;
+        const int64_t of_x = j.m + 16 * warp + lane / 4, of_h = j.n + 2 * (lane % 4);
+        float *to = c.dw + (j.expert * 2 * c.F + of_h) * c.D + of_x;
+#pragma unroll
+        for (int first = 0; first < N / 8; first += AT_ONCE / 4) {
+            float *at[AT_ONCE], x[AT_ONCE];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+                const int group = first + i / 4, r = 8 * (i % 4 / 2), k = i % 2;
+                const bool there = group < N / 8 && of_x + r < c.D && of_h + 8 * group < 2 * c.F;
+                at[i] = there ? to + (8 * group + k) * c.D + r : NULL;
+                x[i] = d[group < N / 8 ? 4 * group + i % 4 : 0];
+            }
+            add_all(at, x);
+        }
+    }
+#endif
+};
+
+/* ---------------------------------------------------------------- launching */
+
+/* The gradient as rows of `in` times columns of b. */
+template <class Op> int launch_weights(void *stream, const gr_ffn *a, call *c, int64_t n) {
+    c->n_m = tiles_of(a->D, ROWS);
+    c->n_column = tiles_of(n, Op::COLUMNS);
+    c->n_job = (uint32_t)((int64_t)a->n_expert * c->n_m * c->n_column);
+    return launch<Op>(stream, *c);
+}
+
+int call_of(const gr_ffn *a, const void *in, const void *b, int64_t n, float *dw, call *c) {
+    *c = {};
+    c->in = (const gr_bf16 *)in;
+    c->pair_row = a->pair_row;
+    c->order = a->expert_order;
+    c->offset = a->device_offset;
+    c->dw = dw;
+    c->D = a->D;
+    c->F = a->F;
+    return map_of(&c->b, b, n, a->n_pair, 1, DEPTH);
+}
+
+} // namespace
+
+int gr_kernel_wgmma_down_weights(void *stream, const gr_ffn *a) {
+    if (a->n_tile == 0)
+        return 0;
+    call c;
+    const int status = call_of(a, a->dy, a->a, a->F, a->dw2, &c);
+    if (status)
+        return status;
+    switch (gr_wgmma_columns(a->F, 1)) {
+    case 128: return launch_weights<down_weights<128>>(stream, a, &c, a->F);
+    case 176: return launch_weights<down_weights<176>>(stream, a, &c, a->F);
+    case 192: return launch_weights<down_weights<192>>(stream, a, &c, a->F);
+    case 240: return launch_weights<down_weights<240>>(stream, a, &c, a->F);
+    default: return launch_weights<down_weights<256>>(stream, a, &c, a->F);
+    }
+}
+
+int gr_kernel_wgmma_up_weights(void *stream, const gr_ffn *a) {
+    if (a->n_tile == 0)
+        return 0;
+    call c;
+    const int status = call_of(a, a->x, a->h, 2 * a->F, a->dw13, &c);
+    if (status)
+        return status;
+    switch (gr_wgmma_columns(2 * a->F, 1)) {
+    case 128: return launch_weights<up_weights<128>>(stream, a, &c, 2 * a->F);
+    case 176: return launch_weights<up_weights<176>>(stream, a, &c, 2 * a->F);
+    case 192: return launch_weights<up_weights<192>>(stream, a, &c, 2 * a->F);
+    case 240: return launch_weights<up_weights<240>>(stream, a, &c, 2 * a->F);
+    default: return launch_weights<up_weights<256>>(stream, a, &c, 2 * a->F);
+    }
+}
