@@ -122,6 +122,22 @@ GR_MUST int gr_kernel_grouped_input(void *stream, const gr_ffn *a);
 GR_MUST int gr_kernel_grouped_down_weights(void *stream, const gr_ffn *a);
 GR_MUST int gr_kernel_grouped_up_weights(void *stream, const gr_ffn *a);
 
+/* ---------------------------------------------------------------- wgmma_rows.cu, wgmma_weights.cu: the same for sm_90a
+ * By wgmma, on devices of compute capability 9.0 only. */
+
+/* Whether these kernels do the op: as gr_kernel_grouped_fits; dgate NULL; fewer than 2^31 pairs. */
+bool gr_kernel_wgmma_fits(gr_dtype dtype, const gr_ffn *a);
+/* Columns of the tiles of a product with n columns, which are those of n_part matrices side by side: 128, 176, 192, 240
+ * or 256, at most `most`; what leaves the least to do. */
+int gr_wgmma_columns(int64_t n, int n_part, int most);
+
+GR_MUST int gr_kernel_wgmma_up(void *stream, const gr_ffn *a);
+GR_MUST int gr_kernel_wgmma_down(void *stream, const gr_ffn *a);
+GR_MUST int gr_kernel_wgmma_down_input(void *stream, const gr_ffn *a);
+GR_MUST int gr_kernel_wgmma_input(void *stream, const gr_ffn *a);
+GR_MUST int gr_kernel_wgmma_down_weights(void *stream, const gr_ffn *a);
+GR_MUST int gr_kernel_wgmma_up_weights(void *stream, const gr_ffn *a);
+
 /* ---------------------------------------------------------------- optimizer.cu: flat ranges */
 
 GR_MUST int gr_kernel_adamw(void *stream, gr_dtype dtype, const gr_adamw *a);

@@ -58,9 +58,6 @@ static __device__ __forceinline__ void gr_barrier_arrive_for(uint32_t barrier, u
 /* Until the phase of this parity has ended. */
 static __device__ __forceinline__ void gr_barrier_wait(uint32_t barrier, uint32_t parity) {
     uint32_t ended;
-#ifdef GR_HANG_TRAP
-    long long n = 0;
-#endif
     do {
         asm volatile("{\n.reg .pred p;\n"
                      "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
@@ -68,13 +65,6 @@ static __device__ __forceinline__ void gr_barrier_wait(uint32_t barrier, uint32_
                      : "=r"(ended)
                      : "r"(barrier), "r"(parity)
                      : "memory");
-#ifdef GR_HANG_TRAP
-        if (!ended && ++n > GR_HANG_TRAP) {
-            printf("hang: block %d thread %d barrier %u parity %u\n", (int)blockIdx.x, (int)threadIdx.x, barrier % 1024,
-                parity);
-            __trap();
-        }
-#endif
     } while (!ended);
 }
 
@@ -92,11 +82,12 @@ static __device__ __forceinline__ void gr_proxy_fence(void) {
 /* The box at (c0, c1, c2) of the tensor, zeros outside of it; its bytes are reported to the barrier. */
 static __device__ __forceinline__ void gr_copy_box(
     uint32_t to, const CUtensorMap *from, int32_t c0, int32_t c1, int32_t c2, uint32_t barrier) {
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], "
-                 "[%5];"
-                 :
-                 : "r"(to), "l"(from), "r"(c0), "r"(c1), "r"(c2), "r"(barrier)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], "
+        "[%5];"
+        :
+        : "r"(to), "l"(from), "r"(c0), "r"(c1), "r"(c2), "r"(barrier)
+        : "memory");
 }
 
 /* 16 bytes: the first n_byte of them from memory, zeros after. */
@@ -163,8 +154,8 @@ static __device__ __forceinline__ void gr_wgmma(float (&d)[N / 2], uint64_t a, u
     if constexpr (N == 128)
         GR_WGMMA(128, GR_TENS_5 GR_TEN(5) ",%60,%61,%62,%63", 64, 65, 66, 67, 68, GR_D32(0), GR_D32(32));
     else if constexpr (N == 176)
-        GR_WGMMA(176, GR_TENS_8 "%80,%81,%82,%83,%84,%85,%86,%87", 88, 89, 90, 91, 92, GR_D32(0), GR_D32(32),
-            GR_D8(64), GR_D8(72), GR_D8(80));
+        GR_WGMMA(176, GR_TENS_8 "%80,%81,%82,%83,%84,%85,%86,%87", 88, 89, 90, 91, 92, GR_D32(0), GR_D32(32), GR_D8(64),
+            GR_D8(72), GR_D8(80));
     else if constexpr (N == 192)
         GR_WGMMA(192, GR_TENS_8 GR_TEN(8) ",%90,%91,%92,%93,%94,%95", 96, 97, 98, 99, 100, GR_D32(0), GR_D32(32),
             GR_D32(64));
@@ -172,8 +163,8 @@ static __device__ __forceinline__ void gr_wgmma(float (&d)[N / 2], uint64_t a, u
         GR_WGMMA(240, GR_TENS_11 GR_TEN(11), 120, 121, 122, 123, 124, GR_D32(0), GR_D32(32), GR_D32(64), GR_D8(96),
             GR_D8(104), GR_D8(112));
     else
-        GR_WGMMA(256, GR_TENS_11 GR_TEN(11) ",%120,%121,%122,%123,%124,%125,%126,%127", 128, 129, 130, 131, 132, GR_D32(0),
-            GR_D32(32), GR_D32(64), GR_D32(96));
+        GR_WGMMA(256, GR_TENS_11 GR_TEN(11) ",%120,%121,%122,%123,%124,%125,%126,%127", 128, 129, 130, 131, 132,
+            GR_D32(0), GR_D32(32), GR_D32(64), GR_D32(96));
 }
 
 #undef GR_WGMMA
@@ -198,7 +189,10 @@ static __device__ __forceinline__ void gr_load_four(uint32_t from, uint32_t (&m)
 }
 
 static __device__ __forceinline__ void gr_store_unit(uint32_t to, uint4 x) {
-    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" : : "r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};"
+                 :
+                 : "r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+                 : "memory");
 }
 
 static __device__ __forceinline__ uint4 gr_load_unit(uint32_t from) {

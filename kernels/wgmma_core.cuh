@@ -52,8 +52,8 @@ typedef struct job {
     int32_t m, n;           /* first row (gradients) and column */
 } job;
 
-/* Op: COLUMNS of a tile; GATHERED: a's rows; TURNED_A, TURNED_B: see wgmma.cuh; HALVES: the columns of b are those of two
- * matrices of F rows each; WEIGHTS: products over pairs; ROOM: bytes of shared memory for each warp's end. */
+/* Op: COLUMNS of a tile; GATHERED: a's rows; TURNED_A, TURNED_B: see wgmma.cuh; HALVES: the columns of b are those of
+ * two matrices of F rows each; WEIGHTS: products over pairs; ROOM: bytes of shared memory for each warp's end. */
 template <class Op> struct layout {
     static constexpr int B_BYTES = Op::TURNED_B ? (Op::COLUMNS + 63) / 64 * 8192 : Op::COLUMNS * 128;
     static constexpr int STAGE = A_BYTES + B_BYTES;
@@ -162,8 +162,8 @@ __device__ __forceinline__ void copy_rows(
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         const bool there = row[i] != NO_ROW && column < c.D;
-        gr_copy_unit(to + i * (Op::TURNED_A ? 1024 : 2048), c.in + (there ? (int64_t)row[i] * c.D + column : 0),
-            there ? 16 : 0);
+        gr_copy_unit(
+            to + i * (Op::TURNED_A ? 1024 : 2048), c.in + (there ? (int64_t)row[i] * c.D + column : 0), there ? 16 : 0);
     }
     gr_copies_commit();
 }
@@ -243,10 +243,17 @@ __device__ __forceinline__ void multiply(int n_step, int group, ring<Op> &r, flo
     for (; step + 4 <= n_step; step += 4)
         multiply_stage<Op, 4>(group, step == 0, r, d);
     switch (n_step - step) {
-    case 3: multiply_stage<Op, 3>(group, step == 0, r, d); break;
-    case 2: multiply_stage<Op, 2>(group, step == 0, r, d); break;
-    case 1: multiply_stage<Op, 1>(group, step == 0, r, d); break;
-    default: break;
+    case 3:
+        multiply_stage<Op, 3>(group, step == 0, r, d);
+        break;
+    case 2:
+        multiply_stage<Op, 2>(group, step == 0, r, d);
+        break;
+    case 1:
+        multiply_stage<Op, 1>(group, step == 0, r, d);
+        break;
+    default:
+        break;
     }
     gr_products_wait<0>();
     if (threadIdx.x % 32 == 0)
@@ -273,9 +280,11 @@ template <class Op> __device__ __forceinline__ void run(const call &c) {
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
         const int warp = (int)threadIdx.x / 32 - 4;
+        job next = job_of<Op>(c, blockIdx.x);
         for (uint32_t index = blockIdx.x; index < c.n_job; index += gridDim.x) {
-            const job j = job_of<Op>(c, index);
+            const job j = next;
             const int n_step = steps_of<Op>(c, j);
+            next = job_of<Op>(c, index + gridDim.x); /* read while this one is multiplied */
             if (n_step == 0)
                 continue;
             float d[Op::COLUMNS / 2];
@@ -323,8 +332,7 @@ template <class Op> int launch(void *stream, const call &c) {
     if (status == cudaSuccess)
         status = cudaDeviceGetAttribute(&n_block, cudaDevAttrMultiProcessorCount, device);
     if (status == cudaSuccess)
-        status =
-            cudaFuncSetAttribute(product<Op>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)layout<Op>::BYTES);
+        status = cudaFuncSetAttribute(product<Op>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)layout<Op>::BYTES);
     if (status != cudaSuccess)
         return (int)status;
     const unsigned grid = c.n_job < (uint32_t)n_block ? c.n_job : (unsigned)n_block;

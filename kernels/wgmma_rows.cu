@@ -19,8 +19,6 @@ namespace {
 
 #if GR_SM90A
 
-constexpr int PANEL = 16 * 128; /* bytes of 16 rows x 64 columns */
-
 /* The warp's 16 rows: what is left of the tile for them. */
 __device__ __forceinline__ int rows_left(const job &j, int warp) {
     return j.n_row - 16 * warp;
@@ -57,7 +55,8 @@ __device__ __forceinline__ void write_panel(
 }
 
 /* Lines of a panel, zeros outside; for read_panel. */
-__device__ __forceinline__ void fetch_panel(const gr_bf16 *from, int64_t ld, int n_row, int64_t n_column, uint4 (&x)[4]) {
+__device__ __forceinline__ void fetch_panel(
+    const gr_bf16 *from, int64_t ld, int n_row, int64_t n_column, uint4 (&x)[4]) {
     const int lane = (int)threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -120,7 +119,7 @@ __device__ __forceinline__ int64_t columns_left(int64_t width, int in_tile, int6
 #endif
 
 template <int N> struct up {
-    static constexpr int COLUMNS = N, ROOM = 2048;
+    static constexpr int COLUMNS = N, ROOM = 16 * 128;
     static constexpr bool GATHERED = true, HALVES = true, WEIGHTS = false;
     static constexpr int TURNED_A = 0, TURNED_B = 0;
 #if GR_SM90A
@@ -154,7 +153,7 @@ template <int N> struct up {
 
 /* down and input: out [n_pair, width]. */
 template <int N, int TURNED> struct onward {
-    static constexpr int COLUMNS = N, ROOM = 2048;
+    static constexpr int COLUMNS = N, ROOM = 16 * 128;
     static constexpr bool GATHERED = false, HALVES = false, WEIGHTS = false;
     static constexpr int TURNED_A = 0, TURNED_B = TURNED;
 #if GR_SM90A
@@ -166,15 +165,15 @@ template <int N, int TURNED> struct onward {
             const int64_t column = j.n + 8 * first;
             uint32_t v[16];
             round_panel(d, first, N / 8, v);
-            write_panel(room, v, c.out + row * c.D + column, c.D, rows_left(j, warp),
-                columns_left(c.D, N - 8 * first, column));
+            write_panel(
+                room, v, c.out + row * c.D + column, c.D, rows_left(j, warp), columns_left(c.D, N - 8 * first, column));
         }
     }
 #endif
 };
 
 template <int N> struct down_input {
-    static constexpr int COLUMNS = N, ROOM = 2048;
+    static constexpr int COLUMNS = N, ROOM = 16 * 128;
     static constexpr bool GATHERED = true, HALVES = false, WEIGHTS = false;
     static constexpr int TURNED_A = 0, TURNED_B = 1;
 #if GR_SM90A
@@ -255,7 +254,7 @@ bool is_done(const gr_ffn *a) {
 int gr_kernel_wgmma_up(void *stream, const gr_ffn *a) {
     if (is_done(a))
         return 0;
-    const int columns = gr_wgmma_columns(2 * a->F, 2);
+    const int columns = gr_wgmma_columns(2 * a->F, 2, 256);
     call c = call_of(a);
     c.in = (const gr_bf16 *)a->x;
     c.act = a->y ? c.act : NULL;
@@ -264,18 +263,23 @@ int gr_kernel_wgmma_up(void *stream, const gr_ffn *a) {
     if (status)
         return status;
     switch (columns) {
-    case 128: return launch_rows<up<128>>(stream, a, &c, a->F);
-    case 176: return launch_rows<up<176>>(stream, a, &c, a->F);
-    case 192: return launch_rows<up<192>>(stream, a, &c, a->F);
-    case 240: return launch_rows<up<240>>(stream, a, &c, a->F);
-    default: return launch_rows<up<256>>(stream, a, &c, a->F);
+    case 128:
+        return launch_rows<up<128>>(stream, a, &c, a->F);
+    case 176:
+        return launch_rows<up<176>>(stream, a, &c, a->F);
+    case 192:
+        return launch_rows<up<192>>(stream, a, &c, a->F);
+    case 240:
+        return launch_rows<up<240>>(stream, a, &c, a->F);
+    default:
+        return launch_rows<up<256>>(stream, a, &c, a->F);
     }
 }
 
 int gr_kernel_wgmma_down(void *stream, const gr_ffn *a) {
     if (is_done(a))
         return 0;
-    const int columns = gr_wgmma_columns(a->D, 1);
+    const int columns = gr_wgmma_columns(a->D, 1, 256);
     call c = call_of(a);
     c.out = (gr_bf16 *)a->y;
     c.depth = (int32_t)a->F;
@@ -285,18 +289,23 @@ int gr_kernel_wgmma_down(void *stream, const gr_ffn *a) {
     if (status)
         return status;
     switch (columns) {
-    case 128: return launch_rows<onward<128, 0>>(stream, a, &c, a->D);
-    case 176: return launch_rows<onward<176, 0>>(stream, a, &c, a->D);
-    case 192: return launch_rows<onward<192, 0>>(stream, a, &c, a->D);
-    case 240: return launch_rows<onward<240, 0>>(stream, a, &c, a->D);
-    default: return launch_rows<onward<256, 0>>(stream, a, &c, a->D);
+    case 128:
+        return launch_rows<onward<128, 0>>(stream, a, &c, a->D);
+    case 176:
+        return launch_rows<onward<176, 0>>(stream, a, &c, a->D);
+    case 192:
+        return launch_rows<onward<192, 0>>(stream, a, &c, a->D);
+    case 240:
+        return launch_rows<onward<240, 0>>(stream, a, &c, a->D);
+    default:
+        return launch_rows<onward<256, 0>>(stream, a, &c, a->D);
     }
 }
 
 int gr_kernel_wgmma_down_input(void *stream, const gr_ffn *a) {
     if (is_done(a))
         return 0;
-    const int columns = gr_wgmma_columns(a->F, 1);
+    const int columns = gr_wgmma_columns(a->F, 1, 192); /* more sums leave too few registers for the end */
     call c = call_of(a);
     c.in = (const gr_bf16 *)a->dy;
     c.depth = (int32_t)a->D;
@@ -304,18 +313,19 @@ int gr_kernel_wgmma_down_input(void *stream, const gr_ffn *a) {
     if (status)
         return status;
     switch (columns) {
-    case 128: return launch_rows<down_input<128>>(stream, a, &c, a->F);
-    case 176: return launch_rows<down_input<176>>(stream, a, &c, a->F);
-    case 192: return launch_rows<down_input<192>>(stream, a, &c, a->F);
-    case 240: return launch_rows<down_input<240>>(stream, a, &c, a->F);
-    default: return launch_rows<down_input<256>>(stream, a, &c, a->F);
+    case 128:
+        return launch_rows<down_input<128>>(stream, a, &c, a->F);
+    case 176:
+        return launch_rows<down_input<176>>(stream, a, &c, a->F);
+    default:
+        return launch_rows<down_input<192>>(stream, a, &c, a->F);
     }
 }
 
 int gr_kernel_wgmma_input(void *stream, const gr_ffn *a) {
     if (is_done(a))
         return 0;
-    const int columns = gr_wgmma_columns(a->D, 1);
+    const int columns = gr_wgmma_columns(a->D, 1, 256);
     call c = call_of(a);
     c.out = (gr_bf16 *)a->dx;
     c.depth = (int32_t)(2 * a->F);
@@ -325,10 +335,15 @@ int gr_kernel_wgmma_input(void *stream, const gr_ffn *a) {
     if (status)
         return status;
     switch (columns) {
-    case 128: return launch_rows<onward<128, 1>>(stream, a, &c, a->D);
-    case 176: return launch_rows<onward<176, 1>>(stream, a, &c, a->D);
-    case 192: return launch_rows<onward<192, 1>>(stream, a, &c, a->D);
-    case 240: return launch_rows<onward<240, 1>>(stream, a, &c, a->D);
-    default: return launch_rows<onward<256, 1>>(stream, a, &c, a->D);
+    case 128:
+        return launch_rows<onward<128, 1>>(stream, a, &c, a->D);
+    case 176:
+        return launch_rows<onward<176, 1>>(stream, a, &c, a->D);
+    case 192:
+        return launch_rows<onward<192, 1>>(stream, a, &c, a->D);
+    case 240:
+        return launch_rows<onward<240, 1>>(stream, a, &c, a->D);
+    default:
+        return launch_rows<onward<256, 1>>(stream, a, &c, a->D);
     }
 }

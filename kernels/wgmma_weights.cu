@@ -6,10 +6,9 @@
  * of a tile; the second is computed as its transpose and stored turned.
  * Tiles: 128 x 128 to 256; those of one expert are neighbours, experts in the order of their pairs, most first. Each
  * element is read, added to and written by one thread. Experts without pairs: nothing is read or written.
- * Bytes: for each expert the rows from the second-level cache once per tile, gradients twice. Flops: 2DF and 4DF a pair.
- * Limits: D, F multiples of 8; arrays at 16 bytes; n_pair < 2^31. The last rows of the last 64 of k are those of the
- * next expert, met by zeros: they must be finite.
- * Twins: grouped.cu; CPU: cpu_ffn.c. */
+ * Bytes: for each expert the rows from the second-level cache once per tile, gradients twice. Flops: 2DF and 4DF a
+ * pair. Limits: D, F multiples of 8; arrays at 16 bytes; n_pair < 2^31. The last rows of the last 64 of k are those of
+ * the next expert, met by zeros: they must be finite. Twins: grouped.cu; CPU: cpu_ffn.c. */
 #include "kernels/wgmma_core.cuh"
 
 namespace {
@@ -21,8 +20,7 @@ constexpr int AT_ONCE = 8; /* values that a thread has in flight */
 /* to[i] += d[i] where there is one. */
 template <typename T> __device__ __forceinline__ void add_all(T *const (&to)[AT_ONCE], const T (&d)[AT_ONCE]);
 
-template <>
-__device__ __forceinline__ void add_all<float2>(float2 *const (&to)[AT_ONCE], const float2 (&d)[AT_ONCE]) {
+template <> __device__ __forceinline__ void add_all<float2>(float2 *const (&to)[AT_ONCE], const float2 (&d)[AT_ONCE]) {
     float2 x[AT_ONCE];
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++)
@@ -54,7 +52,8 @@ template <int N> struct weights {
 
 template <int N> struct down_weights : weights<N> {
 #if GR_SM90A
-    static __device__ __forceinline__ void end(const call &c, const job &j, int warp, uint32_t, const float (&d)[N / 2]) {
+    static __device__ __forceinline__ void end(
+        const call &c, const job &j, int warp, uint32_t, const float (&d)[N / 2]) {
         const int lane = (int)threadIdx.x % 32;
         const int64_t row = j.m + 16 * warp + lane / 4, column = j.n + 2 * (lane % 4);
         float *to = c.dw + (j.expert * c.D + row) * c.F + column;
@@ -77,7 +76,8 @@ template <int N> struct down_weights : weights<N> {
 
 template <int N> struct up_weights : weights<N> {
 #if GR_SM90A
-    static __device__ __forceinline__ void end(const call &c, const job &j, int warp, uint32_t, const float (&d)[N / 2]) {
+    static __device__ __forceinline__ void end(
+        const call &c, const job &j, int warp, uint32_t, const float (&d)[N / 2]) {
         const int lane = (int)threadIdx.x % 32;
         const int64_t of_x = j.m + 16 * warp + lane / 4, of_h = j.n + 2 * (lane % 4);
         float *to = c.dw + (j.expert * 2 * c.F + of_h) * c.D + of_x;
@@ -128,12 +128,17 @@ int gr_kernel_wgmma_down_weights(void *stream, const gr_ffn *a) {
     const int status = call_of(a, a->dy, a->a, a->F, a->dw2, &c);
     if (status)
         return status;
-    switch (gr_wgmma_columns(a->F, 1)) {
-    case 128: return launch_weights<down_weights<128>>(stream, a, &c, a->F);
-    case 176: return launch_weights<down_weights<176>>(stream, a, &c, a->F);
-    case 192: return launch_weights<down_weights<192>>(stream, a, &c, a->F);
-    case 240: return launch_weights<down_weights<240>>(stream, a, &c, a->F);
-    default: return launch_weights<down_weights<256>>(stream, a, &c, a->F);
+    switch (gr_wgmma_columns(a->F, 1, 256)) {
+    case 128:
+        return launch_weights<down_weights<128>>(stream, a, &c, a->F);
+    case 176:
+        return launch_weights<down_weights<176>>(stream, a, &c, a->F);
+    case 192:
+        return launch_weights<down_weights<192>>(stream, a, &c, a->F);
+    case 240:
+        return launch_weights<down_weights<240>>(stream, a, &c, a->F);
+    default:
+        return launch_weights<down_weights<256>>(stream, a, &c, a->F);
     }
 }
 
@@ -144,11 +149,16 @@ int gr_kernel_wgmma_up_weights(void *stream, const gr_ffn *a) {
     const int status = call_of(a, a->x, a->h, 2 * a->F, a->dw13, &c);
     if (status)
         return status;
-    switch (gr_wgmma_columns(2 * a->F, 1)) {
-    case 128: return launch_weights<up_weights<128>>(stream, a, &c, 2 * a->F);
-    case 176: return launch_weights<up_weights<176>>(stream, a, &c, 2 * a->F);
-    case 192: return launch_weights<up_weights<192>>(stream, a, &c, 2 * a->F);
-    case 240: return launch_weights<up_weights<240>>(stream, a, &c, 2 * a->F);
-    default: return launch_weights<up_weights<256>>(stream, a, &c, 2 * a->F);
+    switch (gr_wgmma_columns(2 * a->F, 1, 256)) {
+    case 128:
+        return launch_weights<up_weights<128>>(stream, a, &c, 2 * a->F);
+    case 176:
+        return launch_weights<up_weights<176>>(stream, a, &c, 2 * a->F);
+    case 192:
+        return launch_weights<up_weights<192>>(stream, a, &c, 2 * a->F);
+    case 240:
+        return launch_weights<up_weights<240>>(stream, a, &c, 2 * a->F);
+    default:
+        return launch_weights<up_weights<256>>(stream, a, &c, 2 * a->F);
     }
 }
