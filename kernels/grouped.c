@@ -11,5 +11,6 @@ bool gr_kernel_grouped_fits(gr_dtype dtype, const gr_ffn *a) {
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
         if (!is_at16(arrays[i]))
             return false;
-    return dtype == GR_BF16 && a->tiles && a->expert_order && a->device_offset && a->D % 8 == 0 && a->F % 8 == 0;
+    return dtype == GR_BF16 && a->tiles && a->expert_order && a->device_offset && a->D > 0 && a->F > 0 &&
+           a->D % 8 == 0 && a->F % 8 == 0 && a->D <= INT32_MAX / 2 && a->F <= INT32_MAX / 2 && a->n_pair <= INT32_MAX;
 }
