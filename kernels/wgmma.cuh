@@ -20,16 +20,7 @@
 
 #include <cuda.h>
 
-/* Bodies for other targets are empty: the launchers are for sm_90a only. */
-#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define GR_SM90A 1
-#else
-#define GR_SM90A 0
-#endif
-
 constexpr int GR_WARPGROUP = 128; /* threads */
-
-#if GR_SM90A
 
 static __device__ __forceinline__ uint32_t gr_shared(const void *p) {
     return (uint32_t)__cvta_generic_to_shared(p);
@@ -217,7 +208,5 @@ static __device__ __forceinline__ float gr_low(uint32_t pair) {
 static __device__ __forceinline__ float gr_high(uint32_t pair) {
     return __uint_as_float(pair & 0xffff0000u);
 }
-
-#endif
 
 #endif

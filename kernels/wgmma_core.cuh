@@ -64,8 +64,6 @@ template <class Op> struct layout {
     static_assert(STAGES > (int)LAG + 1, "a stage is reported LAG stages later");
 };
 
-#if GR_SM90A
-
 /* Addresses in shared memory. */
 template <class Op> struct ring {
     uint32_t base;
@@ -294,12 +292,8 @@ template <class Op> __device__ __forceinline__ void run(const call &c) {
     }
 }
 
-#endif
-
 template <class Op> __global__ void __launch_bounds__(THREADS, 1) product(const __grid_constant__ call c) {
-#if GR_SM90A
     run<Op>(c);
-#endif
 }
 
 /* ---------------------------------------------------------------- launching (host) */

@@ -13,11 +13,10 @@
  * once for each expert.
  * Limits: D, F multiples of 8; arrays at 16 bytes; n_pair < 2^31; no dgate. No tiles: nothing is launched.
  * Twins: grouped.cu; CPU: cpu_ffn.c. */
+#include "kernels/swiglu.cuh"
 #include "kernels/wgmma_core.cuh"
 
 namespace {
-
-#if GR_SM90A
 
 /* The warp's 16 rows: what is left of the tile for them. */
 __device__ __forceinline__ int rows_left(const job &j, int warp) {
@@ -92,14 +91,6 @@ __device__ __forceinline__ void gates_of(const call &c, const job &j, int warp, 
     }
 }
 
-__device__ __forceinline__ float sigmoid(float u) {
-    return __fdividef(1.0f, 1.0f + __expf(-u));
-}
-
-__device__ __forceinline__ float gated(float g, float u, float v) {
-    return g * u * sigmoid(u) * v;
-}
-
 /* The panel from group `first` of d on, rounded; groups from `end` on are 0. */
 template <int N>
 __device__ __forceinline__ void round_panel(const float (&d)[N], int first, int end, uint32_t (&v)[16]) {
@@ -116,13 +107,10 @@ __device__ __forceinline__ int64_t columns_left(int64_t width, int in_tile, int6
     return gr_at_most((int64_t)in_tile, width - first);
 }
 
-#endif
-
 template <int N> struct up {
     static constexpr int COLUMNS = N, ROOM = 16 * 128;
     static constexpr bool GATHERED = true, HALVES = true, WEIGHTS = false;
     static constexpr int TURNED_A = 0, TURNED_B = 0;
-#if GR_SM90A
     static __device__ __forceinline__ void end(
         const call &c, const job &j, int warp, uint32_t room, const float (&d)[N / 2]) {
         constexpr int GROUPS = N / 16; /* of 8 columns in each half */
@@ -143,12 +131,11 @@ template <int N> struct up {
                 continue;
 #pragma unroll
             for (int i = 0; i < 16; i++)
-                v1[i] = gr_rounded(
-                    gated(g[i % 2], gr_low(v1[i]), gr_low(v3[i])), gated(g[i % 2], gr_high(v1[i]), gr_high(v3[i])));
+                v1[i] = gr_rounded(gr_swiglu(g[i % 2], gr_low(v1[i]), gr_low(v3[i])),
+                    gr_swiglu(g[i % 2], gr_high(v1[i]), gr_high(v3[i])));
             write_panel(room, v1, c.act + row * c.F + column, c.F, n_row, left);
         }
     }
-#endif
 };
 
 /* down and input: out [n_pair, width]. */
@@ -156,7 +143,6 @@ template <int N, int TURNED> struct onward {
     static constexpr int COLUMNS = N, ROOM = 16 * 128;
     static constexpr bool GATHERED = false, HALVES = false, WEIGHTS = false;
     static constexpr int TURNED_A = 0, TURNED_B = TURNED;
-#if GR_SM90A
     static __device__ __forceinline__ void end(
         const call &c, const job &j, int warp, uint32_t room, const float (&d)[N / 2]) {
         const int64_t row = (int64_t)j.first + 16 * warp;
@@ -169,14 +155,12 @@ template <int N, int TURNED> struct onward {
                 room, v, c.out + row * c.D + column, c.D, rows_left(j, warp), columns_left(c.D, N - 8 * first, column));
         }
     }
-#endif
 };
 
 template <int N> struct down_input {
     static constexpr int COLUMNS = N, ROOM = 16 * 128;
     static constexpr bool GATHERED = true, HALVES = false, WEIGHTS = false;
     static constexpr int TURNED_A = 0, TURNED_B = 1;
-#if GR_SM90A
     static __device__ __forceinline__ void end(
         const call &c, const job &j, int warp, uint32_t room, const float (&d)[N / 2]) {
         const int n_row = rows_left(j, warp);
@@ -201,27 +185,19 @@ template <int N> struct down_input {
             for (int i = 0; i < 16; i++) {
                 constexpr int LAST = N / 8;
                 const int group = first + i / 2;
-                const float in[2] = {group < LAST ? g[i % 2] * d[group < LAST ? 4 * group + 2 * (i % 2) : 0] : 0.0f,
-                    group < LAST ? g[i % 2] * d[group < LAST ? 4 * group + 2 * (i % 2) + 1 : 0] : 0.0f};
-                const float u[2] = {gr_low(v1[i]), gr_high(v1[i])}, v[2] = {gr_low(v3[i]), gr_high(v3[i])};
-                float d1[2], d3[2], out[2];
-#pragma unroll
-                for (int k = 0; k < 2; k++) {
-                    const float s = sigmoid(u[k]), silu = u[k] * s;
-                    out[k] = g[i % 2] * silu * v[k];
-                    d1[k] = in[k] * v[k] * (s + silu * (1.0f - s));
-                    d3[k] = in[k] * silu;
-                }
-                va[i] = gr_rounded(out[0], out[1]);
-                v1[i] = gr_rounded(d1[0], d1[1]);
-                v3[i] = gr_rounded(d3[0], d3[1]);
+                const int from = group < LAST ? 4 * group + 2 * (i % 2) : 0;
+                const gr_swiglu_gradient low = gr_swiglu_backward(g[i % 2], gr_low(v1[i]), gr_low(v3[i]), d[from]);
+                const gr_swiglu_gradient high =
+                    gr_swiglu_backward(g[i % 2], gr_high(v1[i]), gr_high(v3[i]), d[from + 1]);
+                va[i] = gr_rounded(low.a, high.a);
+                v1[i] = gr_rounded(low.du, high.du);
+                v3[i] = gr_rounded(low.dv, high.dv);
             }
             write_panel(room, v1, h + 8 * first, ld, n_row, left);
             write_panel(room, v3, h + c.F + 8 * first, ld, n_row, left);
             write_panel(room, va, c.act + row * c.F + column, c.F, n_row, left);
         }
     }
-#endif
 };
 
 /* ---------------------------------------------------------------- launching */

@@ -13,8 +13,6 @@
 
 namespace {
 
-#if GR_SM90A
-
 constexpr int AT_ONCE = 8; /* values that a thread has in flight */
 
 /* to[i] += d[i] where there is one. */
@@ -42,8 +40,6 @@ template <> __device__ __forceinline__ void add_all<float>(float *const (&to)[AT
             *to[i] = x[i] + d[i];
 }
 
-#endif
-
 template <int N> struct weights {
     static constexpr int COLUMNS = N, ROOM = 0;
     static constexpr bool GATHERED = true, HALVES = false, WEIGHTS = true;
@@ -51,7 +47,6 @@ template <int N> struct weights {
 };
 
 template <int N> struct down_weights : weights<N> {
-#if GR_SM90A
     static __device__ __forceinline__ void end(
         const call &c, const job &j, int warp, uint32_t, const float (&d)[N / 2]) {
         const int lane = (int)threadIdx.x % 32;
@@ -71,11 +66,9 @@ template <int N> struct down_weights : weights<N> {
             add_all(at, x);
         }
     }
-#endif
 };
 
 template <int N> struct up_weights : weights<N> {
-#if GR_SM90A
     static __device__ __forceinline__ void end(
         const call &c, const job &j, int warp, uint32_t, const float (&d)[N / 2]) {
         const int lane = (int)threadIdx.x % 32;
@@ -94,7 +87,6 @@ template <int N> struct up_weights : weights<N> {
             add_all(at, x);
         }
     }
-#endif
 };
 
 /* ---------------------------------------------------------------- launching */
