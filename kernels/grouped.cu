@@ -313,14 +313,18 @@ int gr_kernel_grouped_down(void *stream, const gr_ffn *a) {
     return launch(down, stream, a->n_tile * gr_grouped_sides(a->D), a);
 }
 
-int gr_kernel_grouped_down_input(void *stream, const gr_ffn *a) {
+int gr_kernel_grouped_gates(void *stream, const gr_ffn *a, int64_t n_part) {
     const cudaStream_t queue = (cudaStream_t)stream;
-    const int status = launch(down_input, stream, a->n_tile * gr_grouped_sides(a->F), a);
-    if (status || !a->dgate || a->n_pair == 0)
-        return status;
+    if (!a->dgate || a->n_pair == 0)
+        return 0;
     gates<<<gr_blocks(a->n_pair, GR_GROUPED_THREADS), GR_GROUPED_THREADS, 0, queue>>>(
-        a->n_pair, gr_grouped_gate_parts(a->F), (const float *)a->da, a->dgate);
+        a->n_pair, n_part, (const float *)a->da, a->dgate);
     return gr_launched();
+}
+
+int gr_kernel_grouped_down_input(void *stream, const gr_ffn *a) {
+    const int status = launch(down_input, stream, a->n_tile * gr_grouped_sides(a->F), a);
+    return status ? status : gr_kernel_grouped_gates(stream, a, gr_grouped_gate_parts(a->F));
 }
 
 int gr_kernel_grouped_input(void *stream, const gr_ffn *a) {

@@ -11,8 +11,8 @@
  * Sums of a product d [64, N] of a warpgroup, with g = lane / 4, t = lane % 4 and w the warp in its group:
  *   d[4j], d[4j+1]: row 16w + g, columns 8j + 2t, 8j + 2t + 1   d[4j+2], d[4j+3]: row 16w + g + 8
  *
- * Two proxies: wgmma and TMA read and write shared memory in the asynchronous one. What a thread wrote by cp.async it
- * first waits for, then passes gr_proxy_fence, then arrives at the barrier that readers wait for. */
+ * Two proxies: wgmma and TMA read and write shared memory in the asynchronous one, cp.async writes in the other. Who
+ * multiplies what cp.async wrote passes gr_proxy_fence between waiting for it and that. */
 #ifndef GROUTER_KERNELS_WGMMA_CUH
 #define GROUTER_KERNELS_WGMMA_CUH
 
@@ -68,6 +68,11 @@ static __device__ __forceinline__ void gr_proxy_fence(void) {
     asm volatile("fence.proxy.async.shared::cta;" : : : "memory");
 }
 
+/* The threads of warpgroup `group` (0 or 1 of those that multiply) wait for each other. */
+static __device__ __forceinline__ void gr_warpgroup_sync(int group) {
+    asm volatile("bar.sync %0, 128;" : : "r"(group + 1) : "memory");
+}
+
 /* ---------------------------------------------------------------- copies into shared memory */
 
 /* The box at (c0, c1, c2) of the tensor, zeros outside of it; its bytes are reported to the barrier. */
@@ -86,13 +91,14 @@ static __device__ __forceinline__ void gr_copy_unit(uint32_t to, const void *fro
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(to), "l"(from), "r"(n_byte) : "memory");
 }
 
-static __device__ __forceinline__ void gr_copies_commit(void) {
-    asm volatile("cp.async.commit_group;" : : : "memory");
+/* An arrival at the barrier as soon as all units that this thread has begun to copy are there. */
+static __device__ __forceinline__ void gr_units_arrive(uint32_t barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" : : "r"(barrier) : "memory");
 }
 
-/* All but the last N groups of this thread are there. */
-template <int N> static __device__ __forceinline__ void gr_copies_wait(void) {
-    asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory");
+/* n_byte bytes, a multiple of 16, on their way into the second-level cache; `from` at 16 bytes. */
+static __device__ __forceinline__ void gr_cache_row(const void *from, uint32_t n_byte) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" : : "l"(from), "r"(n_byte) : "memory");
 }
 
 /* ---------------------------------------------------------------- products */
@@ -141,18 +147,12 @@ template <int N> static __device__ __forceinline__ void gr_products_wait(void) {
 /* d = a b (add 0) or d += a b, for 16 of k, begun: d may be read after gr_products_wait. */
 template <int N, int TURNED_A, int TURNED_B>
 static __device__ __forceinline__ void gr_wgmma(float (&d)[N / 2], uint64_t a, uint64_t b, int add) {
-    static_assert(N == 128 || N == 176 || N == 192 || N == 240 || N == 256, "no other width is spelled out");
+    static_assert(N == 128 || N == 192 || N == 256, "no other width is spelled out");
     if constexpr (N == 128)
         GR_WGMMA(128, GR_TENS_5 GR_TEN(5) ",%60,%61,%62,%63", 64, 65, 66, 67, 68, GR_D32(0), GR_D32(32));
-    else if constexpr (N == 176)
-        GR_WGMMA(176, GR_TENS_8 "%80,%81,%82,%83,%84,%85,%86,%87", 88, 89, 90, 91, 92, GR_D32(0), GR_D32(32), GR_D8(64),
-            GR_D8(72), GR_D8(80));
     else if constexpr (N == 192)
         GR_WGMMA(192, GR_TENS_8 GR_TEN(8) ",%90,%91,%92,%93,%94,%95", 96, 97, 98, 99, 100, GR_D32(0), GR_D32(32),
             GR_D32(64));
-    else if constexpr (N == 240)
-        GR_WGMMA(240, GR_TENS_11 GR_TEN(11), 120, 121, 122, 123, 124, GR_D32(0), GR_D32(32), GR_D32(64), GR_D8(96),
-            GR_D8(104), GR_D8(112));
     else
         GR_WGMMA(256, GR_TENS_11 GR_TEN(11) ",%120,%121,%122,%123,%124,%125,%126,%127", 128, 129, 130, 131, 132,
             GR_D32(0), GR_D32(32), GR_D32(64), GR_D32(96));
@@ -193,6 +193,14 @@ static __device__ __forceinline__ uint4 gr_load_unit(uint32_t from) {
                  : "r"(from)
                  : "memory");
     return x;
+}
+
+static __device__ __forceinline__ void gr_store_pair(uint32_t to, float x, float y) {
+    asm volatile("st.shared.v2.f32 [%0], {%1,%2};" : : "r"(to), "f"(x), "f"(y) : "memory");
+}
+
+static __device__ __forceinline__ void gr_store_number(uint32_t to, float x) {
+    asm volatile("st.shared.f32 [%0], %1;" : : "r"(to), "f"(x) : "memory");
 }
 
 /* Neighbours rounded into one register, the lower one in the lower half, and back. */

@@ -5,8 +5,9 @@
  * warpgroups that multiply. A third one copies blocks of 64 of k into a ring of stages, further ahead than a tile if
  * there is room. A stage's barriers: `full` when its copies are there, `empty` when all 8 warps have multiplied.
  *   b, and a where its rows follow each other: by TMA, one thread.
- *   a where rows are gathered: by cp.async, 8 units of 16 bytes a thread; a stage is reported LAG stages later, when
- *   its copies have had time to arrive.
+ *   a where rows are gathered: by cp.async, 8 units of 16 bytes a thread, which report themselves when they are there.
+ * Half-way through a tile the copying warpgroup also asks for what its end will read, so that it is in the second-level
+ * cache by then (Op::cache).
  * Jobs of one tile of rows are neighbours, so that its rows and the expert's weights come from the second-level cache.
  *
  * Of the last block of k only the steps of 16 that are needed are multiplied. Outside of arrays all is zero; rows of b
@@ -27,7 +28,6 @@ constexpr int WARPS = 8;                  /* that multiply */
 constexpr int A_BYTES = ROWS * DEPTH * 2;
 constexpr int SHARED_MAX = 227 * 1024;
 constexpr uint32_t NO_ROW = 0xffffffffu;
-constexpr uint32_t LAG = 2;
 
 /* What kernels get. */
 typedef struct call {
@@ -39,7 +39,8 @@ typedef struct call {
     const uint32_t *order, *offset;
     gr_bf16 *h, *act, *out;
     float *dw;
-    int64_t D, F;
+    float *share; /* [n_column][n_pair], of gradients of gates */
+    int64_t D, F, n_pair;
     int32_t depth;             /* of products of rows */
     int32_t n_column, n_m;     /* tiles in a row, and in a column of an expert's gradient */
     uint32_t n_job, last_pair; /* last_pair: unused rows */
@@ -50,6 +51,7 @@ typedef struct job {
     uint32_t expert, first; /* first: pair */
     int32_t n_row;          /* pairs */
     int32_t m, n;           /* first row (gradients) and column */
+    int32_t column;         /* number of the column tile */
 } job;
 
 /* Op: COLUMNS of a tile; GATHERED: a's rows; TURNED_A, TURNED_B: see wgmma.cuh; HALVES: the columns of b are those of
@@ -61,7 +63,7 @@ template <class Op> struct layout {
     static constexpr int STAGES_MAX = (SHARED_MAX - REST) / STAGE;
     static constexpr int STAGES = STAGES_MAX < 8 ? STAGES_MAX : 8;
     static constexpr int BYTES = STAGES * STAGE + REST;
-    static_assert(STAGES > (int)LAG + 1, "a stage is reported LAG stages later");
+    static_assert(STAGES >= 3, "one multiplied, one to multiply, one copied");
 };
 
 /* Addresses in shared memory. */
@@ -108,7 +110,8 @@ template <class Op> __device__ __forceinline__ job job_of(const call &c, uint32_
         j.expert = tile.x;
         j.first = tile.y;
         j.n_row = (int32_t)tile.z;
-        j.n = (int32_t)(index % (uint32_t)c.n_column) * (Op::HALVES ? Op::COLUMNS / 2 : Op::COLUMNS);
+        j.column = (int32_t)(index % (uint32_t)c.n_column);
+        j.n = j.column * (Op::HALVES ? Op::COLUMNS / 2 : Op::COLUMNS);
     }
     return j;
 }
@@ -163,12 +166,11 @@ __device__ __forceinline__ void copy_rows(
         gr_copy_unit(
             to + i * (Op::TURNED_A ? 1024 : 2048), c.in + (there ? (int64_t)row[i] * c.D + column : 0), there ? 16 : 0);
     }
-    gr_copies_commit();
 }
 
-/* The warpgroup that copies, with gathered rows: all its threads. */
+/* The warpgroup that copies, with gathered rows: all its threads. Rows are looked up a stage ahead. */
 template <class Op> __device__ __forceinline__ void gather(const call &c, ring<Op> r) {
-    uint32_t row[8], n_open = 0; /* stages not reported yet */
+    uint32_t row[8];
     uint32_t index = blockIdx.x;
     job j = job_of<Op>(c, index);
     find_rows<Op>(c, j, 0, row);
@@ -181,24 +183,17 @@ template <class Op> __device__ __forceinline__ void gather(const call &c, ring<O
             if (threadIdx.x == 0)
                 copy_boxes<Op>(c, j, block, r);
             copy_rows<Op>(c, j, block, row, r.a());
+            gr_units_arrive(r.full(r.stage));
             if (block + 1 == n_block)
                 find_rows<Op>(c, next, 0, row);
             else if (Op::WEIGHTS)
                 find_rows<Op>(c, j, block + 1, row);
-            if (n_open == LAG) {
-                gr_copies_wait<LAG>();
-                gr_proxy_fence();
-                gr_barrier_arrive(r.full(r.back(LAG)));
-            } else
-                n_open++;
+            if (block == n_block / 2)
+                Op::cache(c, j);
             r.next();
         }
         j = next;
     }
-    gr_copies_wait<0>();
-    gr_proxy_fence();
-    for (; n_open > 0; n_open--)
-        gr_barrier_arrive(r.full(r.back(n_open)));
 }
 
 /* One thread of it, without. */
@@ -220,6 +215,8 @@ template <class Op> __device__ __forceinline__ void copy(const call &c, ring<Op>
 template <class Op, int STEPS>
 __device__ __forceinline__ void multiply_stage(int group, bool is_first, ring<Op> &r, float (&d)[Op::COLUMNS / 2]) {
     gr_barrier_wait(r.full(r.stage), r.parity);
+    if (Op::GATHERED)
+        gr_proxy_fence();
     const uint64_t a = gr_panel_descriptor<Op::TURNED_A>(r.a() + (uint32_t)group * 8192);
     const uint64_t b = gr_panel_descriptor<Op::TURNED_B>(r.a() + A_BYTES);
     gr_products_begin();

@@ -1,8 +1,9 @@
-/* wgmma_rows.cu: the products of grouped experts whose rows are pairs, on sm_90a. Not yet run on a GPU.
+/* wgmma_rows.cu: the products of grouped experts whose rows are pairs, on sm_90a.
  *
  *   up          h = x_r W13_e^T = [h1 | h3],  a = g silu(h1) h3
  *   down        y = a W2_e^T
  *   down_input  da = dy_r W2_e,  [dh1 | dh3] = [g da h3 silu'(h1) | g da silu(h1)] over h,  a once more
+ *               dgate = da . silu(h1) h3, each tile's share of it for itself, then added in order
  *   input       dx = dh W13_e
  *
  * Shapes: gr_ffn, bf16; sums in fp32. a is made of the rounded h, as backward makes it again. da stays in registers.
@@ -11,7 +12,7 @@
  * Ends: each warp turns 16 rows x 64 columns in shared memory and moves whole lines.
  * Bytes of a pair, flops: up 2D + 6F, 4DF; down 2F + 2D, 2DF; down_input 2D + 10F, 2DF; input 4F + 2D, 4DF; weights
  * once for each expert.
- * Limits: D, F multiples of 8; arrays at 16 bytes; n_pair < 2^31; no dgate. No tiles: nothing is launched.
+ * Limits: D, F multiples of 8; arrays at 16 bytes; n_pair < 2^31. No tiles: nothing is launched.
  * Twins: grouped.cu; CPU: cpu_ffn.c. */
 #include "kernels/swiglu.cuh"
 #include "kernels/wgmma_core.cuh"
@@ -111,6 +112,8 @@ template <int N> struct up {
     static constexpr int COLUMNS = N, ROOM = 16 * 128;
     static constexpr bool GATHERED = true, HALVES = true, WEIGHTS = false;
     static constexpr int TURNED_A = 0, TURNED_B = 0;
+    static __device__ __forceinline__ void cache(const call &, const job &) {
+    } /* nothing is read */
     static __device__ __forceinline__ void end(
         const call &c, const job &j, int warp, uint32_t room, const float (&d)[N / 2]) {
         constexpr int GROUPS = N / 16; /* of 8 columns in each half */
@@ -157,10 +160,32 @@ template <int N, int TURNED> struct onward {
     }
 };
 
+/* What the tile's columns add to dgate of the lane's two rows, together with the three lanes beside it. */
+__device__ __forceinline__ void write_shares(const call &c, const job &j, int warp, const float (&dgate)[2]) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int row = 16 * warp + (int)threadIdx.x % 32 / 4 + 8 * i;
+        float sum = dgate[i];
+        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        if (threadIdx.x % 4 == 0 && row < j.n_row)
+            c.share[(int64_t)j.column * c.n_pair + j.first + row] = sum;
+    }
+}
+
 template <int N> struct down_input {
     static constexpr int COLUMNS = N, ROOM = 16 * 128;
     static constexpr bool GATHERED = true, HALVES = false, WEIGHTS = false;
     static constexpr int TURNED_A = 0, TURNED_B = 1;
+    static __device__ __forceinline__ void cache(const call &c, const job &j) {
+        const int row = (int)threadIdx.x;
+        if (row >= j.n_row)
+            return;
+        const gr_bf16 *h = c.h + ((int64_t)j.first + row) * 2 * c.F + j.n;
+        const uint32_t n_byte = (uint32_t)gr_at_most((int64_t)N, c.F - j.n) * 2;
+        gr_cache_row(h, n_byte);
+        gr_cache_row(h + c.F, n_byte);
+    }
     static __device__ __forceinline__ void end(
         const call &c, const job &j, int warp, uint32_t room, const float (&d)[N / 2]) {
         const int n_row = rows_left(j, warp);
@@ -171,6 +196,7 @@ template <int N> struct down_input {
         uint4 next1[4], next3[4]; /* of the panel after this */
         fetch_panel(h, ld, n_row, columns_left(c.F, N, j.n), next1);
         fetch_panel(h + c.F, ld, n_row, columns_left(c.F, N, j.n), next3);
+        float dgate[2] = {};
 #pragma unroll
         for (int first = 0; first < N / 8; first += 8) {
             const int64_t column = j.n + 8 * first, left = columns_left(c.F, N - 8 * first, column);
@@ -189,6 +215,7 @@ template <int N> struct down_input {
                 const gr_swiglu_gradient low = gr_swiglu_backward(g[i % 2], gr_low(v1[i]), gr_low(v3[i]), d[from]);
                 const gr_swiglu_gradient high =
                     gr_swiglu_backward(g[i % 2], gr_high(v1[i]), gr_high(v3[i]), d[from + 1]);
+                dgate[i % 2] += group < LAST ? low.dgate + high.dgate : 0.0f;
                 va[i] = gr_rounded(low.a, high.a);
                 v1[i] = gr_rounded(low.du, high.du);
                 v3[i] = gr_rounded(low.dv, high.dv);
@@ -197,6 +224,8 @@ template <int N> struct down_input {
             write_panel(room, v3, h + c.F + 8 * first, ld, n_row, left);
             write_panel(room, va, c.act + row * c.F + column, c.F, n_row, left);
         }
+        if (c.share)
+            write_shares(c, j, warp, dgate);
     }
 };
 
@@ -230,7 +259,7 @@ bool is_done(const gr_ffn *a) {
 int gr_kernel_wgmma_up(void *stream, const gr_ffn *a) {
     if (is_done(a))
         return 0;
-    const int columns = gr_wgmma_columns(2 * a->F, 2, 256);
+    const int columns = gr_wgmma_columns(2 * a->F, 2);
     call c = call_of(a);
     c.in = (const gr_bf16 *)a->x;
     c.act = a->y ? c.act : NULL;
@@ -241,12 +270,8 @@ int gr_kernel_wgmma_up(void *stream, const gr_ffn *a) {
     switch (columns) {
     case 128:
         return launch_rows<up<128>>(stream, a, &c, a->F);
-    case 176:
-        return launch_rows<up<176>>(stream, a, &c, a->F);
     case 192:
         return launch_rows<up<192>>(stream, a, &c, a->F);
-    case 240:
-        return launch_rows<up<240>>(stream, a, &c, a->F);
     default:
         return launch_rows<up<256>>(stream, a, &c, a->F);
     }
@@ -255,7 +280,7 @@ int gr_kernel_wgmma_up(void *stream, const gr_ffn *a) {
 int gr_kernel_wgmma_down(void *stream, const gr_ffn *a) {
     if (is_done(a))
         return 0;
-    const int columns = gr_wgmma_columns(a->D, 1, 256);
+    const int columns = gr_wgmma_columns(a->D, 1);
     call c = call_of(a);
     c.out = (gr_bf16 *)a->y;
     c.depth = (int32_t)a->F;
@@ -267,12 +292,8 @@ int gr_kernel_wgmma_down(void *stream, const gr_ffn *a) {
     switch (columns) {
     case 128:
         return launch_rows<onward<128, 0>>(stream, a, &c, a->D);
-    case 176:
-        return launch_rows<onward<176, 0>>(stream, a, &c, a->D);
     case 192:
         return launch_rows<onward<192, 0>>(stream, a, &c, a->D);
-    case 240:
-        return launch_rows<onward<240, 0>>(stream, a, &c, a->D);
     default:
         return launch_rows<onward<256, 0>>(stream, a, &c, a->D);
     }
@@ -281,27 +302,30 @@ int gr_kernel_wgmma_down(void *stream, const gr_ffn *a) {
 int gr_kernel_wgmma_down_input(void *stream, const gr_ffn *a) {
     if (is_done(a))
         return 0;
-    const int columns = gr_wgmma_columns(a->F, 1, 192); /* more sums leave too few registers for the end */
+    const int columns = gr_wgmma_columns(a->F, 1) == 128 ? 128 : 192; /* more leave too few registers for the end */
     call c = call_of(a);
     c.in = (const gr_bf16 *)a->dy;
+    c.share = a->dgate ? (float *)a->da : NULL;
+    c.n_pair = a->n_pair;
     c.depth = (int32_t)a->D;
-    const int status = map_of(&c.b, a->w2, a->F, a->D, a->n_expert, DEPTH);
+    int status = map_of(&c.b, a->w2, a->F, a->D, a->n_expert, DEPTH);
     if (status)
         return status;
     switch (columns) {
     case 128:
-        return launch_rows<down_input<128>>(stream, a, &c, a->F);
-    case 176:
-        return launch_rows<down_input<176>>(stream, a, &c, a->F);
+        status = launch_rows<down_input<128>>(stream, a, &c, a->F);
+        break;
     default:
-        return launch_rows<down_input<192>>(stream, a, &c, a->F);
+        status = launch_rows<down_input<192>>(stream, a, &c, a->F);
+        break;
     }
+    return status ? status : gr_kernel_grouped_gates(stream, a, tiles_of(a->F, columns));
 }
 
 int gr_kernel_wgmma_input(void *stream, const gr_ffn *a) {
     if (is_done(a))
         return 0;
-    const int columns = gr_wgmma_columns(a->D, 1, 256);
+    const int columns = gr_wgmma_columns(a->D, 1);
     call c = call_of(a);
     c.out = (gr_bf16 *)a->dx;
     c.depth = (int32_t)(2 * a->F);
@@ -313,12 +337,8 @@ int gr_kernel_wgmma_input(void *stream, const gr_ffn *a) {
     switch (columns) {
     case 128:
         return launch_rows<onward<128, 1>>(stream, a, &c, a->D);
-    case 176:
-        return launch_rows<onward<176, 1>>(stream, a, &c, a->D);
     case 192:
         return launch_rows<onward<192, 1>>(stream, a, &c, a->D);
-    case 240:
-        return launch_rows<onward<240, 1>>(stream, a, &c, a->D);
     default:
         return launch_rows<onward<256, 1>>(stream, a, &c, a->D);
     }

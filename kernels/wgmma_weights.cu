@@ -1,90 +1,123 @@
-/* wgmma_weights.cu: gradients of grouped experts' weights on sm_90a. Not yet run on a GPU.
+/* wgmma_weights.cu: gradients of grouped experts' weights on sm_90a.
  *
  *   down_weights  dW2_e [D, F] += dy_r^T a        up_weights  dW13_e [2F, D] += dh^T x_r
  *
  * Shapes: gr_ffn; bf16 in, fp32 out; sums over exactly the expert's pairs. In both the gathered rows give the 128 rows
  * of a tile; the second is computed as its transpose and stored turned.
- * Tiles: 128 x 128 to 256; those of one expert are neighbours, experts in the order of their pairs, most first. Each
- * element is read, added to and written by one thread. Experts without pairs: nothing is read or written.
- * Bytes: for each expert the rows from the second-level cache once per tile, gradients twice. Flops: 2DF and 4DF a
- * pair. Limits: D, F multiples of 8; arrays at 16 bytes; n_pair < 2^31. The last rows of the last 64 of k are those of
- * the next expert, met by zeros: they must be finite. Twins: grouped.cu; CPU: cpu_ffn.c. */
+ * Tiles: 128 x 128, 192 or 256; those of one expert are neighbours, experts in the order of their pairs, most first.
+ * Each element is read, added to and written by one thread, in whole lines. Experts without pairs: nothing is read or
+ * written. Bytes: for each expert the rows from the second-level cache once per tile, gradients twice. Flops: 2DF and
+ * 4DF a pair. Limits: D, F multiples of 8; arrays at 16 bytes; n_pair < 2^31. The last rows of the last 64 of k are
+ * those of the next expert, met by zeros: they must be finite. Twins: grouped.cu; CPU: cpu_ffn.c. */
 #include "kernels/wgmma_core.cuh"
 
 namespace {
 
-constexpr int AT_ONCE = 8; /* values that a thread has in flight */
+constexpr int SIDE = 64; /* of the patch of a tile that a warpgroup turns at once */
+constexpr int LINES = 8; /* that a thread moves for it */
 
-/* to[i] += d[i] where there is one. */
-template <typename T> __device__ __forceinline__ void add_all(T *const (&to)[AT_ONCE], const T (&d)[AT_ONCE]);
-
-template <> __device__ __forceinline__ void add_all<float2>(float2 *const (&to)[AT_ONCE], const float2 (&d)[AT_ONCE]) {
-    float2 x[AT_ONCE];
-#pragma unroll
-    for (int i = 0; i < AT_ONCE; i++)
-        x[i] = to[i] ? *to[i] : make_float2(0, 0);
-#pragma unroll
-    for (int i = 0; i < AT_ONCE; i++)
-        if (to[i])
-            *to[i] = make_float2(x[i].x + d[i].x, x[i].y + d[i].y);
+/* Byte of number `column` of row `row` of a patch: numbers in groups of 8, at places group ^ key, so that four rows
+ * with different keys lie in different banks. */
+__device__ __forceinline__ uint32_t in_patch(int row, int column, int key) {
+    return (uint32_t)(row * SIDE * 4 + (column ^ key % 4 * 8) * 4);
 }
 
-template <> __device__ __forceinline__ void add_all<float>(float *const (&to)[AT_ONCE], const float (&d)[AT_ONCE]) {
-    float x[AT_ONCE];
+/* What a warpgroup's patch is added to: rows at `to`, ld apart. */
+typedef struct patch_rows {
+    float *to;
+    int64_t ld;
+    int n_row, n_column;
+} patch_rows;
+
+/* A thread's share of a patch: row lane / 16 + 2 (warp + 4 i), 4 numbers from 4 (lane % 16) on. */
+__device__ __forceinline__ int line_row(int i) {
+    return (int)threadIdx.x % 32 / 16 + 2 * ((int)threadIdx.x / 32 % 4 + 4 * i);
+}
+
+__device__ __forceinline__ void load_lines(const patch_rows &p, float4 (&x)[LINES]) {
+    const int column = (int)threadIdx.x % 16 * 4;
 #pragma unroll
-    for (int i = 0; i < AT_ONCE; i++)
-        x[i] = to[i] ? *to[i] : 0.0f;
+    for (int i = 0; i < LINES; i++)
+        if (line_row(i) < p.n_row && column < p.n_column)
+            x[i] = *(const float4 *)(p.to + line_row(i) * p.ld + column);
+}
+
+/* KEY: of a row's key the bits from KEY on. */
+template <int KEY>
+__device__ __forceinline__ void add_lines(const patch_rows &p, uint32_t room, const float4 (&x)[LINES]) {
+    const int column = (int)threadIdx.x % 16 * 4;
 #pragma unroll
-    for (int i = 0; i < AT_ONCE; i++)
-        if (to[i])
-            *to[i] = x[i] + d[i];
+    for (int i = 0; i < LINES; i++) {
+        const int row = line_row(i);
+        const uint4 d = gr_load_unit(room + in_patch(row, column, row >> KEY));
+        if (row < p.n_row && column < p.n_column)
+            *(float4 *)(p.to + row * p.ld + column) = make_float4(x[i].x + __uint_as_float(d.x),
+                x[i].y + __uint_as_float(d.y), x[i].z + __uint_as_float(d.z), x[i].w + __uint_as_float(d.w));
+    }
 }
 
 template <int N> struct weights {
-    static constexpr int COLUMNS = N, ROOM = 0;
+    static constexpr int COLUMNS = N, ROOM = SIDE * SIDE * 4 / 4; /* of a warpgroup: that of its four warps */
     static constexpr bool GATHERED = true, HALVES = false, WEIGHTS = true;
     static constexpr int TURNED_A = 1, TURNED_B = 1;
 };
 
+/* The warpgroup's 64 rows of d from column `first` on. */
 template <int N> struct down_weights : weights<N> {
-    static __device__ __forceinline__ void end(
-        const call &c, const job &j, int warp, uint32_t, const float (&d)[N / 2]) {
-        const int lane = (int)threadIdx.x % 32;
-        const int64_t row = j.m + 16 * warp + lane / 4, column = j.n + 2 * (lane % 4);
-        float *to = c.dw + (j.expert * c.D + row) * c.F + column;
-#pragma unroll
-        for (int first = 0; first < N / 8; first += AT_ONCE / 2) {
-            float2 *at[AT_ONCE], x[AT_ONCE];
-#pragma unroll
-            for (int i = 0; i < AT_ONCE; i++) {
-                const int group = first + i / 2, r = 8 * (i % 2);
-                const bool there = group < N / 8 && row + r < c.D && column + 8 * group < c.F;
-                at[i] = there ? (float2 *)(to + r * c.F + 8 * group) : NULL;
-                const int from = group < N / 8 ? 4 * group + 2 * (i % 2) : 0;
-                x[i] = make_float2(d[from], d[from + 1]);
-            }
-            add_all(at, x);
-        }
+    static constexpr int KEY = 0; /* the four rows that are written at once follow each other */
+    static __device__ __forceinline__ patch_rows rows_of(const call &c, const job &j, int group, int first) {
+        const int64_t row = j.m + SIDE * group, column = j.n + first;
+        return {c.dw + (j.expert * c.D + row) * c.F + column, c.F, (int)gr_at_most(SIDE, c.D - row),
+            (int)gr_at_most(SIDE, c.F - column)};
+    }
+    static __device__ __forceinline__ void store(uint32_t room, int row, int column, float low, float high) {
+        gr_store_pair(room + in_patch(row, column, row), low, high);
+    }
+    static __device__ __forceinline__ void cache(const call &c, const job &j) {
+        const int64_t row = j.m + (int)threadIdx.x, column = j.n;
+        if (row < c.D)
+            gr_cache_row(c.dw + (j.expert * c.D + row) * c.F + column, (uint32_t)gr_at_most(N, c.F - column) * 4);
     }
 };
 
 template <int N> struct up_weights : weights<N> {
+    static constexpr int KEY = 1; /* they are two apart */
+    static __device__ __forceinline__ patch_rows rows_of(const call &c, const job &j, int group, int first) {
+        const int64_t of_x = j.m + SIDE * group, of_h = j.n + first;
+        return {c.dw + (j.expert * 2 * c.F + of_h) * c.D + of_x, c.D, (int)gr_at_most(SIDE, 2 * c.F - of_h),
+            (int)gr_at_most(SIDE, c.D - of_x)};
+    }
+    static __device__ __forceinline__ void store(uint32_t room, int row, int column, float low, float high) {
+        gr_store_number(room + in_patch(column, row, column / 2), low);
+        gr_store_number(room + in_patch(column + 1, row, column / 2), high);
+    }
+    static __device__ __forceinline__ void cache(const call &c, const job &j) {
+        for (int i = (int)threadIdx.x; i < N && j.n + i < 2 * c.F; i += GR_WARPGROUP)
+            gr_cache_row(c.dw + (j.expert * 2 * c.F + j.n + i) * c.D + j.m, (uint32_t)gr_at_most(ROWS, c.D - j.m) * 4);
+    }
+};
+
+/* Panel after panel of 64 columns of d: through shared memory, so that whole lines are read, added to and written. */
+template <class Op> struct added : Op {
     static __device__ __forceinline__ void end(
-        const call &c, const job &j, int warp, uint32_t, const float (&d)[N / 2]) {
-        const int lane = (int)threadIdx.x % 32;
-        const int64_t of_x = j.m + 16 * warp + lane / 4, of_h = j.n + 2 * (lane % 4);
-        float *to = c.dw + (j.expert * 2 * c.F + of_h) * c.D + of_x;
+        const call &c, const job &j, int warp, uint32_t room, const float (&d)[Op::COLUMNS / 2]) {
+        const int group = warp / 4, lane = (int)threadIdx.x % 32;
+        const int row = warp % 4 * 16 + lane / 4, column = 2 * (lane % 4);
+        room -= (uint32_t)(warp % 4) * Op::ROOM;
 #pragma unroll
-        for (int first = 0; first < N / 8; first += AT_ONCE / 4) {
-            float *at[AT_ONCE], x[AT_ONCE];
+        for (int first = 0; first < Op::COLUMNS; first += SIDE) {
+            const patch_rows p = Op::rows_of(c, j, group, first);
+            float4 x[LINES];
+            load_lines(p, x);
+            gr_warpgroup_sync(group);
 #pragma unroll
-            for (int i = 0; i < AT_ONCE; i++) {
-                const int group = first + i / 4, r = 8 * (i % 4 / 2), k = i % 2;
-                const bool there = group < N / 8 && of_x + r < c.D && of_h + 8 * group < 2 * c.F;
-                at[i] = there ? to + (8 * group + k) * c.D + r : NULL;
-                x[i] = d[group < N / 8 ? 4 * group + i % 4 : 0];
+            for (int i = 0; i < SIDE / 8; i++) {
+                const int from = first / 2 + 4 * i;
+                Op::store(room, row, column + 8 * i, d[from], d[from + 1]);
+                Op::store(room, row + 8, column + 8 * i, d[from + 2], d[from + 3]);
             }
-            add_all(at, x);
+            gr_warpgroup_sync(group);
+            add_lines<Op::KEY>(p, room, x);
         }
     }
 };
@@ -120,17 +153,13 @@ int gr_kernel_wgmma_down_weights(void *stream, const gr_ffn *a) {
     const int status = call_of(a, a->dy, a->a, a->F, a->dw2, &c);
     if (status)
         return status;
-    switch (gr_wgmma_columns(a->F, 1, 256)) {
+    switch (gr_wgmma_columns(a->F, 1)) {
     case 128:
-        return launch_weights<down_weights<128>>(stream, a, &c, a->F);
-    case 176:
-        return launch_weights<down_weights<176>>(stream, a, &c, a->F);
+        return launch_weights<added<down_weights<128>>>(stream, a, &c, a->F);
     case 192:
-        return launch_weights<down_weights<192>>(stream, a, &c, a->F);
-    case 240:
-        return launch_weights<down_weights<240>>(stream, a, &c, a->F);
+        return launch_weights<added<down_weights<192>>>(stream, a, &c, a->F);
     default:
-        return launch_weights<down_weights<256>>(stream, a, &c, a->F);
+        return launch_weights<added<down_weights<256>>>(stream, a, &c, a->F);
     }
 }
 
@@ -141,16 +170,12 @@ int gr_kernel_wgmma_up_weights(void *stream, const gr_ffn *a) {
     const int status = call_of(a, a->x, a->h, 2 * a->F, a->dw13, &c);
     if (status)
         return status;
-    switch (gr_wgmma_columns(2 * a->F, 1, 256)) {
+    switch (gr_wgmma_columns(2 * a->F, 1)) {
     case 128:
-        return launch_weights<up_weights<128>>(stream, a, &c, 2 * a->F);
-    case 176:
-        return launch_weights<up_weights<176>>(stream, a, &c, 2 * a->F);
+        return launch_weights<added<up_weights<128>>>(stream, a, &c, 2 * a->F);
     case 192:
-        return launch_weights<up_weights<192>>(stream, a, &c, 2 * a->F);
-    case 240:
-        return launch_weights<up_weights<240>>(stream, a, &c, 2 * a->F);
+        return launch_weights<added<up_weights<192>>>(stream, a, &c, 2 * a->F);
     default:
-        return launch_weights<up_weights<256>>(stream, a, &c, 2 * a->F);
+        return launch_weights<added<up_weights<256>>>(stream, a, &c, 2 * a->F);
     }
 }
