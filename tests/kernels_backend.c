@@ -112,6 +112,22 @@ gr_attend_limits gr_cuda_attend_limits(void) {
     return (gr_attend_limits){.n_query = 32, .n_score = 6000};
 }
 
+/* ---------------------------------------------------------------- kernels by wgmma: not emulated, so never chosen */
+
+#define NOT_EMULATED(product)                                                                                          \
+    int gr_kernel_wgmma_##product(void *stream, const gr_ffn *a) {                                                     \
+        (void)stream;                                                                                                  \
+        (void)a;                                                                                                       \
+        return -1;                                                                                                     \
+    }
+
+NOT_EMULATED(up)
+NOT_EMULATED(down)
+NOT_EMULATED(down_input)
+NOT_EMULATED(input)
+NOT_EMULATED(down_weights)
+NOT_EMULATED(up_weights)
+
 /* ---------------------------------------------------------------- opening */
 
 static void close_both(gr_backend *b) {
@@ -136,6 +152,7 @@ gr_err __wrap_gr_backend_open(gr_backend **out, const char *name, gr_dtype dtype
     b->state = state;
     b->close = close_both;
     b->lane_native = lane_native;
+    b->experts_best = GR_EXPERTS_MMA;
     state_of(b)->cpu = cpu;
     gr_cuda_set_ops(b);
     return GR_OK;
