@@ -3,7 +3,7 @@
  * block, 0, stream>>>(arguments) has become gr_host::grid(grid, block, 0, stream).run(NAME, arguments).
  *
  * Blocks run one after the other, the threads of a block as fibers of one thread that change at barriers and shuffles
- * only: an order that a GPU could take, and by gr_host_set_order its reverse. A result that differs between the two has
+ * only, a warp for as long as it can: an order that a GPU could take, and by gr_host_set_order its reverse. A result that differs between the two has
  * a race. Ends the process where threads wait for ones that returned or took another way, which CUDA leaves undefined.
  * What it cannot show: races between fibers that never change, memory out of bounds (a sanitizer does), speed. */
 #ifndef GROUTER_HOST_CUDA_RUNTIME_H
