@@ -78,13 +78,12 @@ class Layer:
     def flops(self):
         return 18.0 * self.P * self.F * self.D
 
+    def bytes_given(self):
+        return sum(t.numel() * t.element_size() for t in (self.x, self.dy, self.w13, self.w2))
+
     def bytes_touched(self):
         size = torch.finfo(self.dtype).bits // 8
         return size * (6 * self.E * self.F * self.D + self.P * (2 * self.D + 3 * self.F))
-
-    def drop_gradients(self):
-        for leaf in self.leaves:
-            leaf.grad = None
 
 
 def reference(layer):
@@ -194,63 +193,55 @@ def transformers_experts(layer, implementation, o, compiled):
 
 
 class Peer:
-    """One way to compute the layer: `step` leaves output and gradients, and times itself."""
+    """One way to compute the layer, which times itself."""
 
     def __init__(self, name, layer, o):
-        self.name, self.o, self.module, self.made_s, self.error, self.bytes = name, o, None, 0.0, None, None
+        self.name, self.o, self.made_s, self.error, self.bytes, self.leaves = name, o, 0.0, None, None, layer.leaves
         self.forward_ms, self.backward_ms, self.both_ms, self.why = [], [], [], None
         if name.startswith("hf-"):
-            self.run, self.module = transformers_experts(layer, "eager" if name == "hf-eager" else "grouped_mm", o,
-                                                         name == "hf-compiled")
+            self.run, module = transformers_experts(layer, "eager" if name == "hf-eager" else "grouped_mm", o,
+                                                    name == "hf-compiled")
+            self.leaves = [layer.x, module.gate_up_proj, module.down_proj]
         elif name in ("best-compiled", "best-graph"):
             function = torch.compile(best_of, mode=o.compile_mode, dynamic=False)
             self.run = lambda same: best(same, function)
         else:
             self.run = {"loop": loop, "grouped": grouped, "best": best}[name]
 
-    def drop_gradients(self, layer):
-        layer.drop_gradients()
-        if self.module is not None:
-            self.module.zero_grad(set_to_none=True)
-
-    def results(self, layer, out):
-        w13, w2 = layer.leaves[1:] if self.module is None else (self.module.gate_up_proj, self.module.down_proj)
-        return {"out": out, "dx": layer.x.grad, "dw13": w13.grad, "dw2": w2.grad}
+    def gradients(self, layer, out):
+        """Not backward(), whose sums into leaves remember the stream they were made in: a graph could not hold them."""
+        return torch.autograd.grad(out, self.leaves, layer.dy)
 
     def step(self, layer):
         out = self.run(layer)
-        out.backward(layer.dy)
-        return out
+        return out, *self.gradients(layer, out)
 
     def prepare(self, layer):
         """First runs, with compiling and capturing; returns output and gradients of the last."""
         begin = time.perf_counter()
         for _ in range(3 if self.o.device == "cuda" else 1):
-            self.drop_gradients(layer)
-            out = self.step(layer)
+            results = self.step(layer)
         if self.name == "best-graph":
-            del out  # what holds on to a backward made in another stream cannot be captured
-            out = self.capture(layer)
+            del results
+            results = self.capture(layer)
         if self.o.device == "cuda":
             torch.cuda.synchronize()
         self.made_s = time.perf_counter() - begin
-        return self.results(layer, out)
+        return dict(zip(("out", "dx", "dw13", "dw2"), results))
 
     def capture(self, layer):
-        """The compiled form as one graph, whose output and gradients stay where they are."""
+        """The compiled form as one graph, whose results stay where they are."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(2):
-                self.drop_gradients(layer)
+            for _ in range(3):
                 self.step(layer)
         torch.cuda.current_stream().wait_stream(stream)
-        self.drop_gradients(layer)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.graph_out = self.step(layer)
+            self.held = [t.detach() for t in self.step(layer)]
         self.graph.replay()
-        return self.graph_out
+        return self.held
 
     def time_runs(self, layer, n):
         if self.name == "best-graph":
@@ -259,13 +250,11 @@ class Peer:
             self.time_events(layer, n)
         else:
             for _ in range(n):
-                self.drop_gradients(layer)
                 begin = time.perf_counter()
                 out = self.run(layer)
                 middle = time.perf_counter()
-                out.backward(layer.dy)
+                self.gradients(layer, out)
                 self.keep(1e3 * (middle - begin), 1e3 * (time.perf_counter() - middle))
-        self.drop_gradients(layer)
 
     def keep(self, forward, backward):
         self.forward_ms.append(forward)
@@ -274,18 +263,16 @@ class Peer:
 
     def time_events(self, layer, n):
         event = [[torch.cuda.Event(enable_timing=True) for _ in range(3)] for _ in range(n)]
-        self.drop_gradients(layer)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         for begin, middle, end in event:
-            self.drop_gradients(layer)
             begin.record()
             out = self.run(layer)
             middle.record()
-            out.backward(layer.dy)
+            gradients = self.gradients(layer, out)
             end.record()
-            del out
+            del out, gradients
         torch.cuda.synchronize()
         self.bytes = torch.cuda.max_memory_allocated() - before
         for begin, middle, end in event[1:]:  # the first follows another peer's turn
@@ -310,7 +297,6 @@ def check(peer, layer, expected, o):
         if not error <= BOUND[o.dtype]:
             raise ArithmeticError(f"{name} is off by {error:.1e} from double, more than {BOUND[o.dtype]}")
         peer.error = max(peer.error, error)
-    peer.drop_gradients(layer)
 
 
 # ---------------------------------------------------------------- bounds: products alone
@@ -336,7 +322,7 @@ def median_ms(run, n, o):
 
 def dense(o, m, k, n):
     dtype = torch.float32 if o.dtype == "fp32" else torch.bfloat16
-    a, b = torch.randn(m, k, device=o.device).to(dtype), torch.randn(k, n, device=o.device).to(dtype)
+    a, b = (normal(o.seed * 8 + key, r * c, 1.0, o.device).reshape(r, c).to(dtype) for key, r, c in ((5, m, k), (6, k, n)))
     out = torch.empty(m, n, device=o.device, dtype=dtype)
     times = median_ms(lambda: torch.mm(a, b, out=out), 30 if o.device == "cuda" else 6, o)
     return times, 2.0 * m * k * n
@@ -344,8 +330,8 @@ def dense(o, m, k, n):
 
 def products(layer, o):
     """Milliseconds of the six grouped products, forward and backward apart; checked against single products."""
-    P, device, dtype = layer.P, layer.x.device, layer.dtype
-    rows, act, dy, dh = (torch.randn(P, w, device=device).to(dtype) for w in (layer.D, layer.F, layer.D, 2 * layer.F))
+    P, widths = layer.P, (layer.D, layer.F, layer.D, 2 * layer.F)
+    rows, act, dy, dh = (normal(o.seed * 8 + 5, P * w, 1.0, o.device).reshape(P, w).to(layer.dtype) for w in widths)
     w13, w2, offs = layer.w13.detach(), layer.w2.detach(), layer.offsets
 
     def forward():
