@@ -1,58 +1,91 @@
 #!/usr/bin/env python3
 """The experts of one layer, forward and backward: this program beside PyTorch and Hugging Face transformers, on the same
-shape, routes, data and dtype, in one go and one table.
+shapes, routes, data and dtype, in one go and one table.
 
-  grouter-train          `bench layer`: dispatch, experts, combine and their backward
-  torch, loop            index, product, SwiGLU, product, index_add for each expert
-  torch, grouped_mm      rows sorted by expert with lists made ahead (it too knows the routes), grouped products, autograd
-  the same, compiled     torch.compile (with --compile)
-  transformers, ...      Qwen3MoeExperts as it is, "eager" and "grouped_mm"; makes its lists in every run
+  ours          `bench layer`: dispatch, experts, combine and their backward
+  dense         the layer's pairs as one dense product, [P,D] x [D,2F]: no peer, a bound
+  products      the six grouped products alone, rows already sorted (torch grouped_mm)
+  loop          for each expert index, product, SwiGLU, product, index_add
+  grouped       rows sorted by expert with lists made ahead (it too knows the routes), grouped products, autograd
+  best          the same, with the backward of sorting and summing written with those lists instead of atomic sums
+  best-compiled, best-graph       best under torch.compile; the same replayed as one CUDA graph
+  hf-eager, hf-grouped            Qwen3MoeExperts of transformers as it is; makes its lists in every run
+  hf-compiled                     hf-grouped under torch.compile
 
-Rules. Results first: every peer's output and gradients are compared with the same layer in double precision, and this
-program's norms of them with those of double; a mismatch ends the script. Random normal data, the same for all. Peers take
-turns in every round, and between two rounds this program runs again; times are medians over all runs, with quartiles.
-Route preprocessing is in the time of transformers alone, which has no other way. Weights, activations and matrix products
-are of --dtype with fp32 accumulation; weight gradients are fp32 here and of --dtype in PyTorch. Nothing is compiled with
-torch.compile unless asked for, and compiling is not in the times. On CUDA a time ends with a synchronisation; PyTorch's
-memory is the peak while a peer runs, with weights and gradients.
+Rules. Results first: output and gradients of every peer are compared with the same layer in double precision, and the
+norms of this program's with those of double; what does not agree is not timed, and says so. Random normal data, the same for
+all. Peers take turns, forwards and backwards through the list, and between two rounds this program runs again; times are
+medians over all runs, with quartiles. Route preprocessing is in the time of transformers alone, which has no other way.
+Weights, activations and products are of --dtype with fp32 accumulation; weight gradients are fp32 here and of --dtype in
+PyTorch. Compiling is not in the times and is listed. On CUDA PyTorch's times are between events in its stream, so that the
+next run is launched while one computes; ours are the host's clock and end with a synchronisation. A case reads and writes more
+than the caches hold, or the table says so. Memory is the most that a run takes beside weights, input and gradient of the output:
+its own output and gradients are in it.
 
-Installing (5.6 GB: the wheel for x86-64 carries the CUDA libraries as well; none of it is needed to build or run ours):
+A peer that cannot run has the reason in its line and ends nothing else. What does not fit --budget is left out, and said.
+With the peak of a GPU in the same process: % is of the best large product (8192 x 8192 x 8192) measured here.
+
+Installing on a machine without PyTorch (5.6 GB: the wheel for x86-64 carries the CUDA libraries as well; none of it is needed
+to build or run ours):
 
     python3 -m venv build/venv-torch
-    build/venv-torch/bin/pip install torch==2.15.0 transformers==5.23.0 safetensors==0.8.0 numpy==2.4.6
+    build/venv-torch/bin/pip install torch==2.11.0 transformers==5.17.0 safetensors==0.8.0 numpy==2.4.6
 
-Usage: build/venv-torch/bin/python scripts/bench_peers.py [--shape small] [--tokens 512] [--cv 0.3 | --hot 10]
-       [--device cpu|cuda] [--dtype fp32|bf16] [--threads 2] [--rounds 3] [--repeat 10] [--compile] [--json FILE]
+Usage: python3 scripts/bench_peers.py [--device cuda] [--shapes paper | NAME,...] [--tokens 4096,32768] [--peers NAME,...]
+       [--cv 0.3 | --hot 10] [--dtype fp32|bf16] [--budget SECONDS] [--rounds 3] [--repeat 10] [--json FILE] [--csv FILE]
+       [--program 'bash run.sh grouter-train']
 """
 import argparse
+import csv
 import json
+import logging
 import os
+import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
 from pathlib import Path
 
-BOUND = {"fp32": 1e-5, "bf16": 2e-2}  # of errors against double, norm-wise
+ROOT = Path(__file__).resolve().parent.parent
+PAPER = ("tiny-qwen3", "mini-qwen3", "mini-ds-v2-lite", "mini-gpt-oss", "qwen3-30b-a3b")
+# The graph last: where its capture fails, what follows may too.
+PEERS = ("dense", "products", "loop", "grouped", "best", "best-compiled", "hf-eager", "hf-grouped", "hf-compiled", "best-graph")
+USUAL = {"cpu": "dense,loop,best,hf-eager,hf-grouped",
+         "cuda": "dense,products,best,best-compiled,hf-grouped,hf-compiled,best-graph"}
+CACHES = 120 << 20  # bytes: twice the L2 of the GPUs this is for
 
 
 def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="small", help="a shape of `bench layer`")
-    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--shapes", default="small", help="names of `bench layer`; paper: the five configs'")
+    parser.add_argument("--tokens", default="512", help="one number or several")
+    parser.add_argument("--peers", help=f"of {', '.join(PEERS)}; without: what is usual for the device")
     parser.add_argument("--cv", type=float, help="deviation of the experts' loads over their mean")
     parser.add_argument("--hot", type=float, help="load of one expert over the mean")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of both sides")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), help="default: fp32 on the CPU, bf16 on a GPU")
+    parser.add_argument("--threads", type=int, help="default: 2 on the CPU, 8 beside a GPU")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=10, help="runs of each in a round")
+    parser.add_argument("--budget", type=float, default=1e9, help="seconds for all of it")
+    parser.add_argument("--compile-mode", default="default", help="of torch.compile, e.g. max-autotune-no-cudagraphs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compile", action="store_true", help="torch.compile of the grouped layer too")
-    parser.add_argument("--program", default="build/grouter-train")
-    parser.add_argument("--work", default="build/bench", help="folder for the routes that both sides read")
+    parser.add_argument("--program", default=str(ROOT / "build/grouter-train"), help="ours, with words before it if need be")
     parser.add_argument("--json", help="the figures once more")
-    return parser.parse_args()
+    parser.add_argument("--csv", help="likewise")
+    o = parser.parse_args()
+    o.shapes = PAPER if o.shapes == "paper" else tuple(o.shapes.split(","))
+    o.tokens = tuple(int(t) for t in o.tokens.split(","))
+    o.peers = (o.peers or USUAL[o.device]).split(",")
+    o.dtype = o.dtype or ("bf16" if o.device == "cuda" else "fp32")
+    o.threads = o.threads or (min(8, os.cpu_count()) if o.device == "cuda" else 2)
+    for name in o.peers:
+        if name not in PEERS:
+            parser.error(f"--peers: expected some of {', '.join(PEERS)}, got {name}")
+    return o
 
 
 if __name__ == "__main__":
@@ -60,285 +93,277 @@ if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = str(OPTIONS.threads)  # before torch reads it, and for our program
 
 try:
-    import numpy as np
     import torch
-    import torch.nn.functional as F
-    from transformers import Qwen3MoeConfig
-    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
-except ImportError as missing:
+
+    from peer_layers import BOUND, SHAPES, Layer, Peer, check, dense, products, reference
+except (ImportError, SystemExit) as missing:
     sys.exit(f"bench_peers: {missing}; install what the head of scripts/bench_peers.py lists")
 
-from bench_torch_cpu import read_routes
+
+def reason(error):
+    """One line of why something did not run."""
+    text = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {text}"[:200]
+
+
+def note(text):
+    print(f"bench_peers: {text}", file=sys.stderr, flush=True)
+
 
 # ---------------------------------------------------------------- this program
 
 
-def run_ours(o, routes, save):
+def run_ours(o, shape, tokens, routes, save):
     """One run of `bench layer`; returns its figures. The first run makes the routes, the others read them."""
-    figures = Path(o.work) / "peers.json"
-    command = [o.program, "bench", "layer", "--shape", o.shape, "--tokens", str(o.tokens), "--dtype", o.dtype, "--seed",
-               str(o.seed), "--repeat", str(o.repeat), "--backend", o.device, "--json", str(figures)]
-    if save:
-        command += ["--save-routes", str(routes)]
-        command += ["--cv", str(o.cv)] if o.cv is not None else []
-        command += ["--hot", str(o.hot)] if o.hot is not None else []
-    else:
-        command += ["--routes", str(routes)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"bench_peers: {' '.join(command)} ended with {done.returncode}\n{done.stderr}")
-    return json.loads(figures.read_text())
+    with tempfile.TemporaryDirectory() as folder:
+        figures = Path(folder) / "layer.json"
+        command = shlex.split(o.program) + [
+            "bench", "layer", "--shape", shape, "--tokens", str(tokens), "--dtype", o.dtype, "--seed", str(o.seed),
+            "--repeat", str(o.repeat), "--backend", o.device, "--json", str(figures)]
+        if save:
+            command += ["--save-routes", str(routes)]
+            command += ["--cv", str(o.cv)] if o.cv is not None else []
+            command += ["--hot", str(o.hot)] if o.hot is not None else []
+        else:
+            command += ["--routes", str(routes)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        if done.returncode != 0:
+            raise RuntimeError(f"ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+        return json.loads(figures.read_text())
 
 
-# ---------------------------------------------------------------- the same data
 
 
-def normal(key, n, scale):
-    """fp32 numbers 0..n-1 of a stream: gr_bench_normal (src/bench/times.c)."""
-    word = 2 ** 64 - 1
-    i = np.arange(n, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        z = (np.uint64(key * 0xD1342543DE82EF95 & word) + i) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z ^= z >> np.uint64(31)
-    total = sum(((z >> np.uint64(shift)) & np.uint64(0xFFFF)).astype(np.int64) for shift in (0, 16, 32, 48))
-    return np.float32(scale) * ((total - 131070).astype(np.float32) * np.float32(2.64290e-5))
-
-
-class Layer:
-    """Shape, routes and data. x, dy [N, D], w13 [E, 2F, D], w2 [E, D, F], ids [N, K], gates [N, K]."""
-
-    def __init__(self, o, figures, routes):
-        self.N, self.D, self.F = figures["tokens_per_rank"], figures["width"], figures["expert_width"]
-        self.E, self.K = figures["experts"], figures["top_k"]
-        ids, gates = read_routes(routes)
-        self.ids = ids.reshape(self.N, self.K).to(o.device)
-        self.gates = gates.reshape(self.N, self.K).to(o.device)
-        one = np.float32(1)
-        shapes = {"x": (1, (self.N, self.D), one), "dy": (2, (self.N, self.D), one),
-                  "w13": (3, (self.E, 2 * self.F, self.D), one / np.sqrt(np.float32(self.D))),
-                  "w2": (4, (self.E, self.D, self.F), one / np.sqrt(np.float32(self.F)))}
-        dtype = torch.float32 if o.dtype == "fp32" else torch.bfloat16
-        for name, (stream, shape, scale) in shapes.items():
-            data = torch.from_numpy(normal(o.seed * 8 + stream, int(np.prod(shape)), scale)).reshape(shape)
-            setattr(self, name, data.to(o.device, dtype))
-        # What known routes give: pairs by expert, and where each token's pairs are.
-        order = torch.sort(self.ids.reshape(-1), stable=True).indices
-        self.token = order // self.K
-        self.pair_gate = self.gates.reshape(-1)[order].unsqueeze(1)
-        self.inverse = torch.empty_like(order)
-        self.inverse[order] = torch.arange(order.numel(), device=order.device)
-        counts = torch.bincount(self.ids.reshape(-1), minlength=self.E)
-        self.offsets = counts.cumsum(0).to(torch.int32)
-        self.ends = self.offsets.tolist()
-
-    def flops(self):
-        return 18.0 * self.N * self.K * self.F * self.D
-
-
-# ---------------------------------------------------------------- peers: x, w13, w2 -> out
-
-
-def loop(layer, x, w13, w2):
-    out, first = torch.zeros_like(x), 0
-    for e, end in enumerate(layer.ends):
-        if end == first:
-            continue
-        token, gate = layer.token[first:end], layer.pair_gate[first:end].to(x.dtype)
-        h1, h3 = (x[token] @ w13[e].T).chunk(2, dim=-1)
-        out = out.index_add(0, token, (F.silu(h1) * h3 * gate) @ w2[e].T)
-        first = end
-    return out
-
-
-def grouped(layer, x, w13, w2):
-    h1, h3 = F.grouped_mm(x[layer.token], w13.transpose(1, 2), offs=layer.offsets).chunk(2, dim=-1)
-    y = F.grouped_mm(F.silu(h1) * h3 * layer.pair_gate.to(x.dtype), w2.transpose(1, 2), offs=layer.offsets)
-    return y[layer.inverse].view(layer.N, layer.K, layer.D).sum(1)
-
-
-def transformers_experts(layer, implementation):
-    config = Qwen3MoeConfig(hidden_size=layer.D, moe_intermediate_size=layer.F, num_experts=layer.E,
-                            num_experts_per_tok=layer.K, hidden_act="silu")
-    config._experts_implementation = implementation
-    with torch.device("meta"):
-        module = Qwen3MoeExperts(config)
-
-    def run(same, x, w13, w2):
-        weights = {"gate_up_proj": w13, "down_proj": w2}
-        return torch.func.functional_call(module, weights, (x, same.ids, same.gates.to(x.dtype)))
-
-    return run
-
-
-class Peer:
-    def __init__(self, name, run, layer):
-        self.name, self.run = name, run
-        self.x, self.w13, self.w2 = (t.detach().clone().requires_grad_() for t in (layer.x, layer.w13, layer.w2))
-        self.forward_ms, self.backward_ms, self.error, self.bytes = [], [], None, None
-
-    def step(self, layer, device):
-        """Seconds of forward and backward; gradients are in the leaves afterwards, the output is returned."""
-        self.x.grad = self.w13.grad = self.w2.grad = None
-        wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
-        wait()
-        begin = time.perf_counter()
-        out = self.run(layer, self.x, self.w13, self.w2)
-        wait()
-        middle = time.perf_counter()
-        out.backward(layer.dy)
-        wait()
-        return out, middle - begin, time.perf_counter() - middle
-
-    def results(self, out):
-        return {"out": out, "dx": self.x.grad, "dw13": self.w13.grad, "dw2": self.w2.grad}
-
-
-def reference(layer):
-    """The layer in double, on the data as it is stored."""
-    x, w13, w2 = (t.double().requires_grad_() for t in (layer.x, layer.w13, layer.w2))
-    pair_gate = layer.pair_gate
-    layer.pair_gate = pair_gate.double()
-    out = loop(layer, x, w13, w2)
-    out.backward(layer.dy.double())
-    layer.pair_gate = pair_gate
-    return {"out": out.detach(), "dx": x.grad, "dw13": w13.grad, "dw2": w2.grad}
-
-
-def check(peer, layer, expected, o):
-    out, _, _ = peer.step(layer, o.device)
-    peer.error = 0.0
-    for name, got in peer.results(out).items():
-        error = ((got.double() - expected[name]).norm() / expected[name].norm()).item()
-        if not error <= BOUND[o.dtype]:
-            sys.exit(f"bench_peers: {peer.name}: {name}: expected the result in double within {BOUND[o.dtype]}, off by {error}")
-        peer.error = max(peer.error, error)
-
-
-def check_ours(figures, expected, o):
-    """Ours compares sampled results with double itself; here the norms of all of them."""
-    worst = 0.0
-    for name in ("out", "dx", "dw13", "dw2"):
-        norm = expected[name].norm().item()
-        error = abs(figures[f"norm_{name}"] / norm - 1)
-        if not error <= BOUND[o.dtype]:
-            sys.exit(f"bench_peers: grouter-train: norm of {name}: expected {norm} as in double, got {figures[f'norm_{name}']}")
-        worst = max(worst, error)
-    return worst
-
-
-# ---------------------------------------------------------------- times
-
-
-def dense_rates(layer, o):
-    """GFLOP/s of a large product and of the layer's pairs as one dense product, best of some runs."""
-    side = 8192 if o.device == "cuda" else 1024
-    wait = torch.cuda.synchronize if o.device == "cuda" else (lambda: None)
-    rates = []
-    for m, k, n in ((side, side, side), (layer.N * layer.K, layer.D, 2 * layer.F)):
-        a = torch.randn(m, k, device=o.device).to(layer.x.dtype)
-        b = torch.randn(k, n, device=o.device).to(layer.x.dtype)
-        best = float("inf")
-        for _ in range(6):
-            wait()
-            begin = time.perf_counter()
-            a @ b
-            wait()
-            best = min(best, time.perf_counter() - begin)
-        rates.append(2.0 * m * k * n / best * 1e-9)
-    return rates
-
-
-def time_peers(peers, layer, o):
-    """Peers take turns, forwards and backwards."""
-    for i in range(o.repeat + 1):
-        for peer in peers if i % 2 else reversed(peers):
-            if o.device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            out, forward, backward = peer.step(layer, o.device)
-            del out
-            if o.device == "cuda":
-                peer.bytes = torch.cuda.max_memory_allocated()
-            if i == 0:
-                continue  # after another program's turn
-            peer.forward_ms.append(1e3 * forward)
-            peer.backward_ms.append(1e3 * backward)
-        for peer in peers:
-            peer.x.grad = peer.w13.grad = peer.w2.grad = None
+# ---------------------------------------------------------------- one case: a shape and a number of tokens
 
 
 def spread(values):
     values = sorted(values)
     n = len(values)
-    return f"{statistics.median(values):.2f} [{values[n // 4]:.2f}, {values[n - 1 - n // 4]:.2f}]"
+    return statistics.median(values), values[n // 4], values[n - 1 - n // 4]
 
 
-def row(name, forward, backward, both, layer, dense, base, note):
-    """One line, and the same as a dictionary."""
-    rate = layer.flops() / statistics.median(both) * 1e-6
-    ratio = f"{statistics.median(both) / base:5.2f}x" if base else "     -"
-    print(f"{name:30} {spread(forward):24} {spread(backward):24} {spread(both):24} {rate:9.1f} {100 * rate / dense:6.1f} % "
-          f"{ratio}  {note}", flush=True)
-    return {"name": name, "forward_ms": statistics.median(forward), "backward_ms": statistics.median(backward),
-            "both_ms": statistics.median(both), "gflops_per_s": rate, "share": rate / dense,
-            "times_ours": statistics.median(both) / base if base else None, "note": note}
+class Case:
+    def __init__(self, o, shape, tokens, peak, deadline):
+        self.o, self.shape, self.tokens, self.peak, self.deadline = o, shape, tokens, peak, deadline
+        self.rows, self.layer, self.head = [], None, f"{shape}, {tokens} tokens"
+        self.ours, self.error, self.why = [], None, None  # runs of this program, their error, why they are not timed
+
+    def add(self, name, forward, backward, both, flops, error, n_byte, text):
+        row = {"shape": self.shape, "tokens": self.tokens, "name": name, "note": text, "error": error,
+               "megabytes": n_byte * 1e-6 if n_byte else None}
+        for part, values in (("forward", forward), ("backward", backward), ("both", both)):
+            if values:
+                row[f"{part}_ms"], row[f"{part}_low_ms"], row[f"{part}_high_ms"] = spread(values)
+        if both:
+            row["tflops_per_s"] = flops / statistics.median(both) * 1e-9
+            row["share_of_peak"] = row["tflops_per_s"] / self.peak
+        self.rows.append(row)
+
+    def fail(self, name, why):
+        note(f"{self.head}: {name}: {why}")
+        self.add(name, None, None, None, 0, None, None, f"not run: {why}")
+
+    def end(self):
+        """Lets go of memory before the next case."""
+        if self.layer is not None and self.o.device == "cuda" and self.layer.bytes_touched() < CACHES:
+            self.head += "; fits the caches"
+        self.layer = None
+
+    def left_s(self):
+        return self.deadline - time.perf_counter()
+
+    def run(self):
+        with tempfile.TemporaryDirectory() as folder:
+            routes = Path(folder) / "case.routes"
+            self.run_ours(routes, save=True)
+            self.layer = Layer(self.o, self.shape, self.tokens, routes if self.ours else None)
+            expected = reference(self.layer)
+            if self.ours:
+                self.check_ours(expected)
+            self.bounds()
+            peers = self.make_peers(expected)
+            del expected
+            for i in range(self.o.rounds):
+                if i and self.left_s() < 0:
+                    note(f"{self.head}: {i} of {self.o.rounds} rounds fit the budget")
+                    break
+                if self.why is None:
+                    self.run_ours(routes, save=False)
+                self.time_peers(peers, forwards=i % 2 == 0)
+            self.report_ours()
+            for peer in peers:
+                self.report_peer(peer)
+
+    def run_ours(self, routes, save):
+        """One more run of this program, or why there is none."""
+        if self.o.device == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            self.ours.append(run_ours(self.o, self.shape, self.tokens, routes, save))
+        except Exception as error:
+            self.why = reason(error)
+            note(f"{self.head}: ours: {self.why}")
+        if save and self.ours:
+            self.head += f", loads CV {self.ours[0]['load_cv']:.3f}, fullest {self.ours[0]['load_max']:.2f} x mean"
+
+    def check_ours(self, expected):
+        """Ours compares sampled results with double itself; here the norms of all of them."""
+        self.error = self.ours[0]["error"]
+        for name in ("out", "dx", "dw13", "dw2"):
+            norm, got = expected[name].norm().item(), self.ours[0][f"norm_{name}"]
+            if not abs(got / norm - 1) <= BOUND[self.o.dtype]:
+                self.why = f"norm of {name}: expected {norm:.7g} as in double, got {got:.7g}"
+                return
+            self.error = max(self.error, abs(got / norm - 1))
+
+    def make_peers(self, expected):
+        peers = []
+        for name in sorted(self.o.peers, key=PEERS.index):
+            if name in ("dense", "products"):
+                continue
+            if self.left_s() < (30 if "compiled" in name else 0):
+                self.fail(name, "the budget of time is spent")
+                continue
+            try:
+                peer = Peer(name, self.layer, self.o)
+                check(peer, self.layer, expected, self.o)
+                peers.append(peer)
+            except Exception as error:
+                self.fail(name, reason(error))
+        return peers
+
+    def time_peers(self, peers, forwards):
+        for peer in peers if forwards else reversed(peers):
+            if peer.why:
+                continue
+            try:
+                peer.time_runs(self.layer, self.o.repeat + 1)
+            except Exception as error:
+                peer.why = reason(error)
+
+    def report_ours(self):
+        if self.why is not None or len(self.ours) < 2:
+            self.fail("ours", self.why or "no time")
+            return
+        first, timed = self.ours[0], self.ours[1:]
+        part = {name: [p["median_ms"] for run in timed for p in run["parts"] if p["part"] == name]
+                for name in ("forward", "backward", "both")}
+        text = f"medians of {len(timed)} runs of {self.o.repeat}; its own peak {first['peak_flops_per_s'] * 1e-12:.4g} TFLOP/s"
+        self.add("ours", part["forward"], part["backward"], part["both"], self.layer.flops(), self.error,
+                 first["bytes"] - self.layer.bytes_given(), text)
+
+    def bounds(self):
+        layer = self.layer
+        if "dense" in self.o.peers:
+            try:
+                times, flops = dense(self.o, layer.P, layer.D, 2 * layer.F)
+                self.add("dense", times, None, times, flops, None, None, "one product, forward")
+            except Exception as error:
+                self.fail("dense", reason(error))
+        if "products" in self.o.peers:
+            try:
+                forward, backward = products(layer, self.o)
+                both = [a + b for a, b in zip(forward, backward)]
+                self.add("products", forward, backward, both, layer.flops(), None, None, "products alone")
+            except Exception as error:
+                self.fail("products", reason(error))
+
+    def report_peer(self, peer):
+        if peer.why or not peer.both_ms:
+            self.fail(peer.name, peer.why or "no time")
+            return
+        made = f"made in {peer.made_s:.1f} s" if "-compiled" in peer.name or "-graph" in peer.name else ""
+        self.add(peer.name, peer.forward_ms, peer.backward_ms, peer.both_ms, self.layer.flops(), peer.error, peer.bytes, made)
 
 
-def make_peers(layer, o):
-    peers = [Peer("torch, loop", loop, layer), Peer("torch, grouped_mm", grouped, layer)]
-    if o.compile:
-        peers.append(Peer("torch, grouped_mm, compiled", torch.compile(grouped), layer))
-    for implementation in ("eager", "grouped_mm"):
-        peers.append(Peer(f"transformers, {implementation}", transformers_experts(layer, implementation), layer))
-    return peers
+# ---------------------------------------------------------------- the table
+
+
+def text_of(row, part):
+    if row.get(f"{part}_ms") is None:
+        return "-"
+    return f"{row[f'{part}_ms']:.3f} [{row[f'{part}_low_ms']:.3f}, {row[f'{part}_high_ms']:.3f}]"
+
+
+def print_case(case):
+    ours = next((row.get("both_ms") for row in case.rows if row["name"] == "ours"), None)
+    print(f"\n{case.head}")
+    print(f"{'':14} {'forward ms [quartiles]':26} {'backward':26} {'both':26} {'TFLOP/s':>8} {'% peak':>6} {'time':>6} "
+          f"{'error':>7} {'MB':>7}")
+    for row in case.rows:
+        if row.get("both_ms") is None:
+            print(f"{row['name']:14} {row['note']}")
+            continue
+        ratio = f"{row['both_ms'] / ours:5.2f}x" if ours and row["name"] not in ("ours", "dense", "products") else "     -"
+        error = f"{row['error']:7.1e}" if row["error"] is not None else "      -"
+        size = f"{row['megabytes']:7.0f}" if row["megabytes"] else "      -"
+        print(f"{row['name']:14} {text_of(row, 'forward'):26} {text_of(row, 'backward'):26} {text_of(row, 'both'):26} "
+              f"{row['tflops_per_s']:8.3g} {100 * row['share_of_peak']:6.1f} {ratio} {error} {size}  {row['note']}")
+
+
+def versions(o):
+    import transformers
+
+    program = subprocess.run(shlex.split(o.program) + ["--version"], capture_output=True, text=True).stdout
+    where = torch.cuda.get_device_name() if o.device == "cuda" else f"CPU, {o.threads} threads"
+    return {"device": where, "torch": torch.__version__, "cuda": torch.version.cuda, "transformers": transformers.__version__,
+            "dtype": o.dtype, "ours": " / ".join(" ".join(line.split()) for line in program.splitlines())}
+
+
+def write(o, about, peak, cases):
+    rows = [row for case in cases for row in case.rows]
+    if o.json:
+        Path(o.json).write_text(json.dumps({**about, "peak_tflops_per_s": peak, "rows": rows}, indent=1) + "\n")
+    if o.csv and rows:
+        names = sorted({key for row in rows for key in row})
+        with open(o.csv, "w", newline="") as file:
+            writer = csv.DictWriter(file, ["shape", "tokens", "name"] + [n for n in names if n not in ("shape", "tokens", "name")])
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def main():
     o = OPTIONS
-    os.chdir(Path(__file__).resolve().parent.parent)
-    Path(o.work).mkdir(parents=True, exist_ok=True)
+    unknown = [s for s in o.shapes if s not in SHAPES]
+    if unknown:
+        sys.exit(f"bench_peers: --shapes: expected some of {', '.join(SHAPES)}, got {unknown[0]}")
     torch.set_num_threads(o.threads)
-    routes = Path(o.work) / "peers.routes"
-    ours = [run_ours(o, routes, save=True)]
-    layer = Layer(o, ours[0], routes)
-    expected = reference(layer)
-    ours_error = max(check_ours(ours[0], expected, o), ours[0]["error"])
-    peers = make_peers(layer, o)
-    for peer in peers:
-        check(peer, layer, expected, o)
-    del expected
-    for _ in range(o.rounds):
-        ours.append(run_ours(o, routes, save=False))
-        time_peers(peers, layer, o)
-    ours.append(run_ours(o, routes, save=False))
-    report(o, layer, ours[1:], ours_error, peers)
-
-
-def report(o, layer, ours, ours_error, peers):
-    dense, own = dense_rates(layer, o)
-    first = ours[0]
-    where = torch.cuda.get_device_name() if o.device == "cuda" else f"CPU, {o.threads} threads"
-    print(f"{o.shape}: {layer.N} tokens, D {layer.D}, F {layer.F}, {layer.K} of {layer.E} experts, loads CV "
-          f"{first['load_cv']:.3f}, fullest {first['load_max']:.2f} x mean; {o.dtype}; {where}; torch {torch.__version__}")
-    print(f"dense in this process: {dense:.1f} GFLOP/s of a large product, {own:.1f} of the layer's pairs as one; ours "
-          f"measured {first['peak_flops_per_s'] * 1e-9:.1f}")
-    print("all results checked against double; GFLOP/s = 18 x pairs x D x F / time; share of the large product\n")
-    print(f"{'':30} {'forward ms [quartiles]':24} {'backward':24} {'both':24} {'GFLOP/s':>9} {'share':>8} {'time':>6}")
-    part = {name: [p["median_ms"] for run in ours for p in run["parts"] if p["part"] == name]
-            for name in ("forward", "backward", "both")}
-    base = statistics.median(part["both"])
-    note = f"error {ours_error:.1e}; {first['bytes'] * 1e-6:.0f} MB; medians of {len(ours)} runs of {o.repeat}"
-    rows = [row("grouter-train", part["forward"], part["backward"], part["both"], layer, dense, base, note)]
-    for peer in peers:
-        both = [a + b for a, b in zip(peer.forward_ms, peer.backward_ms)]
-        note = f"error {peer.error:.1e}" + (f"; {peer.bytes * 1e-6:.0f} MB" if peer.bytes else "")
-        rows.append(row(peer.name, peer.forward_ms, peer.backward_ms, both, layer, dense, base, note))
-    if o.json:
-        Path(o.json).write_text(json.dumps({"shape": o.shape, "tokens": layer.N, "dtype": o.dtype, "device": where,
-                                            "torch": torch.__version__, "dense_gflops_per_s": dense,
-                                            "pairs_gflops_per_s": own, "rows": rows}, indent=1) + "\n")
+    logging.disable(logging.ERROR)  # what torch.compile says of what it cannot compile: a peer's line has the reason
+    warnings.simplefilter("ignore")
+    begin = time.perf_counter()
+    about = versions(o)
+    side = 8192 if o.device == "cuda" else 1024
+    times, flops = dense(o, side, side, side)
+    peak = flops / min(times) * 1e-9
+    todo, cases = [(shape, tokens) for tokens in o.tokens for shape in o.shapes], []
+    for i, (shape, tokens) in enumerate(todo):
+        # Each case may take its share of what is left.
+        now = time.perf_counter()
+        left = begin + o.budget - now
+        case = Case(o, shape, tokens, peak, now + left / (len(todo) - i))
+        cases.append(case)
+        if left <= 0:
+            case.fail("all", "the budget of time is spent")
+            continue
+        try:
+            case.run()
+        except Exception as error:
+            case.fail("the rest", reason(error))
+        case.end()
+        note(f"{case.head}: {time.perf_counter() - now:.0f} s")
+        write(o, about, peak, cases)
+        torch._dynamo.reset()
+        if o.device == "cuda":
+            torch.cuda.empty_cache()
+    for key, value in about.items():
+        print(f"{key}: {value}")
+    print(f"peak: {peak:.4g} TFLOP/s, the best of a product of {side} x {side} x {side} here\nTFLOP/s = 18 x pairs x D x F / "
+          "time, without padding; results checked against double; time over ours")
+    for case in cases:
+        print_case(case)
+    return 1 if any(case.why for case in cases) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
