@@ -73,6 +73,27 @@ static void check_all_training(int steps) {
     }
 }
 
+/* A step that the device skips without telling the host first: the next ones are as if it had not been. */
+static void check_skip(void) {
+    const int n_part = 2 * comm->size[GR_WORLD];
+    gr_model_config c = config_of(FIXED);
+    model_case_options o = options_of(&c);
+    for (o.zero = GR_ZERO_OFF; o.zero <= GR_ZERO_1; o.zero++) {
+        model_case_state expected, found, whole;
+        o.bad_step = 0;
+        train_on_device(&o, n_part, 4, &whole);
+        o.bad_step = 3;
+        model_case_train(cpu, comm, &o, n_part, 4, &expected);
+        train_on_device(&o, n_part, 4, &found);
+        assert_true(model_case_same_bits(&expected, &found));
+        assert_false(model_case_same_bits(&whole, &found));
+        assert_true(whole.counts.n_applied == 4 && found.counts.n_applied == 3 && found.counts.n_skipped == 0);
+        model_case_state_close(&expected);
+        model_case_state_close(&found);
+        model_case_state_close(&whole);
+    }
+}
+
 static void check_evaluation(void) {
     enum { N = 2 * 17 };
     for (int routing = 0; routing < N_ROUTING; routing++) {

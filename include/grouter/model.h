@@ -237,6 +237,11 @@ typedef struct gr_model_sums {
 } gr_model_sums;
 /* load [gr_model_routers(m), E] (or NULL): tokens per expert of each MoE layer. Waits for the backend. */
 GR_MUST gr_err gr_model_sums_get(gr_model *m, gr_model_sums *sums, uint64_t *load);
+/* The sums alone to backend memory, by an op of lane COMPUTE: to [GR_MODEL_SUMS] in the struct's order. */
+#define GR_MODEL_SUMS 3
+GR_MUST gr_err gr_model_sums_copy(gr_model *m, double *to);
+/* The loads alone. Waits for the backend if load is not page-locked. */
+GR_MUST gr_err gr_model_load_get(gr_model *m, uint64_t *load);
 /* Where `loss` is added up, for objectives that compute their own: backend memory. */
 double *gr_model_loss_sum(gr_model *m);
 /* MoE layers with a router; 0 with fixed gates. */

@@ -71,9 +71,14 @@ typedef struct gr_optimizer_counts {
 gr_optimizer_counts gr_optimizer_counts_get(const gr_optimizer *o);
 void gr_optimizer_counts_set(gr_optimizer *o, gr_optimizer_counts counts);
 
+/* Losses that travel with the gradient norm: [0] of tokens, by which a step is decided, and what else is to be summed
+ * over the ranks. */
+#define GR_LOSSES 3
+
 typedef struct gr_update {
-    double lr, grad_norm; /* norm before clipping; may be non-finite */
-    bool skipped;         /* weights and moments untouched */
+    double lr, grad_norm;   /* norm before clipping; may be non-finite */
+    bool skipped;           /* weights and moments untouched */
+    double loss[GR_LOSSES]; /* over the global batch; [0] per token */
     /* Of the host: where the backend works behind it, what it waited for and the time of giving out work. */
     double reduce_ms;    /* sums over groups and the norm */
     double optimizer_ms; /* AdamW, with ZeRO-1 also the gathering of weights */
@@ -88,12 +93,16 @@ typedef struct gr_update {
 GR_MUST gr_err gr_optimizer_step(
     gr_optimizer *o, int64_t step, double loss, gr_weights weights, float *gradients, gr_update *out);
 
-/* The same in two halves, for a loss that is still on the backend: the sums and the norm; then, after the caller's
- * sync, the rest. So one wait of the host brings it both loss and norm: by them it decides whether to skip and how to
- * clip. */
+/* The same for losses that are still on the backend, in three parts, in this order:
+ *   the caller puts this rank's sums of losses into gr_optimizer_losses, [GR_LOSSES] in backend memory, by an op of
+ * lane COMPUTE; reduce: the sums over groups and the norm's squares; apply: norm, clip, decision and update, all
+ * queued: the backend decides, and nothing of it waits for the device (comm mpi moves device memory and does); finish:
+ * waits until it is decided, not until the update is done, and says what became of the step; 71 as above. n_token: in
+ * the global batch. */
+double *gr_optimizer_losses(gr_optimizer *o);
 GR_MUST gr_err gr_optimizer_reduce(gr_optimizer *o, float *gradients);
-GR_MUST gr_err gr_optimizer_apply(
-    gr_optimizer *o, int64_t step, double loss, gr_weights weights, const float *gradients, gr_update *out);
+GR_MUST gr_err gr_optimizer_apply(gr_optimizer *o, int64_t step, gr_weights weights, const float *gradients);
+GR_MUST gr_err gr_optimizer_finish(gr_optimizer *o, double n_token, gr_update *out);
 
 /* The sums over groups alone: dense gradients over the world, expert gradients over the ranks with the same experts. */
 GR_MUST gr_err gr_gradients_reduce(const gr_params *p, gr_comm *comm, float *gradients);

@@ -73,7 +73,7 @@ typedef struct batch_arrays {
 } batch_arrays;
 
 /* Places in gr_model.sums; the routers' are aux and z. */
-enum { SUM_LOSS = 0, SUM_ROUTERS = 1, N_SUM = 3 };
+enum { SUM_LOSS = 0, SUM_ROUTERS = 1, N_SUM = GR_MODEL_SUMS };
 
 struct gr_model {
     gr_model_config config;

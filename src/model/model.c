@@ -319,14 +319,22 @@ gr_err gr_model_zero_gradients(gr_model *m) {
 
 gr_err gr_model_sums_get(gr_model *m, gr_model_sums *sums, uint64_t *load) {
     gr_backend *b = m->backend;
-    size_t n_load = (size_t)gr_model_routers(&m->config) * (size_t)m->config.num_experts;
     const double *read = m->sums_read;
     GR_TRY(b->download(b, GR_LANE_COMPUTE, m->sums_read, m->sums, N_SUM * sizeof *m->sums));
-    if (n_load && load)
-        GR_TRY(b->download(b, GR_LANE_COMPUTE, load, m->load, n_load * sizeof *load));
+    if (load)
+        GR_TRY(gr_model_load_get(m, load));
     GR_TRY(b->sync(b));
     *sums = (gr_model_sums){.loss = read[SUM_LOSS], .aux_loss = read[SUM_ROUTERS], .z_loss = read[SUM_ROUTERS + 1]};
     return GR_OK;
+}
+
+gr_err gr_model_sums_copy(gr_model *m, double *to) {
+    return m->backend->copy(m->backend, GR_LANE_COMPUTE, to, m->sums, N_SUM * sizeof *to);
+}
+
+gr_err gr_model_load_get(gr_model *m, uint64_t *load) {
+    size_t n_load = (size_t)gr_model_routers(&m->config) * (size_t)m->config.num_experts;
+    return n_load ? m->backend->download(m->backend, GR_LANE_COMPUTE, load, m->load, n_load * sizeof *load) : GR_OK;
 }
 
 double *gr_model_loss_sum(gr_model *m) {

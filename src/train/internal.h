@@ -74,7 +74,7 @@ typedef struct gr_objective {
      * run starts with (the caller spreads them). Not collective. */
     gr_err (*open)(gr_trainer *t);
     /* Forward and backward of one micro-batch; gradients are scaled by 1/(tokens of the global batch). The losses of
-     * this rank's tokens are added to the model's sums (gr_model_sums) or, where they are read at once, to *loss_sum.
+     * this rank's tokens are added to the model's sums (gr_model_sums) or, where all are read at once, to *loss_sum.
      */
     gr_err (*micro_batch)(gr_trainer *t, const gr_micro *micro, double *loss_sum, gr_phases *phases);
     /* After the update of a step, with the loads of its global batch. NULL: nothing. */
@@ -147,8 +147,7 @@ struct gr_trainer {
     int n_load;                  /* 1: routes are the same in all layers; with learned routes the MoE layers */
     uint64_t *load;              /* [n_load, E] pairs per expert in this step's global batch */
     gr_step_rows *traffic;       /* [R] of this step; NULL without tables or where nothing moves */
-    double bytes_sent;           /* by dispatches and combines of this step */
-    double loss_sum;             /* of this step, without what the model has */
+    double loss_sum;             /* of this step; 0 where the model has it */
     uint64_t n_download, n_sync; /* of the backend, before this step */
     gr_staging staging;          /* of weights that host code works on */
     gr_step_record record;
