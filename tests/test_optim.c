@@ -196,6 +196,28 @@ static void a_skipped_step_leaves_weights_and_moments_as_they_were(void **state)
     trainee_close(&calm);
 }
 
+/* At a constant rate a step that is skipped leaves no trace at all. */
+static void the_moment_correction_counts_applied_updates(void **state) {
+    (void)state;
+    trainee t[2];
+    for (int i = 0; i < 2; i++) {
+        trainee_open(&t[i], 1);
+        gr_optimizer_close(t[i].optimizer);
+        t[i].options.lr = (gr_lr){.schedule = GR_SCHEDULE_CONSTANT, .lr = 1e-3};
+        assert_int_equal(gr_optimizer_open(&t[i].optimizer, &t[i].options), GR_OK);
+        gradients_fill(&t[i], 0);
+        update(&t[i], 0, 1);
+        if (i == 1)
+            step_skipped(&t[i], 1, 0, NAN, 1);
+        gradients_fill(&t[i], 1);
+        update(&t[i], 1 + i, 1);
+        assert_int_equal(gr_optimizer_counts_get(t[i].optimizer).n_applied, 2);
+    }
+    assert_memory_equal(t[0].w, t[1].w, t[0].n * sizeof(float));
+    trainee_close(&t[1]);
+    trainee_close(&t[0]);
+}
+
 static void the_fourth_skip_in_a_row_ends_the_run(void **state) {
     (void)state;
     trainee t;
@@ -241,6 +263,7 @@ int main(void) {
         cmocka_unit_test(a_thousand_steps_follow_the_double_reference),
         cmocka_unit_test(matrices_decay_and_norms_do_not),
         cmocka_unit_test(a_skipped_step_leaves_weights_and_moments_as_they_were),
+        cmocka_unit_test(the_moment_correction_counts_applied_updates),
         cmocka_unit_test(the_fourth_skip_in_a_row_ends_the_run),
         cmocka_unit_test(a_norm_whose_square_no_float_holds_is_clipped_or_else_skipped),
     };
