@@ -60,6 +60,21 @@ static void check_training(const model_case_options *o, int steps) {
     model_case_state_close(&expected);
 }
 
+/* Gradients that are reduced by parts while backward goes on have the sums of those reduced at its end. */
+static void check_beside(const model_case_options *o) {
+    int n_part = 2 * comm->size[GR_WORLD];
+    model_case_options beside = *o;
+    model_case_state expected, on_cpu, found;
+    beside.beside = true;
+    model_case_train(cpu, comm, o, n_part, 2, &expected);
+    model_case_train(cpu, comm, &beside, n_part, 2, &on_cpu);
+    train_on_device(&beside, n_part, 2, &found);
+    assert_true(model_case_same_bits(&expected, &on_cpu) && model_case_same_bits(&expected, &found));
+    model_case_state_close(&found);
+    model_case_state_close(&on_cpu);
+    model_case_state_close(&expected);
+}
+
 /* So many steps with routes of each kind, then 2 with each kind of recomputation and with whole moments. */
 static void check_all_training(int steps) {
     for (int routing = 0; routing < N_ROUTING; routing++) {
@@ -68,6 +83,7 @@ static void check_all_training(int steps) {
         check_training(&o, steps);
         for (o.recompute = GR_RECOMPUTE_EXPERTS; o.recompute <= GR_RECOMPUTE_BLOCK; o.recompute++)
             check_training(&o, 2);
+        check_beside(&o);
         o.zero = GR_ZERO_OFF;
         check_training(&o, 2);
     }

@@ -219,6 +219,11 @@ typedef struct gr_phases {
  * routers' losses (see gr_model_sums). NULL: it is kept for gr_model_sums_get, and with routes that are given nothing
  * waits for the backend. Collective over the expert-parallel group. */
 GR_MUST gr_err gr_model_step(gr_model *m, const gr_batch *b, float loss_scale, double *loss_sum, gr_phases *phases);
+/* From now on `done` is called in every gr_model_step of a language model as soon as nothing more is added to a part of
+ * the gradients: by ops of lane COMPUTE that are queued already. Parts are of the dense range or of the experts, come
+ * in the same order on all ranks and are all there is, each once. `done` may call collectives. NULL: nobody is told. */
+typedef gr_err gr_gradients_done(void *of, gr_share part);
+void gr_model_gradients_watch(gr_model *m, gr_gradients_done *done, void *of);
 /* Forward only. */
 GR_MUST gr_err gr_model_loss(gr_model *m, const gr_batch *b, double *loss_sum, gr_phases *phases);
 /* The same with the loss of each token besides: token_loss [N] in nats, 0 where ignored, host memory; or NULL. */

@@ -100,6 +100,10 @@ GR_MUST gr_err gr_optimizer_step(
  * waits until it is decided, not until the update is done, and says what became of the step; 71 as above. n_token: in
  * the global batch. */
 double *gr_optimizer_losses(gr_optimizer *o);
+/* With ZeRO-1, before reduce and in the place of its sums over groups, which are then only waited for by COMPUTE: the
+ * same of one part of the gradients that is complete on all ranks, beside what COMPUTE still does (gr_comm.beside). For
+ * gr_model_gradients_watch: all parts of the dense range and of the experts, each once. */
+GR_MUST gr_err gr_optimizer_reduce_part(gr_optimizer *o, float *gradients, gr_share part);
 GR_MUST gr_err gr_optimizer_reduce(gr_optimizer *o, float *gradients);
 GR_MUST gr_err gr_optimizer_apply(gr_optimizer *o, int64_t step, gr_weights weights, const float *gradients);
 GR_MUST gr_err gr_optimizer_finish(gr_optimizer *o, double n_token, gr_update *out);
@@ -108,6 +112,8 @@ GR_MUST gr_err gr_optimizer_finish(gr_optimizer *o, double n_token, gr_update *o
 GR_MUST gr_err gr_gradients_reduce(const gr_params *p, gr_comm *comm, float *gradients);
 /* The same sums, only of the elements this rank owns; the others are undefined afterwards. */
 GR_MUST gr_err gr_gradients_scatter(const gr_params *p, gr_comm *comm, float *gradients);
+/* Of one part alone, which lies within the dense range or the experts. */
+GR_MUST gr_err gr_gradients_scatter_part(const gr_params *p, gr_comm *comm, float *gradients, gr_share part);
 
 /* *squares (backend memory) = sum of squares of the reduced or scattered gradients that this rank owns. Each element of
  * the model has one owner: the sum over the world is the norm's square. */

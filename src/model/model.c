@@ -385,8 +385,10 @@ gr_err gr_model_layers_backward(gr_model *m) {
         GR_TRY(recompute(m, l));
         GR_TRY(gr_model_ffn_backward(m, l));
         GR_TRY(gr_model_attention_backward(m, l));
+        GR_TRY(gr_model_part_done(m, 1 + l));
     }
-    return gr_model_embed_backward(m);
+    GR_TRY(gr_model_embed_backward(m));
+    return gr_model_part_done(m, 0);
 }
 
 static double since_ms(double start_s) {
@@ -402,6 +404,7 @@ gr_err gr_model_step(gr_model *m, const gr_batch *b, float loss_scale, double *l
 
     start_s = gr_time_s();
     GR_TRY(gr_model_head_backward(m, loss_scale, loss_sum));
+    GR_TRY(gr_model_part_done(m, 1 + m->config.num_hidden_layers));
     GR_TRY(gr_model_layers_backward(m));
     phases->backward_ms += since_ms(start_s) - (m->moe.exchange_ms - forward_exchange_ms);
     phases->exchange_ms += m->moe.exchange_ms;

@@ -26,8 +26,9 @@ struct gr_optimizer {
     gr_adamw_range *range;
     int n_range[2];
     gr_optimizer_counts counts;
-    int64_t step;     /* of the update in progress */
-    gr_update update; /* what is known of it */
+    int64_t n_reduced; /* gradients whose sums have been asked for by parts */
+    int64_t step;      /* of the update in progress */
+    gr_update update;  /* what is known of it */
 };
 
 /* Adds what held[part] has of the elements [first, end). */
@@ -174,13 +175,32 @@ double *gr_optimizer_losses(gr_optimizer *o) {
     return o->facts->loss;
 }
 
+gr_err gr_optimizer_reduce_part(gr_optimizer *o, float *gradients, gr_share part) {
+    gr_comm *comm = o->o.comm;
+    GR_ASSERT(o->o.zero == GR_ZERO_1, "without ZeRO-1 gradients are summed whole");
+    comm->beside = true;
+    gr_err err = gr_gradients_scatter_part(o->o.params, comm, gradients, part);
+    comm->beside = false;
+    o->n_reduced += part.n;
+    return err;
+}
+
+static gr_err reduce(gr_optimizer *o, float *gradients) {
+    const gr_optimizer_options *c = &o->o;
+    if (c->zero == GR_ZERO_OFF)
+        return gr_gradients_reduce(c->params, c->comm, gradients);
+    if (o->n_reduced == 0)
+        return gr_gradients_scatter(c->params, c->comm, gradients);
+    GR_ASSERT(o->n_reduced == c->params->n_element, "%lld of %lld gradients have been reduced by parts",
+        (long long)o->n_reduced, (long long)c->params->n_element);
+    o->n_reduced = 0;
+    return c->comm->join(c->comm);
+}
+
 gr_err gr_optimizer_reduce(gr_optimizer *o, float *gradients) {
     const gr_optimizer_options *c = &o->o;
     double start_s = gr_time_s();
-    if (c->zero == GR_ZERO_1)
-        GR_TRY(gr_gradients_scatter(c->params, c->comm, gradients));
-    else
-        GR_TRY(gr_gradients_reduce(c->params, c->comm, gradients));
+    GR_TRY(reduce(o, gradients));
     GR_TRY(gr_gradients_squares(c->params, c->backend, c->comm, gradients, &o->facts->squares));
     o->update.reduce_ms = 1e3 * (gr_time_s() - start_s);
     return GR_OK;

@@ -142,7 +142,8 @@ struct gr_trainer {
     gr_memory_table memory;
     uint64_t resident_before; /* this process's bytes before the arenas existed */
 
-    gr_micro ready; /* prepared ahead: the next micro-batch */
+    gr_micro ready;     /* prepared ahead: the next micro-batch */
+    bool is_last_micro; /* of its step: the one that is computed */
     double tokens_per_step;
     int n_load;                  /* 1: routes are the same in all layers; with learned routes the MoE layers */
     uint64_t *load;              /* [n_load, E] pairs per expert in this step's global batch */

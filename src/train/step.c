@@ -106,6 +106,7 @@ static gr_err run_micro_batches(gr_trainer *t, int64_t step) {
     for (uint64_t micro = 0; micro < gr_feed_micro_batches(t->feed); micro++) {
         gr_micro now = t->ready;
         GR_TRY(gr_model_make_room(t->model, now.batch.plan));
+        t->is_last_micro = micro + 1 == gr_feed_micro_batches(t->feed);
         GR_TRY(gr_objective_of(t->config)->micro_batch(t, &now, &t->loss_sum, &phases));
         GR_TRY(prepare_next(t, step, micro)); /* while the backend works on this one */
         count_rows(t, &now);

@@ -253,6 +253,16 @@ static gr_optimizer_options optimizer_options(const runner *r, int steps) {
         .lr = {.schedule = GR_SCHEDULE_COSINE, .lr = 1e-3, .lr_min = 1e-4, .warmup_steps = 4, .decay_steps = steps}};
 }
 
+typedef struct reducer {
+    runner *r;
+    gr_optimizer *optimizer;
+} reducer;
+
+static gr_err reduce_part(void *of, gr_share part) {
+    reducer *to = of;
+    return gr_optimizer_reduce_part(to->optimizer, gr_model_gradients(to->r->model), part);
+}
+
 void model_case_train(
     gr_backend *backend, gr_comm *comm, const model_case_options *o, int n_part, int steps, model_case_state *out) {
     runner r;
@@ -264,8 +274,11 @@ void model_case_train(
         windows w = windows_make(o, n_part, step);
         double loss = 0;
         MUST(gr_model_zero_gradients(r.model));
-        for (int micro = 0; micro < n_part / comm->size[GR_WORLD]; micro++)
+        for (int micro = 0, n = n_part / comm->size[GR_WORLD]; micro < n; micro++) {
+            reducer to = {.r = &r, .optimizer = optimizer};
+            gr_model_gradients_watch(r.model, o->beside && micro + 1 == n ? reduce_part : NULL, &to);
             runner_step(&r, &w, micro, &loss);
+        }
         MUST(comm->sum(comm, GR_WORLD, GR_F64, &loss, 1));
         gr_update update;
         loss = step + 1 == o->bad_step ? (double)NAN : loss / (double)w.n;
