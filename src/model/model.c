@@ -354,8 +354,10 @@ static gr_err second_half_forward(gr_model *m, int l) {
 
 gr_err gr_model_layers_forward(gr_model *m, const gr_batch *b, double loss_scale) {
     GR_TRY(gr_model_batch_send(m, b, loss_scale));
+    GR_TRY(gr_model_part_need(m, 0));
     GR_TRY(gr_model_embed_forward(m));
     for (int l = 0; l < m->config.num_hidden_layers; l++) {
+        GR_TRY(gr_model_part_need(m, 1 + l));
         if (m->n_linear) {
             GR_TRY(gr_model_linear_forward(m, l));
             continue;

@@ -247,20 +247,6 @@ static gr_err update_part(gr_optimizer *o, int part, const gr_weights *w, const 
     return b->adamw(b, GR_LANE_COMPUTE, &a);
 }
 
-/* After a step that is skipped as well: all get back what they had. */
-static gr_err gather(gr_optimizer *o, const gr_weights *w) {
-    const gr_optimizer_options *c = &o->o;
-    gr_comm *comm = c->comm;
-    if (c->zero == GR_ZERO_OFF)
-        return GR_OK;
-    if (c->weights_act)
-        return gr_weights_gather(c->params, comm, w, c->weights_act, c->backend->dtype, c->vectors);
-    comm->traffic = GR_TRAFFIC_WEIGHTS;
-    GR_TRY(comm->all_gather(comm, GR_WORLD, GR_F32, w->at[0], (size_t)o->held[0].n));
-    comm->traffic = GR_TRAFFIC_WEIGHTS;
-    return comm->all_gather(comm, GR_EDP, GR_F32, w->at[1], (size_t)o->held[1].n);
-}
-
 gr_err gr_optimizer_apply(gr_optimizer *o, int64_t step, gr_weights weights, const float *gradients) {
     o->step = step;
     o->update.lr = gr_lr_at(&o->o.lr, step);
@@ -268,9 +254,44 @@ gr_err gr_optimizer_apply(gr_optimizer *o, int64_t step, gr_weights weights, con
     double start_s = gr_time_s();
     for (int part = 0; part < 2; part++)
         GR_TRY(update_part(o, part, &weights, gradients));
-    GR_TRY(gather(o, &weights));
     o->update.optimizer_ms = 1e3 * (gr_time_s() - start_s);
     return GR_OK;
+}
+
+/* After a step that is skipped as well: all get back what they had. */
+gr_err gr_optimizer_gather(gr_optimizer *o, gr_weights weights) {
+    const gr_optimizer_options *c = &o->o;
+    gr_comm *comm = c->comm;
+    double start_s = gr_time_s();
+    if (c->zero == GR_ZERO_OFF)
+        return GR_OK;
+    if (c->weights_act) {
+        GR_TRY(gr_weights_gather(c->params, comm, &weights, c->weights_act, c->backend->dtype, c->vectors));
+    } else {
+        comm->traffic = GR_TRAFFIC_WEIGHTS;
+        GR_TRY(comm->all_gather(comm, GR_WORLD, GR_F32, weights.at[0], (size_t)o->held[0].n));
+        comm->traffic = GR_TRAFFIC_WEIGHTS;
+        GR_TRY(comm->all_gather(comm, GR_EDP, GR_F32, weights.at[1], (size_t)o->held[1].n));
+    }
+    o->update.optimizer_ms += 1e3 * (gr_time_s() - start_s);
+    return GR_OK;
+}
+
+gr_err gr_optimizer_gather_vectors(gr_optimizer *o, gr_weights weights) {
+    const gr_optimizer_options *c = &o->o;
+    return c->vectors ? gr_weights_gather_vectors(c->params, c->comm, &weights, c->vectors) : GR_OK;
+}
+
+gr_err gr_optimizer_gather_part(gr_optimizer *o, gr_weights weights, gr_share part) {
+    const gr_optimizer_options *c = &o->o;
+    const gr_dtype dtype = c->weights_act ? c->backend->dtype : GR_F32;
+    GR_ASSERT(c->zero == GR_ZERO_1, "without ZeRO-1 every rank has updated all weights");
+    void *data = c->weights_act ? (uint8_t *)c->weights_act + (size_t)part.first * c->backend->elem_size
+                                : (void *)gr_weights_at(&weights, part);
+    c->comm->beside = true;
+    gr_err err = gr_weights_gather_part(c->params, c->comm, part, dtype, data);
+    c->comm->beside = false;
+    return err;
 }
 
 /* All ranks come here together with the same count, so they can agree that one of them reports. */
@@ -309,5 +330,6 @@ gr_err gr_optimizer_step(
     GR_TRY(b->upload(b, GR_LANE_COMPUTE, o->facts->loss, mine, sizeof mine));
     GR_TRY(gr_optimizer_reduce(o, gradients));
     GR_TRY(gr_optimizer_apply(o, step, weights, gradients));
+    GR_TRY(gr_optimizer_gather(o, weights));
     return gr_optimizer_finish(o, 1, out);
 }

@@ -169,6 +169,10 @@ void gr_trainer_close(gr_trainer *t);
 /* step.c: one step, 0-based, from t->ready; fills t->record. */
 GR_MUST gr_err gr_trainer_step(gr_trainer *t, int64_t step);
 
+/* Do gradients and weights travel part by part while layers are computed? Only where that needs no wait of the host: by
+ * parts one owner after the other has work, which a host that waits for it would feel. */
+bool gr_trainer_exchanges_beside(const gr_trainer *t);
+
 /* The stages of opening, in order: groups, experts' places, backend; then data, routes and the largest plans, without
  * their memory; then all memory; then the best GEMM rate. A dry run stops between them. */
 GR_MUST gr_err gr_trainer_shape(gr_trainer *t);

@@ -6,11 +6,10 @@ static gr_err reduce_part(void *of, gr_share part) {
     return gr_optimizer_reduce_part(t->optimizer, gr_model_gradients(t->model), part);
 }
 
-/* In the last micro-batch gradients go to their owners while backward goes on, where that needs no wait of the host: by
- * pieces one owner after the other has work, which a host that waits for it would feel. */
+/* In the last micro-batch gradients go to their owners while backward goes on. */
 static gr_err micro_batch(gr_trainer *t, const gr_micro *micro, double *loss_sum, gr_phases *phases) {
     (void)loss_sum;
-    bool beside = t->is_last_micro && t->comm->queues && t->config->parallel.zero;
+    bool beside = t->is_last_micro && gr_trainer_exchanges_beside(t);
     gr_model_gradients_watch(t->model, beside ? reduce_part : NULL, t);
     return gr_model_step(t->model, &micro->batch, (float)(1.0 / t->tokens_per_step), NULL, phases);
 }

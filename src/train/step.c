@@ -44,6 +44,23 @@ static gr_err hand_over_losses(gr_trainer *t) {
     return t->loss_sum != 0 ? b->upload(b, GR_LANE_COMPUTE, losses, &t->loss_sum, sizeof t->loss_sum) : GR_OK;
 }
 
+bool gr_trainer_exchanges_beside(const gr_trainer *t) {
+    return t->config->kind == GR_CONFIG_TRAIN && t->config->parallel.zero && t->comm->queues;
+}
+
+static gr_err gather_part(void *of, gr_share part) {
+    gr_trainer *t = of;
+    return gr_optimizer_gather_part(t->optimizer, gr_model_masters(t->model), part);
+}
+
+/* Now, or in the forward of the next step. */
+static gr_err gather_weights(gr_trainer *t) {
+    if (!gr_trainer_exchanges_beside(t))
+        return gr_optimizer_gather(t->optimizer, gr_model_masters(t->model));
+    GR_TRY(gr_optimizer_gather_vectors(t->optimizer, gr_model_masters(t->model)));
+    return gr_model_weights_await(t->model, gather_part, t);
+}
+
 /* What became of the step. The host waits for the backend here, in a step with given routes nowhere else. */
 static gr_err finish_update(gr_trainer *t) {
     gr_update update;
@@ -228,6 +245,7 @@ gr_err gr_trainer_step(gr_trainer *t, int64_t step) {
     GR_TRY(hand_over_losses(t));
     GR_TRY(gr_optimizer_reduce(t->optimizer, gradients));
     GR_TRY(gr_optimizer_apply(t->optimizer, step, gr_model_masters(t->model), gradients));
+    GR_TRY(gather_weights(t));
     GR_TRY(finish_update(t));
     GR_TRY(max_vio(t));
     if (objective->after_update)
@@ -265,6 +283,7 @@ static gr_err evaluate_first(gr_trainer *t) {
 #define FAILED_SAVES_MAX 2
 
 static gr_err save_checkpoint(gr_trainer *t) {
+    GR_TRY(gr_model_weights_settle(t->model));
     t->state.optimizer = gr_optimizer_counts_get(t->optimizer);
     gr_err e = gr_checkpoint_save(t->checkpointer, &t->state);
     if (e == GR_STORAGE && ++t->failed_saves <= FAILED_SAVES_MAX) {

@@ -253,14 +253,32 @@ static gr_optimizer_options optimizer_options(const runner *r, int steps) {
         .lr = {.schedule = GR_SCHEDULE_COSINE, .lr = 1e-3, .lr_min = 1e-4, .warmup_steps = 4, .decay_steps = steps}};
 }
 
-typedef struct reducer {
+typedef struct exchanger {
     runner *r;
     gr_optimizer *optimizer;
-} reducer;
+} exchanger;
 
 static gr_err reduce_part(void *of, gr_share part) {
-    reducer *to = of;
+    exchanger *to = of;
     return gr_optimizer_reduce_part(to->optimizer, gr_model_gradients(to->r->model), part);
+}
+
+static gr_err gather_part(void *of, gr_share part) {
+    exchanger *to = of;
+    return gr_optimizer_gather_part(to->optimizer, gr_model_masters(to->r->model), part);
+}
+
+/* As gr_optimizer_step, but that the weights come in the next forward. */
+static void update_beside(exchanger *to, int step, double loss, gr_update *update) {
+    gr_backend *b = to->r->backend;
+    gr_model *m = to->r->model;
+    const double mine[GR_LOSSES] = {to->r->comm->rank[GR_WORLD] == 0 ? loss : 0};
+    MUST(b->upload(b, GR_LANE_COMPUTE, gr_optimizer_losses(to->optimizer), mine, sizeof mine));
+    MUST(gr_optimizer_reduce(to->optimizer, gr_model_gradients(m)));
+    MUST(gr_optimizer_apply(to->optimizer, step, gr_model_masters(m), gr_model_gradients(m)));
+    MUST(gr_optimizer_gather_vectors(to->optimizer, gr_model_masters(m)));
+    MUST(gr_model_weights_await(m, gather_part, to));
+    MUST(gr_optimizer_finish(to->optimizer, 1, update));
 }
 
 void model_case_train(
@@ -270,21 +288,26 @@ void model_case_train(
     gr_optimizer_options options = optimizer_options(&r, steps);
     gr_optimizer *optimizer;
     MUST(gr_optimizer_open(&optimizer, &options));
+    exchanger to = {.r = &r, .optimizer = optimizer};
     for (int step = 0; step < steps; step++) {
         windows w = windows_make(o, n_part, step);
         double loss = 0;
         MUST(gr_model_zero_gradients(r.model));
         for (int micro = 0, n = n_part / comm->size[GR_WORLD]; micro < n; micro++) {
-            reducer to = {.r = &r, .optimizer = optimizer};
             gr_model_gradients_watch(r.model, o->beside && micro + 1 == n ? reduce_part : NULL, &to);
             runner_step(&r, &w, micro, &loss);
         }
         MUST(comm->sum(comm, GR_WORLD, GR_F64, &loss, 1));
         gr_update update;
         loss = step + 1 == o->bad_step ? (double)NAN : loss / (double)w.n;
-        MUST(gr_optimizer_step(optimizer, step, loss, gr_model_masters(r.model), gr_model_gradients(r.model), &update));
+        if (o->beside)
+            update_beside(&to, step, loss, &update);
+        else
+            MUST(gr_optimizer_step(
+                optimizer, step, loss, gr_model_masters(r.model), gr_model_gradients(r.model), &update));
         windows_free(&w);
     }
+    MUST(gr_model_weights_settle(r.model));
     state_from(&r, out);
     out->counts = gr_optimizer_counts_get(optimizer);
     gr_optimizer_close(optimizer);
@@ -357,6 +380,7 @@ static void trainer_step(runner *r, gr_optimizer *optimizer, int step) {
     MUST(gr_model_sums_copy(r->model, gr_optimizer_losses(optimizer)));
     MUST(gr_optimizer_reduce(optimizer, gradients));
     MUST(gr_optimizer_apply(optimizer, step, gr_model_masters(r->model), gradients));
+    MUST(gr_optimizer_gather(optimizer, gr_model_masters(r->model)));
     MUST(gr_optimizer_finish(optimizer, (double)w.n, &update));
     GR_ASSERT(update.loss[0] > 0 && update.loss[0] < 100, "loss %g", update.loss[0]);
     GR_ASSERT(!update.skipped && update.grad_norm > 0, "norm %g", update.grad_norm);

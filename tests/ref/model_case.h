@@ -18,7 +18,7 @@ typedef struct model_case_options {
     bool zero_routers; /* every token has equal logits in every layer: all go to experts 0 to K-1 */
     gr_recompute recompute;
     gr_zero zero; /* of model_case_train */
-    bool beside;  /* of model_case_train, with ZeRO-1: gradients are reduced while backward goes on */
+    bool beside;  /* of model_case_train, with ZeRO-1: gradients travel during backward, weights during forward */
     int bad_step; /* of model_case_train: the loss of this step, counted from 1, is not finite; 0: of none */
 } model_case_options;
 
