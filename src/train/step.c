@@ -94,10 +94,12 @@ static void count_rows(gr_trainer *t, const gr_micro *micro) {
     t->record.imbalance_best = micro->imbalance_best;
 }
 
-/* Of all ranks. */
-static gr_err gather_rows(gr_trainer *t) {
+/* What all ranks have moved. The hosts talk while their devices work. */
+static gr_err gather_traffic(gr_trainer *t) {
     const int R = t->comm->size[GR_WORLD];
     gr_step_rows all = {0};
+    if (t->config->routing.source != GR_SOURCE_NONE)
+        GR_TRY(t->comm->sum(t->comm, GR_WORLD, GR_F64, &t->record.bytes_sent, 1));
     if (!t->traffic)
         return GR_OK;
     GR_TRY(t->comm->all_gather(t->comm, GR_WORLD, GR_U64, t->traffic, sizeof *t->traffic / sizeof(uint64_t)));
@@ -130,11 +132,8 @@ static gr_err run_micro_batches(gr_trainer *t, int64_t step) {
         for (int e = 0; now.load && e < t->config->model.num_experts; e++)
             t->load[e] += now.load[e];
     }
-    if (t->config->routing.source != GR_SOURCE_NONE) {
+    if (t->config->routing.source != GR_SOURCE_NONE)
         t->record.bytes_sent = (double)(rows_sent(t) - sent_before);
-        GR_TRY(t->comm->sum(t->comm, GR_WORLD, GR_F64, &t->record.bytes_sent, 1));
-    }
-    GR_TRY(gather_rows(t));
     t->record.forward_ms = phases.forward_ms;
     t->record.backward_ms = phases.backward_ms;
     t->record.exchange_ms = phases.exchange_ms;
@@ -246,6 +245,7 @@ gr_err gr_trainer_step(gr_trainer *t, int64_t step) {
     GR_TRY(gr_optimizer_reduce(t->optimizer, gradients));
     GR_TRY(gr_optimizer_apply(t->optimizer, step, gr_model_masters(t->model), gradients));
     GR_TRY(gather_weights(t));
+    GR_TRY(gather_traffic(t));
     GR_TRY(finish_update(t));
     GR_TRY(max_vio(t));
     if (objective->after_update)
