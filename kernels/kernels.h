@@ -145,6 +145,7 @@ gr_experts gr_kernel_experts_choose(gr_experts asked, gr_dtype dtype, const gr_f
 
 /* ---------------------------------------------------------------- optimizer.cu: flat ranges */
 
+GR_MUST int gr_kernel_decide(void *stream, const gr_decide *a);
 GR_MUST int gr_kernel_adamw(void *stream, gr_dtype dtype, const gr_adamw *a);
 GR_MUST int gr_kernel_round_weights(void *stream, gr_dtype dtype, const float *from, void *to, int64_t n);
 #define GR_SQUARES_BLOCK 16384 /* elements per partial sum */

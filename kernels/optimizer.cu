@@ -1,17 +1,22 @@
-/* optimizer.cu: passes over flat ranges of weights and gradients. Not yet run on a GPU.
+/* optimizer.cu: passes over flat ranges of weights and gradients, and what is decided between them. Not yet run on a
+ * GPU.
  *
  *   adamw          g' = grad_scale g;  m = b1 m + (1-b1) g';  v = b2 v + (1-b2) g'^2;
  *                  p = (1 - lr wd) p - (lr / (1 - b1^step)) m / (sqrt(v) / sqrt(1 - b2^step) + eps);  p_act = p rounded
  *   round_weights  to = from rounded to nearest, ties to even
  *   sum_squares    *out += sum_i x_i^2 in double
+ *   decide         the norm, the scale and whether the step is skipped: see gr_decide
  *
- * Grid: elementwise passes: 256 threads per block, a thread per 4 neighbours (16 bytes) where n and the addresses
- * allow, else per element. sum_squares: a block of 256 per GR_SQUARES_BLOCK elements, whose threads take every 256th
- * element and are then added up in halves; one block of 1024 adds up the blocks' sums, its threads every 1024th of
- * them. The order depends on n alone, so the same x gives the same bits on any GPU. Bytes per element: adamw 28 (p, m,
- * v read and written, g read) and 2 for p_act; round_weights 6 (bf16) or 8; sum_squares 4. Flops are far below what
- * memory allows, in double too but for GPUs whose doubles are at 1/64. n = 0: nothing is launched. CPU: cpu_adamw.c,
- * cpu_squares.c. */
+ * Grid. adamw: blocks of 256 threads, one per ADAMW_CHUNK elements of a range, all ranges in one launch (up to
+ * ADAMW_RANGES of them, whose list is an argument: a block finds its range by halving it); a thread takes 4 neighbours
+ * (16 bytes) at a time where the addresses allow, else one element. round_weights: a thread per 4 neighbours or per
+ * element. sum_squares: a block of 256 per GR_SQUARES_BLOCK elements, whose threads take every 256th element and are
+ * then added up in halves; one block of 1024 adds up the blocks' sums, its threads every 1024th of them. The order
+ * depends on n alone, so the same x gives the same bits on any GPU. decide: one thread.
+ * Bytes per element: adamw 28 (p, m, v read and written, g read) and 2 for p_act, none where the step is skipped;
+ * round_weights 6 (bf16) or 8; sum_squares 4. Flops are far below what memory allows, in double too but for GPUs whose
+ * doubles are at 1/64. n = 0: nothing is launched. CPU: cpu_adamw.c, cpu_squares.c. */
+#include <float.h>
 #include <math.h>
 
 #include "kernels/warp.cuh"
@@ -22,35 +27,94 @@ constexpr int THREADS = 256;
 constexpr int TOTAL_THREADS = 1024;
 constexpr int64_t N_MAX = (int64_t)THREADS * 0x7fffffff;
 
+constexpr int ADAMW_CHUNK = 4096;
+constexpr int ADAMW_RANGES = 128; /* 3 of the 4 KiB that any launch may have as arguments */
+
 struct adamw_rates {
-    float rate, root, keep, beta1, rest1, beta2, rest2;
+    float rate, root, keep[2], beta1, rest1, beta2, rest2; /* keep: without decay, with it */
+};
+
+struct adamw_part {
+    int64_t first, n;
+    unsigned first_block;
+    int decay;
+};
+
+struct adamw_list {
+    int n;
+    adamw_part part[ADAMW_RANGES];
+};
+
+/* What a block needs of gr_adamw. */
+struct adamw_arrays {
+    float *p, *m, *v;
+    const float *g;
+    void *act;
+    const gr_decision *decision;
+    float eps;
 };
 
 __device__ __forceinline__ int64_t thread_index() {
     return (int64_t)blockIdx.x * THREADS + threadIdx.x;
 }
 
-/* n is a multiple of N. T: what p_act holds; NULL where weights are stored as fp32. */
-template <typename T, int N> __global__ void __launch_bounds__(THREADS) adamw(gr_adamw a, adamw_rates s) {
-    const int64_t i = thread_index() * N;
-    if (i >= a.n)
-        return;
+/* N elements from i on. T: what act holds; NULL where weights are stored as fp32. */
+template <typename T, int N>
+__device__ __forceinline__ void adamw_update(
+    const adamw_arrays &a, const adamw_rates &s, float scale, float keep, int64_t i) {
     float p[N], m[N], v[N], grad[N];
     gr_load<N>(a.p + i, p);
     gr_load<N>(a.m + i, m);
     gr_load<N>(a.v + i, v);
     gr_load<N>(a.g + i, grad);
+#pragma unroll
     for (int j = 0; j < N; j++) {
-        const float g = grad[j] * a.grad_scale;
+        const float g = grad[j] * scale;
         m[j] = s.beta1 * m[j] + s.rest1 * g;
         v[j] = s.beta2 * v[j] + s.rest2 * g * g;
-        p[j] = s.keep * p[j] - s.rate * m[j] / (sqrtf(v[j]) * s.root + a.eps);
+        p[j] = keep * p[j] - s.rate * m[j] / (sqrtf(v[j]) * s.root + a.eps);
     }
     gr_store<N>(a.p + i, p);
     gr_store<N>(a.m + i, m);
     gr_store<N>(a.v + i, v);
-    if (a.p_act)
-        gr_store<N>((T *)a.p_act + i, p);
+    if (a.act)
+        gr_store<N>((T *)a.act + i, p);
+}
+
+template <typename T, int N>
+__global__ void __launch_bounds__(THREADS)
+    adamw(const adamw_arrays a, const adamw_rates s, const __grid_constant__ adamw_list list) {
+    if (a.decision->skipped)
+        return;
+    int low = 0;
+    for (int high = list.n; high - low > 1;) {
+        const int middle = (low + high) / 2;
+        if (list.part[middle].first_block <= blockIdx.x)
+            low = middle;
+        else
+            high = middle;
+    }
+    const int64_t begin = (int64_t)(blockIdx.x - list.part[low].first_block) * ADAMW_CHUNK;
+    const int64_t left = list.part[low].n - begin, first = list.part[low].first + begin;
+    const int n = left < ADAMW_CHUNK ? (int)left : ADAMW_CHUNK;
+    const float scale = a.decision->grad_scale, keep = s.keep[list.part[low].decay];
+    for (int i = (int)threadIdx.x * N; i < n; i += THREADS * N) {
+        if (i + N <= n)
+            adamw_update<T, N>(a, s, scale, keep, first + i);
+        else
+            for (int j = i; j < n; j++)
+                adamw_update<T, 1>(a, s, scale, keep, first + j);
+    }
+}
+
+/* As gr_cpu_decide: products, a quotient and a root, each rounded once, so the same bits. */
+__global__ void decide_one(gr_decide a) {
+    const double norm = sqrt(*a.squares), scale = a.clip > 0 && norm > a.clip ? a.clip / norm : 1;
+    const double applied = scale * norm;
+    const bool proceeds = applied * applied <= (double)FLT_MAX && fabs(*a.loss) <= DBL_MAX; /* NaN fails both */
+    a.out->norm = norm;
+    a.out->grad_scale = (float)scale;
+    a.out->skipped = proceeds ? 0 : 1;
 }
 
 template <typename T, int N>
@@ -91,7 +155,8 @@ adamw_rates rates_of(const gr_adamw *a) {
     adamw_rates s;
     s.rate = (float)(lr / (1 - pow(beta1, step)));
     s.root = (float)(1 / sqrt(1 - pow(beta2, step)));
-    s.keep = (float)(1 - lr * (double)a->weight_decay);
+    s.keep[0] = 1;
+    s.keep[1] = (float)(1 - lr * (double)a->weight_decay);
     s.beta1 = a->beta1;
     s.rest1 = (float)(1 - beta1);
     s.beta2 = a->beta2;
@@ -99,14 +164,40 @@ adamw_rates rates_of(const gr_adamw *a) {
     return s;
 }
 
+/* The list's next part, in blocks of its own. */
+void part_add(adamw_list *list, const gr_adamw_range *range, unsigned *n_block) {
+    list->part[list->n++] = {range->first, range->n, *n_block, range->decay ? 1 : 0};
+    *n_block += gr_blocks(range->n, ADAMW_CHUNK);
+}
+
 template <typename T> int launch_adamw(cudaStream_t stream, const gr_adamw *a) {
-    const bool whole = a->n % 4 == 0 && gr_is_aligned16(a->p) && gr_is_aligned16(a->m) && gr_is_aligned16(a->v) &&
-                       gr_is_aligned16(a->g) && (uintptr_t)a->p_act % (4 * sizeof(T)) == 0;
-    if (whole)
-        adamw<T, 4><<<gr_blocks(a->n / 4, THREADS), THREADS, 0, stream>>>(*a, rates_of(a));
-    else
-        adamw<T, 1><<<gr_blocks(a->n, THREADS), THREADS, 0, stream>>>(*a, rates_of(a));
+    const adamw_arrays arrays = {a->p, a->m, a->v, a->g, a->p_act, a->decision, a->eps};
+    const adamw_rates rates = rates_of(a);
+    const bool wide = gr_is_aligned16(a->p) && gr_is_aligned16(a->m) && gr_is_aligned16(a->v) &&
+                      gr_is_aligned16(a->g) && (uintptr_t)a->p_act % (4 * sizeof(T)) == 0;
+    for (int64_t r = 0; r < a->n_range;) {
+        adamw_list list;
+        unsigned n_block = 0;
+        for (list.n = 0; list.n < ADAMW_RANGES && r < a->n_range; r++)
+            if (a->range[r].n > 0)
+                part_add(&list, &a->range[r], &n_block);
+        if (n_block == 0)
+            continue;
+        if (wide)
+            adamw<T, 4><<<n_block, THREADS, 0, stream>>>(arrays, rates, list);
+        else
+            adamw<T, 1><<<n_block, THREADS, 0, stream>>>(arrays, rates, list);
+    }
     return gr_launched();
+}
+
+bool ranges_fit(const gr_adamw *a) {
+    for (int64_t r = 0; r < a->n_range; r++) {
+        const gr_adamw_range *range = &a->range[r];
+        if (range->first < 0 || range->first % GR_ADAMW_ALIGN || range->n < 0 || range->n > a->n - range->first)
+            return false;
+    }
+    return true;
 }
 
 template <typename T> int launch_round(cudaStream_t stream, const float *from, void *to, int64_t n) {
@@ -120,12 +211,15 @@ template <typename T> int launch_round(cudaStream_t stream, const float *from, v
 } // namespace
 
 int gr_kernel_adamw(void *stream, gr_dtype dtype, const gr_adamw *a) {
-    if (a->n < 0 || a->n > N_MAX || !gr_is_act(dtype) || !a->p_act != (dtype == GR_F32))
+    if (a->n < 0 || a->n > N_MAX || !gr_is_act(dtype) || !a->p_act != (dtype == GR_F32) || !ranges_fit(a))
         return cudaErrorInvalidValue;
-    if (a->n == 0)
-        return 0;
     const cudaStream_t queue = (cudaStream_t)stream;
     return dtype == GR_BF16 ? launch_adamw<gr_bf16>(queue, a) : launch_adamw<float>(queue, a);
+}
+
+int gr_kernel_decide(void *stream, const gr_decide *a) {
+    decide_one<<<1, 1, 0, (cudaStream_t)stream>>>(*a);
+    return gr_launched();
 }
 
 int gr_kernel_round_weights(void *stream, gr_dtype dtype, const float *from, void *to, int64_t n) {

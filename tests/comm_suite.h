@@ -123,6 +123,47 @@ static void reduce_scatter_sums_the_own_shard(void **state) {
     }
 }
 
+/* Every piece [first, first + n) of a few lengths: of one owner, of several, of a part of one. */
+static void reduced_pieces_are_sums_in_rank_order(void **state) {
+    gr_comm *c = comm_of(state);
+    for (gr_group g = GR_WORLD; g < GR_N_GROUP; g++) {
+        enum { SHARD = 11 };
+        uint32_t first, stride;
+        group_members(c, g, &first, &stride);
+        const size_t n_rank = (size_t)c->size[g], n = SHARD * n_rank, me = (size_t)c->rank[g];
+        for (size_t begin = 0; begin < n; begin += 5)
+            for (size_t length = 0; length <= n - begin; length += 1 + length) {
+                float x[SHARD * 16];
+                for (size_t i = 0; i < length; i++)
+                    x[i] = operand((uint32_t)c->rank[GR_WORLD], begin + i);
+                const gr_piece p = {.shard = SHARD, .first = begin, .n = length};
+                assert_int_equal(c->reduce_piece(c, g, GR_F32, x, p), 0);
+                for (size_t i = 0; i < length; i++) {
+                    float expected = sum_in_rank_order((uint32_t)n_rank, first, stride, begin + i);
+                    assert_true((begin + i) / SHARD != me || memcmp(&x[i], &expected, sizeof expected) == 0);
+                }
+            }
+    }
+}
+
+static void gathered_pieces_come_from_their_owners(void **state) {
+    gr_comm *c = comm_of(state);
+    for (gr_group g = GR_WORLD; g < GR_N_GROUP; g++) {
+        enum { SHARD = 11 };
+        const size_t n = SHARD * (size_t)c->size[g], me = (size_t)c->rank[g];
+        for (size_t begin = 0; begin < n; begin += 5)
+            for (size_t length = 0; length <= n - begin; length += 1 + length) {
+                uint16_t x[SHARD * 16];
+                for (size_t i = 0; i < length; i++)
+                    x[i] = (begin + i) / SHARD == me ? (uint16_t)(1 + begin + i) : 0;
+                const gr_piece p = {.shard = SHARD, .first = begin, .n = length};
+                assert_int_equal(c->gather_piece(c, g, GR_U16, x, p), 0);
+                for (size_t i = 0; i < length; i++)
+                    assert_int_equal(x[i], 1 + begin + i);
+            }
+    }
+}
+
 static void all_gather_completes_every_shard(void **state) {
     gr_comm *c = comm_of(state);
     enum { SHARD = 29 };
@@ -281,6 +322,8 @@ static int run_comm_suite(int n_rank, bool close_agreed) {
         AT_BOTH_SIZES(sum_adds_in_rank_order),
         AT_BOTH_SIZES(sum_covers_doubles_and_counters),
         AT_BOTH_SIZES(reduce_scatter_sums_the_own_shard),
+        AT_BOTH_SIZES(reduced_pieces_are_sums_in_rank_order),
+        AT_BOTH_SIZES(gathered_pieces_come_from_their_owners),
         AT_BOTH_SIZES(all_gather_completes_every_shard),
         AT_BOTH_SIZES(bcast_copies_from_any_root),
         AT_BOTH_SIZES(bytes_to_others_are_counted_by_what_they_are_for),

@@ -60,6 +60,21 @@ static void check_training(const model_case_options *o, int steps) {
     model_case_state_close(&expected);
 }
 
+/* Gradients that are reduced by parts while backward goes on have the sums of those reduced at its end. */
+static void check_beside(const model_case_options *o) {
+    int n_part = 2 * comm->size[GR_WORLD];
+    model_case_options beside = *o;
+    model_case_state expected, on_cpu, found;
+    beside.beside = true;
+    model_case_train(cpu, comm, o, n_part, 2, &expected);
+    model_case_train(cpu, comm, &beside, n_part, 2, &on_cpu);
+    train_on_device(&beside, n_part, 2, &found);
+    assert_true(model_case_same_bits(&expected, &on_cpu) && model_case_same_bits(&expected, &found));
+    model_case_state_close(&found);
+    model_case_state_close(&on_cpu);
+    model_case_state_close(&expected);
+}
+
 /* So many steps with routes of each kind, then 2 with each kind of recomputation and with whole moments. */
 static void check_all_training(int steps) {
     for (int routing = 0; routing < N_ROUTING; routing++) {
@@ -68,8 +83,30 @@ static void check_all_training(int steps) {
         check_training(&o, steps);
         for (o.recompute = GR_RECOMPUTE_EXPERTS; o.recompute <= GR_RECOMPUTE_BLOCK; o.recompute++)
             check_training(&o, 2);
+        check_beside(&o);
         o.zero = GR_ZERO_OFF;
         check_training(&o, 2);
+    }
+}
+
+/* A step that the device skips without telling the host first: the next ones are as if it had not been. */
+static void check_skip(void) {
+    const int n_part = 2 * comm->size[GR_WORLD];
+    gr_model_config c = config_of(FIXED);
+    model_case_options o = options_of(&c);
+    for (o.zero = GR_ZERO_OFF; o.zero <= GR_ZERO_1; o.zero++) {
+        model_case_state expected, found, whole;
+        o.bad_step = 0;
+        train_on_device(&o, n_part, 4, &whole);
+        o.bad_step = 3;
+        model_case_train(cpu, comm, &o, n_part, 4, &expected);
+        train_on_device(&o, n_part, 4, &found);
+        assert_true(model_case_same_bits(&expected, &found));
+        assert_false(model_case_same_bits(&whole, &found));
+        assert_true(whole.counts.n_applied == 4 && found.counts.n_applied == 3 && found.counts.n_skipped == 0);
+        model_case_state_close(&expected);
+        model_case_state_close(&found);
+        model_case_state_close(&whole);
     }
 }
 

@@ -40,6 +40,11 @@ static void evaluation_has_the_bits_of_the_cpu(void **state) {
     for_each_layout(check_evaluation);
 }
 
+static void a_skipped_step_has_the_bits_of_the_cpu(void **state) {
+    (void)state;
+    for_each_layout(check_skip);
+}
+
 /* What goes through host memory is counted: the sums of gradients, the weights' way back, and with experts on other
  * ranks the rows of each layer, 4 times a micro-batch. */
 static void every_way_through_host_memory_is_counted(void **state) {
@@ -54,7 +59,7 @@ static void every_way_through_host_memory_is_counted(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(training_has_the_bits_of_the_cpu),
-        cmocka_unit_test(evaluation_has_the_bits_of_the_cpu),
+        cmocka_unit_test(evaluation_has_the_bits_of_the_cpu), cmocka_unit_test(a_skipped_step_has_the_bits_of_the_cpu),
         cmocka_unit_test(every_way_through_host_memory_is_counted)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }

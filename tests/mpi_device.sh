@@ -51,6 +51,13 @@ for ep in 1 2; do
     train "$BF16_BINARY" $ep table.json bf16-$ep-cpu --set train.dtype=bf16
     train "$device" $ep table.json bf16-$ep-device --set train.dtype=bf16
     [ "$(hash_of bf16-$ep-cpu)" = "$(hash_of bf16-$ep-device)" ] || die "bf16, expert parallel $ep: other weights"
+    # What is exchanged beside backward and forward, layer by layer, has the bits of what is exchanged between them.
+    export DEVICE_DOUBLE_QUEUES=1
+    train "$device" $ep table.json beside-$ep
+    train "$device" $ep table.json beside-bf16-$ep --set train.dtype=bf16
+    unset DEVICE_DOUBLE_QUEUES
+    [ "$(hash_of table-$ep-cpu)" = "$(hash_of beside-$ep)" ] || die "beside, expert parallel $ep: other weights"
+    [ "$(hash_of bf16-$ep-cpu)" = "$(hash_of beside-bf16-$ep)" ] || die "beside, bf16, expert parallel $ep: other weights"
 done
 # ---- a checkpoint of one layout and kind of memory resumes in another
 train "$device" 2 table.json moved --set train.steps=3

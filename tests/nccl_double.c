@@ -16,9 +16,9 @@
 
 enum { CALLS_MAX = 256, COMMS_MAX = 256, RANKS_MAX = 16, QUESTIONS = 3 };
 
-typedef enum kind { KIND_SEND, KIND_RECEIVE, KIND_SUM, KIND_SCATTER, KIND_GATHER, KIND_BCAST } kind;
+typedef enum kind { KIND_SEND, KIND_RECEIVE, KIND_SUM, KIND_SCATTER, KIND_GATHER, KIND_BCAST, KIND_REDUCE } kind;
 static const char *const kind_names[] = {
-    "ncclSend", "ncclRecv", "ncclAllReduce", "ncclReduceScatter", "ncclAllGather", "ncclBroadcast"};
+    "ncclSend", "ncclRecv", "ncclAllReduce", "ncclReduceScatter", "ncclAllGather", "ncclBroadcast", "ncclReduce"};
 
 typedef struct call {
     kind kind;
@@ -122,6 +122,8 @@ static size_t carried_to(const struct ncclComm *m, const call *c, int r, int fro
         return n * c->n_byte;
     case KIND_GATHER:
         return c->n_byte;
+    case KIND_REDUCE:
+        return r == c->peer ? c->n_byte : 0;
     default:
         return from == c->peer ? c->n_byte : 0;
     }
@@ -220,7 +222,9 @@ static void finish_call(work *w, int i) {
         for (int r = 0; r < m->n; r++)
             if (r != m->rank)
                 memcpy(c->recv + (size_t)r * c->n_byte, w->in[i][r] + sizeof(head), c->n_byte);
-    } else if (c->kind == KIND_BCAST && m->rank != c->peer)
+    } else if (c->kind == KIND_REDUCE && m->rank == c->peer)
+        add_up(w, i, 0, c->n_byte);
+    else if (c->kind == KIND_BCAST && m->rank != c->peer)
         memcpy(c->recv, w->in[i][c->peer] + sizeof(head), c->n_byte);
 }
 
@@ -277,7 +281,9 @@ static ncclResult_t put(ncclComm_t m, cudaStream_t stream, call c) {
     work *w = open_group = open_group ? open_group : take(sizeof *w);
     MUST(!w->comm || (w->comm == m && w->stream == stream), "%s: a second communicator in one group", name);
     MUST(w->n_call < CALLS_MAX, "too many calls in a group");
-    MUST(!is_collective(&c) || w->n_call == 0, "%s: more than one collective in a group", name);
+    bool rooted = c.kind == KIND_BCAST || c.kind == KIND_REDUCE; /* several, each of another root */
+    MUST(!is_collective(&c) || w->n_call == 0 || (rooted && w->calls[0].kind == c.kind),
+        "%s: more than one collective in a group", name);
     for (int i = 0; i < w->n_call; i++)
         MUST(w->calls[i].kind != c.kind || w->calls[i].peer != c.peer, "%s: twice to one rank in a group", name);
     size_t n_read = c.kind == KIND_SCATTER ? (size_t)m->n * c.n_byte : c.kind == KIND_RECEIVE ? 0 : c.n_byte;
@@ -326,6 +332,18 @@ ncclResult_t ncclAllReduce(const void *send, void *recv, size_t count, ncclDataT
     MUST(send == recv && op == ncclSum && type != ncclUint8, "ncclAllReduce: not a sum in place");
     return put(m, stream,
         (call){.kind = KIND_SUM, .send = send, .recv = recv, .n_byte = count * type_size(type), .type = type});
+}
+
+ncclResult_t ncclReduce(const void *send, void *recv, size_t count, ncclDataType_t type, ncclRedOp_t op, int root,
+    ncclComm_t m, cudaStream_t stream) {
+    MUST(send == recv && op == ncclSum && type != ncclUint8, "ncclReduce: not a sum in place");
+    return put(m, stream,
+        (call){.kind = KIND_REDUCE,
+            .send = send,
+            .recv = recv,
+            .n_byte = count * type_size(type),
+            .type = type,
+            .peer = root});
 }
 
 ncclResult_t ncclReduceScatter(const void *send, void *recv, size_t count, ncclDataType_t type, ncclRedOp_t op,

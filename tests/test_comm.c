@@ -58,6 +58,9 @@ static void self_leaves_collective_data_alone(void **state) {
         assert_int_equal(c->sum(c, g, GR_F32, x, 3), 0);
         assert_int_equal(c->reduce_scatter(c, g, GR_F32, x, 3), 0);
         assert_int_equal(c->all_gather(c, g, GR_F32, x, 3), 0);
+        assert_int_equal(c->reduce_piece(c, g, GR_F32, x + 1, (gr_piece){.shard = 3, .first = 1, .n = 2}), 0);
+        assert_int_equal(c->gather_piece(c, g, GR_F32, x + 1, (gr_piece){.shard = 3, .first = 1, .n = 2}), 0);
+        assert_int_equal(c->join(c), 0);
         assert_int_equal(c->bcast(c, g, x, sizeof x, 0), 0);
         assert_int_equal(c->barrier(c, g), 0);
     }

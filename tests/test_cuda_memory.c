@@ -178,6 +178,42 @@ static void ops_and_uploads_wait_for_nothing(void **state) {
         backend->release(backend, (void *)(uintptr_t)all[i]);
 }
 
+/* COMPUTE has much to do after what SIDE waits for: the host, which waits for SIDE, does not wait for that. */
+static void the_host_waits_for_one_lane(void **state) {
+    (void)state;
+    enum { SIDE_LENGTH = 512 };
+    const size_t n = (size_t)SIDE_LENGTH * SIDE_LENGTH;
+    float *x = memory_of(2 * n * sizeof *x);
+    double *from = memory_of(sizeof *from), *to;
+    void *host;
+    assert_int_equal(backend->alloc_host(backend, sizeof *to, "test", &host), 0);
+    to = host;
+    const double value = 3.5;
+    const gr_gemm g = {.layout = GR_NN,
+        .m = SIDE_LENGTH,
+        .n = SIDE_LENGTH,
+        .k = SIDE_LENGTH,
+        .a = x,
+        .lda = SIDE_LENGTH,
+        .b = x,
+        .ldb = SIDE_LENGTH,
+        .c = x + n,
+        .ldc = SIDE_LENGTH,
+        .c_dtype = GR_F32};
+    assert_int_equal(backend->upload(backend, GR_LANE_COMPUTE, from, &value, sizeof value), 0);
+    assert_int_equal(backend->wait(backend, GR_LANE_SIDE, GR_LANE_COMPUTE), 0);
+    assert_int_equal(backend->download(backend, GR_LANE_SIDE, to, from, sizeof *to), 0);
+    for (int run = 0; run < 10; run++)
+        assert_int_equal(backend->gemm(backend, GR_LANE_COMPUTE, &g), 0);
+    const uint64_t n_sync = backend->n_sync;
+    assert_int_equal(backend->sync_lane(backend, GR_LANE_SIDE), 0);
+    assert_true(*to == value && backend->n_sync == n_sync + 1);
+    assert_int_equal(backend->sync(backend), 0);
+    backend->release_host(backend, to);
+    backend->release(backend, from);
+    backend->release(backend, x);
+}
+
 static gr_err lose_patience(void *watched, double waited_s) {
     (void)waited_s;
     return ++*(int *)watched > 2 ? gr_fail(GR_PEER, "test: a peer was lost") : GR_OK;
@@ -218,6 +254,7 @@ int main(void) {
         cmocka_unit_test(copies_arrive_whole_though_the_host_goes_on),
         cmocka_unit_test(a_lane_waits_for_another),
         cmocka_unit_test(ops_and_uploads_wait_for_nothing),
+        cmocka_unit_test(the_host_waits_for_one_lane),
         cmocka_unit_test(a_watched_wait_can_be_ended),
     };
     gr_err err = gr_backend_open(&backend, "cuda", GR_F32);

@@ -163,6 +163,62 @@ static void matrices_decay_and_norms_do_not(void **state) {
     trainee_close(&t);
 }
 
+/* What happens in an update, in order: p a piece is reduced beside COMPUTE, j COMPUTE joins, s squares are summed. */
+static char happened[64];
+
+static void happens(char what) {
+    size_t n = strlen(happened);
+    assert_true(n + 1 < sizeof happened);
+    happened[n] = what;
+}
+
+static gr_err piece_seen(gr_comm *c, gr_group g, gr_dtype dtype, void *data, gr_piece p) {
+    assert_true(c->beside && c->traffic == GR_TRAFFIC_GRADIENTS && dtype == GR_F32);
+    assert_true(data && p.n > 0 && g != GR_EP);
+    c->traffic = GR_TRAFFIC_OTHER;
+    happens('p');
+    return GR_OK;
+}
+
+static gr_err join_seen(gr_comm *c) {
+    assert_false(c->beside);
+    happens('j');
+    return GR_OK;
+}
+
+static gr_err (*sum_squares)(gr_backend *b, gr_lane lane, const float *x, int64_t n, double *out);
+static gr_err squares_seen(gr_backend *b, gr_lane lane, const float *x, int64_t n, double *out) {
+    happens('s');
+    return sum_squares(b, lane, x, n, out);
+}
+
+static void gradients_reduced_by_parts_are_waited_for_before_the_norm(void **state) {
+    (void)state;
+    trainee t;
+    const gr_comm before = *comm;
+    sum_squares = backend->sum_squares;
+    trainee_open(&t, 1);
+    gr_optimizer_close(t.optimizer);
+    t.options.zero = GR_ZERO_1;
+    assert_int_equal(gr_optimizer_open(&t.optimizer, &t.options), GR_OK);
+    comm->reduce_piece = piece_seen;
+    comm->join = join_seen;
+    backend->sum_squares = squares_seen;
+    const int64_t n_dense = t.f.params.n_dense, n = (int64_t)t.n;
+    for (int64_t step = 0; step < 2; step++) { /* by parts, then whole */
+        const gr_share parts[] = {{n_dense - 16, 16}, {n_dense, n - n_dense}, {0, n_dense - 16}};
+        memset(happened, 0, sizeof happened);
+        gradients_fill(&t, step);
+        for (size_t i = 0; i < 3 && step == 0; i++)
+            assert_int_equal(gr_optimizer_reduce_part(t.optimizer, t.g, parts[i]), GR_OK);
+        assert_false(update(&t, step, 1).skipped);
+        assert_string_equal(happened, step == 0 ? "pppjss" : "ss");
+    }
+    *comm = before;
+    backend->sum_squares = sum_squares;
+    trainee_close(&t);
+}
+
 /* Runs `step` so that it must be skipped, and checks that no weight changed. */
 static void step_skipped(trainee *t, int64_t step, size_t bad, float value, double loss) {
     float *before = malloc(t->n * sizeof(float));
@@ -194,6 +250,28 @@ static void a_skipped_step_leaves_weights_and_moments_as_they_were(void **state)
     assert_memory_equal(disturbed.w, calm.w, calm.n * sizeof(float));
     trainee_close(&disturbed);
     trainee_close(&calm);
+}
+
+/* At a constant rate a step that is skipped leaves no trace at all. */
+static void the_moment_correction_counts_applied_updates(void **state) {
+    (void)state;
+    trainee t[2];
+    for (int i = 0; i < 2; i++) {
+        trainee_open(&t[i], 1);
+        gr_optimizer_close(t[i].optimizer);
+        t[i].options.lr = (gr_lr){.schedule = GR_SCHEDULE_CONSTANT, .lr = 1e-3};
+        assert_int_equal(gr_optimizer_open(&t[i].optimizer, &t[i].options), GR_OK);
+        gradients_fill(&t[i], 0);
+        update(&t[i], 0, 1);
+        if (i == 1)
+            step_skipped(&t[i], 1, 0, NAN, 1);
+        gradients_fill(&t[i], 1);
+        update(&t[i], 1 + i, 1);
+        assert_int_equal(gr_optimizer_counts_get(t[i].optimizer).n_applied, 2);
+    }
+    assert_memory_equal(t[0].w, t[1].w, t[0].n * sizeof(float));
+    trainee_close(&t[1]);
+    trainee_close(&t[0]);
 }
 
 static void the_fourth_skip_in_a_row_ends_the_run(void **state) {
@@ -240,7 +318,9 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_thousand_steps_follow_the_double_reference),
         cmocka_unit_test(matrices_decay_and_norms_do_not),
+        cmocka_unit_test(gradients_reduced_by_parts_are_waited_for_before_the_norm),
         cmocka_unit_test(a_skipped_step_leaves_weights_and_moments_as_they_were),
+        cmocka_unit_test(the_moment_correction_counts_applied_updates),
         cmocka_unit_test(the_fourth_skip_in_a_row_ends_the_run),
         cmocka_unit_test(a_norm_whose_square_no_float_holds_is_clipped_or_else_skipped),
     };

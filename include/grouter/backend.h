@@ -245,14 +245,38 @@ typedef struct gr_divergence {
     float *dstudent;  /* [n, E] or NULL */
 } gr_divergence;
 
-/* AdamW with decoupled decay on a flat range (Loshchilov & Hutter): m, v moments, grad_scale applied to g first.
- * step counts from 1. p -= lr*(mhat/(sqrt(vhat)+eps) + weight_decay*p). */
+/* What becomes of a step, from sums over its global batch: norm = sqrt(*squares); grad_scale = clip / norm where
+ * 0 < clip < norm, else 1. It is skipped unless *loss is finite and the square of grad_scale * norm fits fp32, as the
+ * second moments must; NaN fails both. In double; the ops that obey read the decision in the backend's memory. */
+typedef struct gr_decision {
+    double norm;
+    float grad_scale;
+    uint32_t skipped; /* 1: weights and moments stay as they are; else 0 */
+} gr_decision;
+typedef struct gr_decide {
+    double clip; /* 0: off */
+    const double *squares, *loss;
+    gr_decision *out;
+} gr_decide;
+
+/* AdamW with decoupled decay (Loshchilov & Hutter) on ranges of flat arrays: m, v moments, the decision's grad_scale
+ * applied to g first. step counts from 1 the steps that are not skipped; it is of no account in one that is: then
+ * nothing is written. p -= lr*(mhat/(sqrt(vhat)+eps) + weight_decay*p), the last term where the range decays. All in a
+ * few launches, however many the ranges. */
+#define GR_ADAMW_ALIGN 16 /* elements: a range begins at a multiple of it */
+typedef struct gr_adamw_range {
+    int64_t first, n;
+    bool decay;
+} gr_adamw_range;
 typedef struct gr_adamw {
     int64_t n, step;
-    float lr, beta1, beta2, eps, weight_decay, grad_scale;
-    float *p, *m, *v; /* fp32 */
-    const float *g;
-    void *p_act; /* storage-type copy of p to refresh, NULL when weights are stored as fp32 */
+    float lr, beta1, beta2, eps, weight_decay;
+    const gr_decision *decision;
+    const gr_adamw_range *range; /* [n_range] host memory: within the arrays, apart from each other */
+    int64_t n_range;
+    float *p, *m, *v; /* [n] fp32 */
+    const float *g;   /* [n] */
+    void *p_act;      /* [n] storage-type copy of p to refresh, NULL when weights are stored as fp32 */
 } gr_adamw;
 
 struct gr_backend {
@@ -275,7 +299,8 @@ struct gr_backend {
     void (*release_host)(gr_backend *b, void *p); /* accepts NULL */
     /* from_host may be changed as soon as it returns. */
     gr_err (*upload)(gr_backend *b, gr_lane lane, void *to, const void *from_host, size_t n_byte);
-    /* to_host is filled once sync has returned; the host waits already here unless to_host is of alloc_host. */
+    /* to_host is filled once sync, or sync_lane of this lane, has returned; the host waits already here unless to_host
+     * is of alloc_host. */
     gr_err (*download)(gr_backend *b, gr_lane lane, void *to_host, const void *from, size_t n_byte);
     gr_err (*fill_zero)(gr_backend *b, gr_lane lane, void *p, size_t n_byte);
     gr_err (*copy)(gr_backend *b, gr_lane lane, void *to, const void *from, size_t n_byte);
@@ -283,6 +308,7 @@ struct gr_backend {
         gr_backend *b, gr_lane waiting, gr_lane for_lane); /* work queued on `waiting` starts after for_lane's */
     void *(*lane_native)(gr_backend *b, gr_lane lane);     /* the device's queue, NULL on the CPU */
     gr_err (*sync)(gr_backend *b);                         /* host waits for all lanes */
+    gr_err (*sync_lane)(gr_backend *b, gr_lane lane);      /* and for one */
     /* Asked again and again while the host waits for the device, with the time it has waited; an error ends the wait
      * and is returned. NULL: nobody is. Set by the comm whose work is on lane COMM, which a lost peer could hold up for
      * ever.
@@ -314,6 +340,7 @@ struct gr_backend {
     gr_err (*cross_entropy)(gr_backend *b, gr_lane lane, const gr_cross_entropy *a);
     gr_err (*divergence)(gr_backend *b, gr_lane lane, const gr_divergence *a);
     gr_err (*sum_squares)(gr_backend *b, gr_lane lane, const float *x, int64_t n, double *out); /* *out += */
+    gr_err (*decide)(gr_backend *b, gr_lane lane, const gr_decide *a);
     gr_err (*adamw)(gr_backend *b, gr_lane lane, const gr_adamw *a);
     /* to[n] (act) = from[n] rounded to nearest, ties to even: what p_act holds after adamw. */
     gr_err (*round_weights)(gr_backend *b, gr_lane lane, const float *from, void *to, int64_t n);

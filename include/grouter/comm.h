@@ -12,6 +12,8 @@
  *   first half of that sentence is exchange_start's, the second exchange_wait's. Callers need no waits of their own.
  *   With NCCL no call waits for the device; through host memory every call does, once per piece. Host code reads
  *   results as an op's, by download and sync.
+ *   While `beside` is set, COMPUTE goes on beside sums and gathers as well: what is queued on it after them starts when
+ *   they are done only from `join` on, or from the next call without `beside`.
  *
  * Sums are in rank order, so the same layout gives the same bits. Those of NCCL are in an order of its own: equal to
  * the others to rounding, and on the same machines with the same layout the same bits in every run and on all ranks
@@ -51,6 +53,11 @@ typedef struct gr_exchange {
     const uint32_t *recv_rows; /* [group size]; sender's and receiver's counts agree (from the plan) */
 } gr_exchange;
 
+/* Elements [first, first+n) of an array of which every rank of a group owns `shard` elements, in rank order. */
+typedef struct gr_piece {
+    size_t shard, first, n;
+} gr_piece;
+
 typedef struct gr_comm_device gr_comm_device;
 typedef struct gr_comm gr_comm;
 struct gr_comm {
@@ -72,10 +79,18 @@ struct gr_comm {
     gr_err (*reduce_scatter)(gr_comm *c, gr_group g, gr_dtype dtype, void *data, size_t n_shard);
     /* data[size*n_shard] with the own shard valid -> all shards valid. Any dtype. */
     gr_err (*all_gather)(gr_comm *c, gr_group g, gr_dtype dtype, void *data, size_t n_shard);
+    /* Both for a piece of such an array, data[p.n]: it may be of one owner or of several, whose own parts of it are
+     * what the calls speak of. By pieces an array has the sums of the whole, with NCCL to rounding. */
+    gr_err (*reduce_piece)(gr_comm *c, gr_group g, gr_dtype dtype, void *data, gr_piece p);
+    gr_err (*gather_piece)(gr_comm *c, gr_group g, gr_dtype dtype, void *data, gr_piece p);
+    /* See `beside`; for host memory nothing. */
+    gr_err (*join)(gr_comm *c);
+    bool beside; /* set and cleared by the caller */
     gr_err (*bcast)(gr_comm *c, gr_group g, void *data, size_t n_byte, int root);
     gr_err (*barrier)(gr_comm *c, gr_group g);
     gr_err (*group)(gr_comm *c, int R_ep);    /* see gr_comm_group */
     void (*close)(gr_comm *c, bool finalize); /* see gr_comm_close */
+    bool queues;                              /* calls on device memory wait for no one: by NCCL */
     gr_backend *device;                       /* the backend whose memory the calls take as well; NULL: there is none */
     gr_comm_device *device_state;             /* NULL without it */
     bool automatic;                           /* opened as "auto": gr_comm_attach chooses who moves device memory */

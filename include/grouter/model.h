@@ -100,6 +100,10 @@ float *gr_weights_at(const gr_weights *w, gr_share share);
  * filled with everybody's; vectors [n_vector] with all norms and biases, bit for bit. Both in the weights' memory. */
 GR_MUST gr_err gr_weights_gather(
     const gr_params *p, gr_comm *comm, const gr_weights *w, void *act, gr_dtype dtype, float *vectors);
+/* The vectors alone; and of act alone, or of whole fp32 weights, one part that lies within the dense range or the
+ * experts: data [part.n]. */
+GR_MUST gr_err gr_weights_gather_vectors(const gr_params *p, gr_comm *comm, const gr_weights *w, float *vectors);
+GR_MUST gr_err gr_weights_gather_part(const gr_params *p, gr_comm *comm, gr_share part, gr_dtype dtype, void *data);
 
 /* Initial weights: N(0, init_std^2) by Philox keyed by (seed, tensor name, element), norms 1: equal in every layout.
  * Elements of no tensor become 0. 69 where they go through host memory and it is not there. */
@@ -219,6 +223,18 @@ typedef struct gr_phases {
  * routers' losses (see gr_model_sums). NULL: it is kept for gr_model_sums_get, and with routes that are given nothing
  * waits for the backend. Collective over the expert-parallel group. */
 GR_MUST gr_err gr_model_step(gr_model *m, const gr_batch *b, float loss_scale, double *loss_sum, gr_phases *phases);
+/* From now on `done` is called in every gr_model_step of a language model as soon as nothing more is added to a part of
+ * the gradients: by ops of lane COMPUTE that are queued already. Parts are of the dense range or of the experts, come
+ * in the same order on all ranks and are all there is, each once. `done` may call collectives. NULL: nobody is told. */
+typedef gr_err gr_part_call(void *of, gr_share part);
+void gr_model_gradients_watch(gr_model *m, gr_part_call *done, void *of);
+/* The weights that the ops read have been updated where they are owned, and are still to be gathered: by `gather`, part
+ * by part in the order in which forward needs them, beside COMPUTE (gr_comm.beside). It is called for the first part
+ * now, and for each next one as the forward of the next gr_model_step or gr_model_loss comes to the one before; ops of
+ * lane COMPUTE then wait for the part they read. Settle: for all parts that are left; whoever else reads the weights
+ * calls it before. All ranks do the same. */
+GR_MUST gr_err gr_model_weights_await(gr_model *m, gr_part_call *gather, void *of);
+GR_MUST gr_err gr_model_weights_settle(gr_model *m);
 /* Forward only. */
 GR_MUST gr_err gr_model_loss(gr_model *m, const gr_batch *b, double *loss_sum, gr_phases *phases);
 /* The same with the loss of each token besides: token_loss [N] in nats, 0 where ignored, host memory; or NULL. */
@@ -237,6 +253,11 @@ typedef struct gr_model_sums {
 } gr_model_sums;
 /* load [gr_model_routers(m), E] (or NULL): tokens per expert of each MoE layer. Waits for the backend. */
 GR_MUST gr_err gr_model_sums_get(gr_model *m, gr_model_sums *sums, uint64_t *load);
+/* The sums alone to backend memory, by an op of lane COMPUTE: to [GR_MODEL_SUMS] in the struct's order. */
+#define GR_MODEL_SUMS 3
+GR_MUST gr_err gr_model_sums_copy(gr_model *m, double *to);
+/* The loads alone. Waits for the backend if load is not page-locked. */
+GR_MUST gr_err gr_model_load_get(gr_model *m, uint64_t *load);
 /* Where `loss` is added up, for objectives that compute their own: backend memory. */
 double *gr_model_loss_sum(gr_model *m);
 /* MoE layers with a router; 0 with fixed gates. */

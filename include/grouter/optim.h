@@ -71,9 +71,14 @@ typedef struct gr_optimizer_counts {
 gr_optimizer_counts gr_optimizer_counts_get(const gr_optimizer *o);
 void gr_optimizer_counts_set(gr_optimizer *o, gr_optimizer_counts counts);
 
+/* Losses that travel with the gradient norm: [0] of tokens, by which a step is decided, and what else is to be summed
+ * over the ranks. */
+#define GR_LOSSES 3
+
 typedef struct gr_update {
-    double lr, grad_norm; /* norm before clipping; may be non-finite */
-    bool skipped;         /* weights and moments untouched */
+    double lr, grad_norm;   /* norm before clipping; may be non-finite */
+    bool skipped;           /* weights and moments untouched */
+    double loss[GR_LOSSES]; /* over the global batch; [0] per token */
     /* Of the host: where the backend works behind it, what it waited for and the time of giving out work. */
     double reduce_ms;    /* sums over groups and the norm */
     double optimizer_ms; /* AdamW, with ZeRO-1 also the gathering of weights */
@@ -88,17 +93,36 @@ typedef struct gr_update {
 GR_MUST gr_err gr_optimizer_step(
     gr_optimizer *o, int64_t step, double loss, gr_weights weights, float *gradients, gr_update *out);
 
-/* The same in two halves, for a loss that is still on the backend: the sums and the norm; then, after the caller's
- * sync, the rest. So one wait of the host brings it both loss and norm: by them it decides whether to skip and how to
- * clip. */
+/* The same for losses that are still on the backend, in parts, in this order:
+ * - The caller puts this rank's sums of losses into gr_optimizer_losses, [GR_LOSSES] in backend memory, by an op of
+ *   lane COMPUTE.
+ * - reduce: the sums over groups and the norm's squares.
+ * - apply: norm, clip, decision and update of what this rank owns, all queued: the backend decides, and nothing of it
+ *   waits for the device (comm mpi moves device memory and does).
+ * - gather: with ZeRO-1 everybody's weights.
+ * - finish: waits until it is decided, not until the update is done, and says what became of the step; 71 as above.
+ *   n_token: in the global batch. */
+double *gr_optimizer_losses(gr_optimizer *o);
 GR_MUST gr_err gr_optimizer_reduce(gr_optimizer *o, float *gradients);
-GR_MUST gr_err gr_optimizer_apply(
-    gr_optimizer *o, int64_t step, double loss, gr_weights weights, const float *gradients, gr_update *out);
+GR_MUST gr_err gr_optimizer_apply(gr_optimizer *o, int64_t step, gr_weights weights, const float *gradients);
+GR_MUST gr_err gr_optimizer_gather(gr_optimizer *o, gr_weights weights);
+GR_MUST gr_err gr_optimizer_finish(gr_optimizer *o, double n_token, gr_update *out);
+
+/* With ZeRO-1, before reduce and in the place of its sums over groups, which are then only waited for by COMPUTE: the
+ * same of one part of the gradients that is complete on all ranks, beside what COMPUTE still does (gr_comm.beside). For
+ * gr_model_gradients_watch: all parts of the dense range and of the experts, each once. */
+GR_MUST gr_err gr_optimizer_reduce_part(gr_optimizer *o, float *gradients, gr_share part);
+/* In the place of gather, with ZeRO-1: first what is small and read everywhere, then by gr_model_weights_await one part
+ * after the other beside COMPUTE. */
+GR_MUST gr_err gr_optimizer_gather_vectors(gr_optimizer *o, gr_weights weights);
+GR_MUST gr_err gr_optimizer_gather_part(gr_optimizer *o, gr_weights weights, gr_share part);
 
 /* The sums over groups alone: dense gradients over the world, expert gradients over the ranks with the same experts. */
 GR_MUST gr_err gr_gradients_reduce(const gr_params *p, gr_comm *comm, float *gradients);
 /* The same sums, only of the elements this rank owns; the others are undefined afterwards. */
 GR_MUST gr_err gr_gradients_scatter(const gr_params *p, gr_comm *comm, float *gradients);
+/* Of one part alone, which lies within the dense range or the experts. */
+GR_MUST gr_err gr_gradients_scatter_part(const gr_params *p, gr_comm *comm, float *gradients, gr_share part);
 
 /* *squares (backend memory) = sum of squares of the reduced or scattered gradients that this rank owns. Each element of
  * the model has one owner: the sum over the world is the norm's square. */

@@ -26,6 +26,7 @@
 #define __forceinline__ inline
 #define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __shared__ static /* blocks do not run at the same time */
 
 struct dim3 {

@@ -109,6 +109,12 @@ static gr_err cpu_sync(gr_backend *b) {
     return GR_OK;
 }
 
+static gr_err cpu_sync_lane(gr_backend *b, gr_lane lane) {
+    (void)b;
+    (void)lane;
+    return GR_OK;
+}
+
 static void cpu_close(gr_backend *b) {
     gr_cpu *s = b->state;
     if (s) {
@@ -136,12 +142,14 @@ static const gr_backend shared_ops = {
     .wait = cpu_wait,
     .lane_native = cpu_lane_native,
     .sync = cpu_sync,
+    .sync_lane = cpu_sync_lane,
     .gather_f32 = gr_cpu_gather_f32,
     .sum_f32 = gr_cpu_sum_f32,
     .pair_gates_forward = gr_cpu_pair_gates_forward,
     .pair_gates_backward = gr_cpu_pair_gates_backward,
     .divergence = gr_cpu_divergence,
     .sum_squares = gr_cpu_sum_squares,
+    .decide = gr_cpu_decide,
     .close = cpu_close,
 };
 

@@ -43,6 +43,7 @@ gr_err gr_cpu_pair_gates_forward(gr_backend *b, gr_lane lane, const gr_pair_gate
 gr_err gr_cpu_pair_gates_backward(gr_backend *b, gr_lane lane, const gr_pair_gates *a);
 gr_err gr_cpu_divergence(gr_backend *b, gr_lane lane, const gr_divergence *a);
 gr_err gr_cpu_sum_squares(gr_backend *b, gr_lane lane, const float *x, int64_t n, double *out);
+gr_err gr_cpu_decide(gr_backend *b, gr_lane lane, const gr_decide *a);
 
 /* e^x within about 1 ulp where the result is a normal number, else 0 or infinity; NaN stays NaN. Branch-free, so that
  * loops over it become vector code. x = n ln 2 + r, |r| <= ln 2 / 2: a polynomial in r (Cephes expf) times 2^n. */

@@ -1,5 +1,8 @@
-/* cpu_squares.c: sum of squares, for the gradient norm. */
+/* cpu_squares.c: sum of squares, for the gradient norm, and what is decided by it. */
 #include "cpu.h"
+
+#include <float.h>
+#include <math.h>
 
 /* Elements per partial sum, fixed: the total does not depend on the threads. */
 #define SQUARES_BLOCK 16384
@@ -21,5 +24,15 @@ gr_err gr_cpu_sum_squares(gr_backend *b, gr_lane lane, const float *x, int64_t n
     }
     for (int64_t block = 0; block < n_block; block++)
         *out += partial[block];
+    return GR_OK;
+}
+
+gr_err gr_cpu_decide(gr_backend *b, gr_lane lane, const gr_decide *a) {
+    (void)b;
+    (void)lane;
+    const double norm = sqrt(*a->squares), scale = a->clip > 0 && norm > a->clip ? a->clip / norm : 1;
+    const double applied = scale * norm;
+    const bool proceeds = applied * applied <= (double)FLT_MAX && isfinite(*a->loss); /* NaN fails both */
+    *a->out = (gr_decision){.norm = norm, .grad_scale = (float)scale, .skipped = !proceeds};
     return GR_OK;
 }

@@ -78,6 +78,7 @@ GR_MUST gr_err gr_cuda_scratch(gr_backend *b, gr_lane lane, size_t n_byte, void 
 gr_err gr_cuda_wait(gr_backend *b, gr_lane waiting, gr_lane for_lane);
 void *gr_cuda_lane_native(gr_backend *b, gr_lane lane);
 gr_err gr_cuda_sync(gr_backend *b);
+gr_err gr_cuda_sync_lane(gr_backend *b, gr_lane lane);
 /* The host waits for one queue, or for an event; counted, and watched where b->watch is. */
 GR_MUST gr_err gr_cuda_wait_queue(gr_backend *b, int queue);
 GR_MUST gr_err gr_cuda_wait_event(gr_backend *b, cudaEvent_t event);

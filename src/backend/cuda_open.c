@@ -100,6 +100,7 @@ static const gr_backend table = {
     .wait = gr_cuda_wait,
     .lane_native = gr_cuda_lane_native,
     .sync = gr_cuda_sync,
+    .sync_lane = gr_cuda_sync_lane,
     .close = cuda_close,
 };
 

@@ -87,6 +87,10 @@ static gr_err divergence(gr_backend *b, gr_lane lane, const gr_divergence *a) {
     return LAUNCH("divergence", gr_kernel_divergence(b->lane_native(b, lane), a, scratch));
 }
 
+static gr_err decide(gr_backend *b, gr_lane lane, const gr_decide *a) {
+    return LAUNCH("decide", gr_kernel_decide(b->lane_native(b, lane), a));
+}
+
 static gr_err adamw(gr_backend *b, gr_lane lane, const gr_adamw *a) {
     return LAUNCH("adamw", gr_kernel_adamw(b->lane_native(b, lane), b->dtype, a));
 }
@@ -149,6 +153,7 @@ void gr_cuda_set_ops(gr_backend *b) {
     b->attention_backward = attention_backward;
     b->cross_entropy = cross_entropy;
     b->divergence = divergence;
+    b->decide = decide;
     b->adamw = adamw;
     b->round_weights = round_weights;
     b->sum_squares = sum_squares;

@@ -85,3 +85,7 @@ gr_err gr_cuda_sync(gr_backend *b) {
     GR_TRY(gr_cuda_wait(b, GR_LANE_COMPUTE, GR_LANE_SIDE));
     return gr_cuda_wait_queue(b, GR_LANE_COMPUTE);
 }
+
+gr_err gr_cuda_sync_lane(gr_backend *b, gr_lane lane) {
+    return gr_cuda_wait_queue(b, (int)lane);
+}

@@ -30,6 +30,7 @@ typedef struct bench_kernel {
         gr_divergence divergence;
         gr_adamw adamw;
     } op;
+    gr_adamw_range range; /* of adamw: all */
     double flops, bytes;
     char text[64]; /* its sizes, for people */
 } bench_kernel;

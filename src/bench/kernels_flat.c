@@ -139,7 +139,8 @@ static double layer_norm_check_back(const bench_kernel *k) {
 
 /* ---------------------------------------------------------------- the optimizer's passes */
 
-enum { ADAMW_P, ADAMW_M, ADAMW_V, ADAMW_G, ADAMW_ACT };
+enum { ADAMW_P, ADAMW_M, ADAMW_V, ADAMW_G, ADAMW_DECISION, ADAMW_ACT };
+#define ADAMW_SCALE 0.5f /* of gradients */
 
 static gr_err adamw_open(bench_kernel *k) {
     const int64_t n = k->flat;
@@ -148,11 +149,14 @@ static gr_err adamw_open(bench_kernel *k) {
         [ADAMW_M] = {BENCH_TURN, GR_F32, n, 0.1f},
         [ADAMW_V] = {BENCH_TURN, GR_F32, n, 0.1f},
         [ADAMW_G] = {BENCH_IN, GR_F32, n, 1},
+        [ADAMW_DECISION] = {BENCH_IN, GR_F64, sizeof(gr_decision) / sizeof(double), 0},
         [ADAMW_ACT] = {BENCH_OUT, GR_BF16, rounded ? n : 0, 0}};
     GR_TRY(BENCH_OPEN(k, want));
     float *v = gr_bench_host(k, ADAMW_V);
     for (int64_t i = 0; i < n; i++)
         v[i] *= v[i];
+    *(gr_decision *)gr_bench_host(k, ADAMW_DECISION) = (gr_decision){.norm = 2, .grad_scale = ADAMW_SCALE};
+    k->range = (gr_adamw_range){.n = n, .decay = true};
     k->op.adamw = (gr_adamw){.n = n,
         .step = 10,
         .lr = 1e-3f,
@@ -160,7 +164,9 @@ static gr_err adamw_open(bench_kernel *k) {
         .beta2 = 0.95f,
         .eps = 1e-8f,
         .weight_decay = 0.1f,
-        .grad_scale = 0.5f,
+        .decision = gr_bench_device(k, ADAMW_DECISION),
+        .range = &k->range,
+        .n_range = 1,
         .p = gr_bench_device(k, ADAMW_P),
         .m = gr_bench_device(k, ADAMW_M),
         .v = gr_bench_device(k, ADAMW_V),
@@ -181,7 +187,7 @@ static double adamw_check(const bench_kernel *k) {
     bench_error e = {0}, of_m = {0}, of_v = {0}, of_act = {0};
     for (int64_t s = 0; s < SAMPLES; s++) {
         const int64_t i = gr_bench_sample(s, SAMPLES, a->n);
-        const double g = gr_bench_in(k, ADAMW_G, i) * (double)a->grad_scale, p = gr_bench_in(k, ADAMW_P, i);
+        const double g = gr_bench_in(k, ADAMW_G, i) * (double)ADAMW_SCALE, p = gr_bench_in(k, ADAMW_P, i);
         const double m = beta1 * gr_bench_in(k, ADAMW_M, i) + (1 - beta1) * g;
         const double v = beta2 * gr_bench_in(k, ADAMW_V, i) + (1 - beta2) * g * g;
         const double m_hat = m / (1 - pow(beta1, (double)a->step)), v_hat = v / (1 - pow(beta2, (double)a->step));

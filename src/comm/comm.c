@@ -102,6 +102,18 @@ gr_err gr_comm_group(gr_comm *c, int R_ep) {
     return c->device ? gr_device_group(c) : GR_OK;
 }
 
+/* Where rank r's shard begins, counted from the piece's first element, as far as it lies within the piece. */
+static size_t owned_begin(gr_piece p, size_t r) {
+    size_t begin = r * p.shard;
+    begin = begin > p.first ? begin - p.first : 0;
+    return begin < p.n ? begin : p.n;
+}
+
+gr_piece gr_piece_owned(gr_piece p, int r) {
+    size_t begin = owned_begin(p, (size_t)r), end = owned_begin(p, (size_t)r + 1);
+    return (gr_piece){.shard = p.shard, .first = begin, .n = end - begin};
+}
+
 /* ---------------------------------------------------------------- device memory */
 
 /* Each rank's own part of attaching; NCCL's is collective and agreed. */

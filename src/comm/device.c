@@ -28,9 +28,13 @@ static gr_err begin(gr_comm *c, gr_group g) {
     return c->device->wait(c->device, GR_LANE_COMM, GR_LANE_COMPUTE);
 }
 
-static gr_err end(gr_comm *c) {
+static gr_err join(gr_comm *c) {
     gr_backend *b = c->device;
     return b->wait(b, GR_LANE_COMPUTE, GR_LANE_COMM);
+}
+
+static gr_err end(gr_comm *c) {
+    return c->beside ? GR_OK : join(c);
 }
 
 /* ---------------------------------------------------------------- exchange of rows */
@@ -90,7 +94,7 @@ static gr_err exchange_wait(gr_comm *c) {
         return d->host.exchange_wait(c);
     if (c->size[d->moving] > 1)
         GR_TRY(d->mover->exchange_wait(d->mover));
-    return end(c);
+    return join(c);
 }
 
 /* ---------------------------------------------------------------- collectives: one rank's data are the result already
@@ -128,6 +132,27 @@ static gr_err all_gather(gr_comm *c, gr_group g, gr_dtype dtype, void *data, siz
     return end(c);
 }
 
+static gr_err reduce_piece(gr_comm *c, gr_group g, gr_dtype dtype, void *data, gr_piece p) {
+    gr_comm_device *d = c->device_state;
+    if (!is_here(c, data, p.n))
+        return d->host.reduce_piece(c, g, dtype, data, p);
+    GR_TRY(begin(c, g));
+    GR_ASSERT(dtype == GR_F32 || dtype == GR_F64 || dtype == GR_U64, "%s cannot be summed", gr_dtype_name(dtype));
+    if (c->size[g] > 1)
+        GR_TRY(d->mover->reduce_piece(d->mover, g, dtype, data, p));
+    return end(c);
+}
+
+static gr_err gather_piece(gr_comm *c, gr_group g, gr_dtype dtype, void *data, gr_piece p) {
+    gr_comm_device *d = c->device_state;
+    if (!is_here(c, data, p.n))
+        return d->host.gather_piece(c, g, dtype, data, p);
+    GR_TRY(begin(c, g));
+    if (c->size[g] > 1)
+        GR_TRY(d->mover->gather_piece(d->mover, g, dtype, data, p));
+    return end(c);
+}
+
 static gr_err bcast(gr_comm *c, gr_group g, void *data, size_t n_byte, int root) {
     gr_comm_device *d = c->device_state;
     if (!is_here(c, data, n_byte))
@@ -150,6 +175,9 @@ static gr_comm_calls calls_get(const gr_comm *c) {
         .sum = c->sum,
         .reduce_scatter = c->reduce_scatter,
         .all_gather = c->all_gather,
+        .reduce_piece = c->reduce_piece,
+        .gather_piece = c->gather_piece,
+        .join = c->join,
         .bcast = c->bcast,
         .barrier = c->barrier};
 }
@@ -160,6 +188,9 @@ static void calls_set(gr_comm *c, const gr_comm_calls *calls) {
     c->sum = calls->sum;
     c->reduce_scatter = calls->reduce_scatter;
     c->all_gather = calls->all_gather;
+    c->reduce_piece = calls->reduce_piece;
+    c->gather_piece = calls->gather_piece;
+    c->join = calls->join;
     c->bcast = calls->bcast;
     c->barrier = calls->barrier;
 }
@@ -169,6 +200,9 @@ static const gr_comm_calls looking = {.exchange_start = exchange_start,
     .sum = sum,
     .reduce_scatter = reduce_scatter,
     .all_gather = all_gather,
+    .reduce_piece = reduce_piece,
+    .gather_piece = gather_piece,
+    .join = join,
     .bcast = bcast,
     .barrier = barrier};
 
@@ -188,6 +222,7 @@ gr_err gr_device_open(gr_comm *c, gr_backend *b, gr_mover *m) {
     if (m) {
         m->host = c->device_state->host;
         c->name = m->name;
+        c->queues = m->queues;
     }
     return GR_OK;
 }
@@ -203,6 +238,7 @@ void gr_device_close(gr_comm *c, bool orderly) {
         d->mover->close(d->mover, orderly);
     calls_set(c, &d->host);
     c->name = d->name;
+    c->queues = false;
     c->device = NULL;
     c->device_state = NULL;
     free(d);

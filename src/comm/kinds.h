@@ -24,6 +24,9 @@ size_t gr_comm_mpi_scratch(const gr_comm_mpi_limits *limits, int n_rank);
 /* Name and version of the MPI library, callable at any time. */
 const char *gr_comm_mpi_library(void);
 
+/* What rank r owns of a piece: elements [first, first+n) counted from the piece's own first. */
+gr_piece gr_piece_owned(gr_piece p, int r);
+
 /* ---------------------------------------------------------------- device memory */
 
 /* The calls of a gr_comm that move data. */
@@ -33,6 +36,9 @@ typedef struct gr_comm_calls {
     gr_err (*sum)(gr_comm *c, gr_group g, gr_dtype dtype, void *data, size_t n);
     gr_err (*reduce_scatter)(gr_comm *c, gr_group g, gr_dtype dtype, void *data, size_t n_shard);
     gr_err (*all_gather)(gr_comm *c, gr_group g, gr_dtype dtype, void *data, size_t n_shard);
+    gr_err (*reduce_piece)(gr_comm *c, gr_group g, gr_dtype dtype, void *data, gr_piece p);
+    gr_err (*gather_piece)(gr_comm *c, gr_group g, gr_dtype dtype, void *data, gr_piece p);
+    gr_err (*join)(gr_comm *c);
     gr_err (*bcast)(gr_comm *c, gr_group g, void *data, size_t n_byte, int root);
     gr_err (*barrier)(gr_comm *c, gr_group g);
 } gr_comm_calls;
@@ -43,6 +49,7 @@ typedef struct gr_comm_calls {
 typedef struct gr_mover gr_mover;
 struct gr_mover {
     const char *name; /* of the comm as long as this moves for it */
+    bool queues;      /* its `queues` */
     gr_comm *comm;
     gr_backend *backend;
     gr_comm_calls host; /* of the comm, for host memory; set by gr_device_open */
@@ -52,6 +59,8 @@ struct gr_mover {
     gr_err (*sum)(gr_mover *m, gr_group g, gr_dtype dtype, void *data, size_t n);
     gr_err (*reduce_scatter)(gr_mover *m, gr_group g, gr_dtype dtype, void *data, size_t n_shard);
     gr_err (*all_gather)(gr_mover *m, gr_group g, gr_dtype dtype, void *data, size_t n_shard);
+    gr_err (*reduce_piece)(gr_mover *m, gr_group g, gr_dtype dtype, void *data, gr_piece p);
+    gr_err (*gather_piece)(gr_mover *m, gr_group g, gr_dtype dtype, void *data, gr_piece p);
     gr_err (*bcast)(gr_mover *m, gr_group g, void *data, size_t n_byte, int root);
     gr_err (*group)(gr_mover *m); /* EP and EDP have been formed anew; collective, agreed */
     void (*close)(gr_mover *m, bool orderly);

@@ -144,21 +144,24 @@ static gr_err exchange_wait(gr_comm *c) {
 }
 
 /* ---------------------------------------------------------------- sums and gathers over shards
- * An array of n elements is cut into one shard of `shard` elements per rank of the group; the last ones may be short or
- * empty. Rank r owns shard r. */
+ * An array is cut into one shard of equal size per rank of the group, which owns it; the last ones may be short or
+ * empty. The calls work on a piece of it, or on all. */
 
 typedef struct shards {
     gr_group group;
     gr_dtype dtype;
-    uint8_t *data;
-    size_t n, shard; /* elements */
+    uint8_t *data; /* [piece.n] */
+    gr_piece piece;
 } shards;
 
-/* Elements of rank r's shard from `first` on, at most `most`. */
+/* Where rank r's part of the piece begins. */
+static uint8_t *shard_at(const shards *a, int r) {
+    return a->data + gr_piece_owned(a->piece, r).first * gr_dtype_size(a->dtype);
+}
+
+/* Elements of rank r's part from `first` on, at most `most`. */
 static size_t shard_length(const shards *a, int r, size_t first, size_t most) {
-    size_t begin = (size_t)r * a->shard;
-    size_t end = begin + a->shard < a->n ? begin + a->shard : a->n;
-    size_t length = begin + first < end ? end - (begin + first) : 0;
+    size_t n = gr_piece_owned(a->piece, r).n, length = first < n ? n - first : 0;
     return length < most ? length : most;
 }
 
@@ -205,20 +208,21 @@ static void add_in_rank_order(
     }
 }
 
-/* Own shard := sum over the group. The other shards stay as they were. */
+/* Own part := sum over the group. The others' stay as they were. */
 static gr_err reduce_shards(gr_comm *c, const shards *a) {
     mpi_state *s = c->state;
     int me = c->rank[a->group], n_rank = c->size[a->group];
     size_t elem = gr_dtype_size(a->dtype);
     size_t step = s->limits.scratch / (size_t)(n_rank - 1) / elem;
-    for (size_t first = 0; first < a->shard; first += step) {
+    size_t longest = a->piece.shard < a->piece.n ? a->piece.shard : a->piece.n;
+    for (size_t first = 0; first < longest; first += step) {
         size_t mine = shard_length(a, me, first, step);
         uint8_t *recv = s->scratch;
         for (int r = 0; r < n_rank; r++) {
             if (r == me)
                 continue;
             s->part[r] = (part){
-                .send = a->data + ((size_t)r * a->shard + first) * elem,
+                .send = shard_at(a, r) + first * elem,
                 .recv = recv,
                 .send_left = shard_length(a, r, first, step) * elem,
                 .recv_left = mine * elem,
@@ -226,23 +230,22 @@ static gr_err reduce_shards(gr_comm *c, const shards *a) {
             recv += step * elem;
         }
         GR_TRY(move_parts(c, a->group));
-        uint8_t *own = a->data + ((size_t)me * a->shard + first) * elem;
-        add_in_rank_order(c, a, own, s->scratch, step * elem, mine);
+        add_in_rank_order(c, a, shard_at(a, me) + first * elem, s->scratch, step * elem, mine);
     }
     return GR_OK;
 }
 
-/* Every rank's own shard to all others. */
+/* Every rank's own part to all others. */
 static gr_err gather_shards(gr_comm *c, const shards *a) {
     mpi_state *s = c->state;
     int me = c->rank[a->group];
     size_t elem = gr_dtype_size(a->dtype);
     for (int r = 0; r < c->size[a->group]; r++)
         s->part[r] = (part){
-            .send = a->data + (size_t)me * a->shard * elem,
-            .recv = a->data + (size_t)r * a->shard * elem,
-            .send_left = shard_length(a, me, 0, a->shard) * elem,
-            .recv_left = shard_length(a, r, 0, a->shard) * elem,
+            .send = shard_at(a, me),
+            .recv = shard_at(a, r),
+            .send_left = gr_piece_owned(a->piece, me).n * elem,
+            .recv_left = gr_piece_owned(a->piece, r).n * elem,
         };
     return move_parts(c, a->group);
 }
@@ -257,24 +260,42 @@ static gr_err sum(gr_comm *c, gr_group g, gr_dtype dtype, void *data, size_t n) 
     size_t n_rank = (size_t)c->size[g];
     if (n_rank == 1)
         return GR_OK;
-    shards a = {.group = g, .dtype = dtype, .data = data, .n = n, .shard = n / n_rank + (n % n_rank != 0)};
+    const gr_piece all = {.shard = n / n_rank + (n % n_rank != 0), .n = n};
+    shards a = {.group = g, .dtype = dtype, .data = data, .piece = all};
     GR_TRY(reduce_shards(c, &a));
     return gather_shards(c, &a);
 }
 
-static gr_err reduce_scatter(gr_comm *c, gr_group g, gr_dtype dtype, void *data, size_t n_shard) {
+static gr_err reduce_piece(gr_comm *c, gr_group g, gr_dtype dtype, void *data, gr_piece p) {
     begin(c, g);
     assert_summable(dtype);
     if (c->size[g] == 1)
         return GR_OK;
-    shards a = {.group = g, .dtype = dtype, .data = data, .n = n_shard * (size_t)c->size[g], .shard = n_shard};
+    shards a = {.group = g, .dtype = dtype, .data = data, .piece = p};
     return reduce_shards(c, &a);
 }
 
-static gr_err all_gather(gr_comm *c, gr_group g, gr_dtype dtype, void *data, size_t n_shard) {
+static gr_err gather_piece(gr_comm *c, gr_group g, gr_dtype dtype, void *data, gr_piece p) {
     begin(c, g);
-    shards a = {.group = g, .dtype = dtype, .data = data, .n = n_shard * (size_t)c->size[g], .shard = n_shard};
+    shards a = {.group = g, .dtype = dtype, .data = data, .piece = p};
     return gather_shards(c, &a);
+}
+
+static gr_piece whole(const gr_comm *c, gr_group g, size_t n_shard) {
+    return (gr_piece){.shard = n_shard, .n = n_shard * (size_t)c->size[g]};
+}
+
+static gr_err reduce_scatter(gr_comm *c, gr_group g, gr_dtype dtype, void *data, size_t n_shard) {
+    return reduce_piece(c, g, dtype, data, whole(c, g, n_shard));
+}
+
+static gr_err all_gather(gr_comm *c, gr_group g, gr_dtype dtype, void *data, size_t n_shard) {
+    return gather_piece(c, g, dtype, data, whole(c, g, n_shard));
+}
+
+static gr_err join(gr_comm *c) {
+    (void)c;
+    return GR_OK;
 }
 
 /* ---------------------------------------------------------------- plain MPI collectives */
@@ -417,6 +438,9 @@ gr_err gr_comm_mpi_open(gr_comm **out, int n_announced, const gr_comm_mpi_limits
         .sum = sum,
         .reduce_scatter = reduce_scatter,
         .all_gather = all_gather,
+        .reduce_piece = reduce_piece,
+        .gather_piece = gather_piece,
+        .join = join,
         .bcast = bcast,
         .barrier = barrier,
         .group = group,

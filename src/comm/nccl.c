@@ -243,6 +243,37 @@ static gr_err all_gather(gr_mover *m, gr_group g, gr_dtype dtype, void *data, si
     return call_end(s, g, rc, s->limits.wait_s);
 }
 
+/* Of each owner's part one operation, all in one group: NCCL gives them one launch. */
+static gr_err reduce_piece(gr_mover *m, gr_group g, gr_dtype dtype, void *data, gr_piece p) {
+    nccl *s = (nccl *)m;
+    size_t elem = gr_dtype_size(dtype);
+    ncclResult_t rc = ncclSuccess;
+    GR_TRY(call_begin(s, g, "a reduction by pieces"));
+    for (int r = 0; r < m->comm->size[g]; r++) {
+        const gr_piece part = gr_piece_owned(p, r);
+        uint8_t *at = (uint8_t *)data + part.first * elem;
+        if (part.n && is_well(rc))
+            rc = s->call.ncclReduce(at, at, part.n, number(dtype), ncclSum, r, s->comm[g], s->stream);
+        count(s, r == m->comm->rank[g] ? 0 : part.n * elem);
+    }
+    return call_end(s, g, rc, s->limits.wait_s);
+}
+
+static gr_err gather_piece(gr_mover *m, gr_group g, gr_dtype dtype, void *data, gr_piece p) {
+    nccl *s = (nccl *)m;
+    size_t elem = gr_dtype_size(dtype), others = (size_t)m->comm->size[g] - 1;
+    ncclResult_t rc = ncclSuccess;
+    GR_TRY(call_begin(s, g, "a gathering by pieces"));
+    for (int r = 0; r < m->comm->size[g]; r++) {
+        const gr_piece part = gr_piece_owned(p, r);
+        uint8_t *at = (uint8_t *)data + part.first * elem;
+        if (part.n && is_well(rc))
+            rc = s->call.ncclBroadcast(at, at, part.n * elem, ncclUint8, r, s->comm[g], s->stream);
+        count(s, r == m->comm->rank[g] ? others * part.n * elem : 0);
+    }
+    return call_end(s, g, rc, s->limits.wait_s);
+}
+
 static gr_err bcast(gr_mover *m, gr_group g, void *data, size_t n_byte, int root) {
     nccl *s = (nccl *)m;
     GR_TRY(call_begin(s, g, "a broadcast"));
@@ -422,6 +453,7 @@ gr_err gr_comm_nccl_open(gr_mover **out, gr_comm *c, gr_backend *b, const gr_com
     nccl *s = p;
     s->limits = *limits;
     s->mover = (gr_mover){.name = "nccl",
+        .queues = true,
         .comm = c,
         .backend = b,
         .exchange_start = exchange_start,
@@ -429,6 +461,8 @@ gr_err gr_comm_nccl_open(gr_mover **out, gr_comm *c, gr_backend *b, const gr_com
         .sum = sum,
         .reduce_scatter = reduce_scatter,
         .all_gather = all_gather,
+        .reduce_piece = reduce_piece,
+        .gather_piece = gather_piece,
         .bcast = bcast,
         .group = group,
         .close = close_nccl};

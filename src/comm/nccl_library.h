@@ -22,6 +22,7 @@
     X(ncclSend)                                                                                                        \
     X(ncclRecv)                                                                                                        \
     X(ncclAllReduce)                                                                                                   \
+    X(ncclReduce)                                                                                                      \
     X(ncclReduceScatter)                                                                                               \
     X(ncclAllGather)                                                                                                   \
     X(ncclBroadcast)

@@ -169,6 +169,39 @@ static gr_err all_gather(gr_mover *m, gr_group g, gr_dtype dtype, void *data, si
     return GR_OK;
 }
 
+/* As much of the piece as fits at a time, whoever owns it. */
+static gr_err reduce_piece(gr_mover *m, gr_group g, gr_dtype dtype, void *data, gr_piece p) {
+    staged *s = (staged *)m;
+    size_t elem = gr_dtype_size(dtype), most = s->size / elem;
+    uint8_t *at = data;
+    for (size_t first = 0; first < p.n; first += most) {
+        const gr_piece part = {.shard = p.shard, .first = p.first + first, .n = least(p.n - first, most)};
+        const gr_piece own = gr_piece_owned(part, m->comm->rank[g]);
+        GR_TRY(from_device(s, 0, at + first * elem, part.n * elem));
+        GR_TRY(arrive(s));
+        GR_TRY(m->host.reduce_piece(m->comm, g, dtype, s->memory, part));
+        GR_TRY(to_device(s, at + (first + own.first) * elem, own.first * elem, own.n * elem));
+    }
+    return GR_OK;
+}
+
+static gr_err gather_piece(gr_mover *m, gr_group g, gr_dtype dtype, void *data, gr_piece p) {
+    staged *s = (staged *)m;
+    size_t elem = gr_dtype_size(dtype), most = s->size / elem;
+    uint8_t *at = data;
+    for (size_t first = 0; first < p.n; first += most) {
+        const gr_piece part = {.shard = p.shard, .first = p.first + first, .n = least(p.n - first, most)};
+        const gr_piece own = gr_piece_owned(part, m->comm->rank[g]);
+        size_t end = own.first + own.n;
+        GR_TRY(from_device(s, own.first * elem, at + (first + own.first) * elem, own.n * elem));
+        GR_TRY(arrive(s));
+        GR_TRY(m->host.gather_piece(m->comm, g, dtype, s->memory, part));
+        GR_TRY(to_device(s, at + first * elem, 0, own.first * elem));
+        GR_TRY(to_device(s, at + (first + end) * elem, end * elem, (part.n - end) * elem));
+    }
+    return GR_OK;
+}
+
 static gr_err bcast(gr_mover *m, gr_group g, void *data, size_t n_byte, int root) {
     staged *s = (staged *)m;
     bool sends = m->comm->rank[g] == root;
@@ -216,6 +249,8 @@ gr_err gr_comm_staged_open(gr_mover **out, gr_comm *c, gr_backend *b, size_t n_b
         .sum = sum,
         .reduce_scatter = reduce_scatter,
         .all_gather = all_gather,
+        .reduce_piece = reduce_piece,
+        .gather_piece = gather_piece,
         .bcast = bcast,
         .group = group,
         .close = close_staged};

@@ -73,7 +73,7 @@ typedef struct batch_arrays {
 } batch_arrays;
 
 /* Places in gr_model.sums; the routers' are aux and z. */
-enum { SUM_LOSS = 0, SUM_ROUTERS = 1, N_SUM = 3 };
+enum { SUM_LOSS = 0, SUM_ROUTERS = 1, N_SUM = GR_MODEL_SUMS };
 
 struct gr_model {
     gr_model_config config;
@@ -141,6 +141,10 @@ struct gr_model {
     int parcel_next;
     void *parcel_host; /* where parcels are packed, one at a time */
     double loss_scale; /* of its gradients; 0: only evaluated */
+
+    gr_part_call *done, *gather; /* see gr_model_gradients_watch, gr_model_weights_await; NULL: neither */
+    void *done_of, *gather_of;
+    int part_due; /* the part that has been asked for last, and is needed next */
 
     gr_moe moe; /* of the current micro-batch, and of the layer being computed */
 };
@@ -234,6 +238,10 @@ size_t gr_model_parcel_largest(const gr_model *m);
 GR_MUST gr_err gr_model_parcels_open(gr_model *m);
 GR_MUST gr_err gr_model_batch_send(gr_model *m, const gr_batch *b, double loss_scale);
 GR_MUST gr_err gr_model_plan_send(gr_model *m, router_saved *s);
+
+/* parts.c: gradients of a part are complete; its weights are read by what is queued next. */
+GR_MUST gr_err gr_model_part_done(gr_model *m, int part);
+GR_MUST gr_err gr_model_part_need(gr_model *m, int part);
 
 gr_norm gr_model_middle_norm(gr_model *m, int l); /* block.c: the norm before a layer's experts */
 

@@ -28,6 +28,7 @@ static gr_cross_entropy head_args(gr_model *m) {
 static gr_err run_head(gr_model *m, const gr_cross_entropy *args) {
     gr_backend *b = m->backend;
     gr_norm norm = gr_model_final_norm(m);
+    GR_TRY(gr_model_part_need(m, 1 + m->config.num_hidden_layers));
     GR_TRY(b->norm_forward(b, GR_LANE_COMPUTE, &norm));
     return b->cross_entropy(b, GR_LANE_COMPUTE, args);
 }

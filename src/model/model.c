@@ -319,14 +319,22 @@ gr_err gr_model_zero_gradients(gr_model *m) {
 
 gr_err gr_model_sums_get(gr_model *m, gr_model_sums *sums, uint64_t *load) {
     gr_backend *b = m->backend;
-    size_t n_load = (size_t)gr_model_routers(&m->config) * (size_t)m->config.num_experts;
     const double *read = m->sums_read;
     GR_TRY(b->download(b, GR_LANE_COMPUTE, m->sums_read, m->sums, N_SUM * sizeof *m->sums));
-    if (n_load && load)
-        GR_TRY(b->download(b, GR_LANE_COMPUTE, load, m->load, n_load * sizeof *load));
+    if (load)
+        GR_TRY(gr_model_load_get(m, load));
     GR_TRY(b->sync(b));
     *sums = (gr_model_sums){.loss = read[SUM_LOSS], .aux_loss = read[SUM_ROUTERS], .z_loss = read[SUM_ROUTERS + 1]};
     return GR_OK;
+}
+
+gr_err gr_model_sums_copy(gr_model *m, double *to) {
+    return m->backend->copy(m->backend, GR_LANE_COMPUTE, to, m->sums, N_SUM * sizeof *to);
+}
+
+gr_err gr_model_load_get(gr_model *m, uint64_t *load) {
+    size_t n_load = (size_t)gr_model_routers(&m->config) * (size_t)m->config.num_experts;
+    return n_load ? m->backend->download(m->backend, GR_LANE_COMPUTE, load, m->load, n_load * sizeof *load) : GR_OK;
 }
 
 double *gr_model_loss_sum(gr_model *m) {
@@ -346,8 +354,10 @@ static gr_err second_half_forward(gr_model *m, int l) {
 
 gr_err gr_model_layers_forward(gr_model *m, const gr_batch *b, double loss_scale) {
     GR_TRY(gr_model_batch_send(m, b, loss_scale));
+    GR_TRY(gr_model_part_need(m, 0));
     GR_TRY(gr_model_embed_forward(m));
     for (int l = 0; l < m->config.num_hidden_layers; l++) {
+        GR_TRY(gr_model_part_need(m, 1 + l));
         if (m->n_linear) {
             GR_TRY(gr_model_linear_forward(m, l));
             continue;
@@ -377,8 +387,10 @@ gr_err gr_model_layers_backward(gr_model *m) {
         GR_TRY(recompute(m, l));
         GR_TRY(gr_model_ffn_backward(m, l));
         GR_TRY(gr_model_attention_backward(m, l));
+        GR_TRY(gr_model_part_done(m, 1 + l));
     }
-    return gr_model_embed_backward(m);
+    GR_TRY(gr_model_embed_backward(m));
+    return gr_model_part_done(m, 0);
 }
 
 static double since_ms(double start_s) {
@@ -394,6 +406,7 @@ gr_err gr_model_step(gr_model *m, const gr_batch *b, float loss_scale, double *l
 
     start_s = gr_time_s();
     GR_TRY(gr_model_head_backward(m, loss_scale, loss_sum));
+    GR_TRY(gr_model_part_done(m, 1 + m->config.num_hidden_layers));
     GR_TRY(gr_model_layers_backward(m));
     phases->backward_ms += since_ms(start_s) - (m->moe.exchange_ms - forward_exchange_ms);
     phases->exchange_ms += m->moe.exchange_ms;

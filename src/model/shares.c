@@ -92,7 +92,7 @@ static gr_err fill_negative_zero(gr_backend *b, float *vectors, int64_t n) {
 }
 
 /* Each element has one owner, all others add -0, which changes no number, not even a zero's sign. */
-static gr_err vectors_gather(const gr_params *p, gr_comm *comm, const gr_weights *w, float *vectors) {
+gr_err gr_weights_gather_vectors(const gr_params *p, gr_comm *comm, const gr_weights *w, float *vectors) {
     if (comm->size[GR_WORLD] > 1)
         GR_TRY(fill_negative_zero(w->backend, vectors, p->n_vector));
     for (int i = 0; i < p->n; i++) {
@@ -114,7 +114,18 @@ gr_err gr_weights_gather(
     GR_TRY(comm->all_gather(comm, GR_WORLD, dtype, act, (size_t)w->share[0].n));
     comm->traffic = GR_TRAFFIC_WEIGHTS;
     GR_TRY(comm->all_gather(comm, GR_EDP, dtype, experts, (size_t)w->share[1].n));
-    return vectors_gather(p, comm, w, vectors);
+    return gr_weights_gather_vectors(p, comm, w, vectors);
+}
+
+gr_err gr_weights_gather_part(const gr_params *p, gr_comm *comm, gr_share part, gr_dtype dtype, void *data) {
+    const int i = part.first >= p->n_dense;
+    const gr_share all = part_of(p, i);
+    const gr_group g = group_of(i);
+    const gr_piece piece = {.shard = (size_t)share_of(all, comm->size[g], 0).n,
+        .first = (size_t)(part.first - all.first),
+        .n = (size_t)part.n};
+    comm->traffic = GR_TRAFFIC_WEIGHTS;
+    return comm->gather_piece(comm, g, dtype, data, piece);
 }
 
 /* ---------------------------------------------------------------- reading whole tensors */

@@ -18,6 +18,17 @@ gr_err gr_gradients_scatter(const gr_params *p, gr_comm *comm, float *gradients)
     return comm->reduce_scatter(comm, GR_EDP, GR_F32, gradients + p->n_dense, (size_t)owned[1].n);
 }
 
+gr_err gr_gradients_scatter_part(const gr_params *p, gr_comm *comm, float *gradients, gr_share part) {
+    const bool experts = part.first >= p->n_dense;
+    gr_share owned[2];
+    gr_share_owned(p, comm, owned);
+    const gr_piece piece = {.shard = (size_t)owned[experts].n,
+        .first = (size_t)(part.first - (experts ? p->n_dense : 0)),
+        .n = (size_t)part.n};
+    comm->traffic = GR_TRAFFIC_GRADIENTS;
+    return comm->reduce_piece(comm, experts ? GR_EDP : GR_WORLD, GR_F32, gradients + part.first, piece);
+}
+
 gr_err gr_gradients_squares(
     const gr_params *p, gr_backend *b, const gr_comm *comm, const float *gradients, double *squares) {
     gr_share owned[2];

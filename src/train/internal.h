@@ -74,7 +74,7 @@ typedef struct gr_objective {
      * run starts with (the caller spreads them). Not collective. */
     gr_err (*open)(gr_trainer *t);
     /* Forward and backward of one micro-batch; gradients are scaled by 1/(tokens of the global batch). The losses of
-     * this rank's tokens are added to the model's sums (gr_model_sums) or, where they are read at once, to *loss_sum.
+     * this rank's tokens are added to the model's sums (gr_model_sums) or, where all are read at once, to *loss_sum.
      */
     gr_err (*micro_batch)(gr_trainer *t, const gr_micro *micro, double *loss_sum, gr_phases *phases);
     /* After the update of a step, with the loads of its global batch. NULL: nothing. */
@@ -142,13 +142,13 @@ struct gr_trainer {
     gr_memory_table memory;
     uint64_t resident_before; /* this process's bytes before the arenas existed */
 
-    gr_micro ready; /* prepared ahead: the next micro-batch */
+    gr_micro ready;     /* prepared ahead: the next micro-batch */
+    bool is_last_micro; /* of its step: the one that is computed */
     double tokens_per_step;
     int n_load;                  /* 1: routes are the same in all layers; with learned routes the MoE layers */
     uint64_t *load;              /* [n_load, E] pairs per expert in this step's global batch */
     gr_step_rows *traffic;       /* [R] of this step; NULL without tables or where nothing moves */
-    double bytes_sent;           /* by dispatches and combines of this step */
-    double loss_sum;             /* of this step, without what the model has */
+    double loss_sum;             /* of this step; 0 where the model has it */
     uint64_t n_download, n_sync; /* of the backend, before this step */
     gr_staging staging;          /* of weights that host code works on */
     gr_step_record record;
@@ -168,6 +168,10 @@ void gr_trainer_close(gr_trainer *t);
 
 /* step.c: one step, 0-based, from t->ready; fills t->record. */
 GR_MUST gr_err gr_trainer_step(gr_trainer *t, int64_t step);
+
+/* Do gradients and weights travel part by part while layers are computed? Only where that needs no wait of the host: by
+ * parts one owner after the other has work, which a host that waits for it would feel. */
+bool gr_trainer_exchanges_beside(const gr_trainer *t);
 
 /* The stages of opening, in order: groups, experts' places, backend; then data, routes and the largest plans, without
  * their memory; then all memory; then the best GEMM rate. A dry run stops between them. */

@@ -1,8 +1,16 @@
 /* Which objective a run has, and that of a language model. */
 #include "internal.h"
 
+static gr_err reduce_part(void *of, gr_share part) {
+    gr_trainer *t = of;
+    return gr_optimizer_reduce_part(t->optimizer, gr_model_gradients(t->model), part);
+}
+
+/* In the last micro-batch gradients go to their owners while backward goes on. */
 static gr_err micro_batch(gr_trainer *t, const gr_micro *micro, double *loss_sum, gr_phases *phases) {
     (void)loss_sum;
+    bool beside = t->is_last_micro && gr_trainer_exchanges_beside(t);
+    gr_model_gradients_watch(t->model, beside ? reduce_part : NULL, t);
     return gr_model_step(t->model, &micro->batch, (float)(1.0 / t->tokens_per_step), NULL, phases);
 }
 

@@ -36,21 +36,48 @@ static uint64_t rows_sent(const gr_trainer *t) {
     return t->comm->sent[GR_TRAFFIC_DISPATCH] + t->comm->sent[GR_TRAFFIC_COMBINE];
 }
 
-/* Losses and messages of the global batch from those of this rank. The host waits for the backend here, in a step with
- * given routes nowhere else. */
-static gr_err gather_losses(gr_trainer *t) {
-    gr_model_sums mine;
-    bool learned = t->config->routing.source == GR_SOURCE_LEARNED;
-    GR_TRY(gr_model_sums_get(t->model, &mine, learned ? t->load : NULL));
-    double sum[4] = {t->loss_sum + mine.loss, mine.aux_loss, mine.z_loss, t->bytes_sent};
-    GR_TRY(t->comm->sum(t->comm, GR_WORLD, GR_F64, sum, 4));
-    t->record.loss = sum[0] / t->tokens_per_step;
-    if (learned)
-        t->record.aux_loss = sum[1];
+/* Where the optimizer finds this rank's losses. They are the model's, or the host has read them already. */
+static gr_err hand_over_losses(gr_trainer *t) {
+    gr_backend *b = t->backend;
+    double *losses = gr_optimizer_losses(t->optimizer);
+    GR_TRY(gr_model_sums_copy(t->model, losses));
+    return t->loss_sum != 0 ? b->upload(b, GR_LANE_COMPUTE, losses, &t->loss_sum, sizeof t->loss_sum) : GR_OK;
+}
+
+bool gr_trainer_exchanges_beside(const gr_trainer *t) {
+    return t->config->kind == GR_CONFIG_TRAIN && t->config->parallel.zero && t->comm->queues;
+}
+
+static gr_err gather_part(void *of, gr_share part) {
+    gr_trainer *t = of;
+    return gr_optimizer_gather_part(t->optimizer, gr_model_masters(t->model), part);
+}
+
+/* Now, or in the forward of the next step. */
+static gr_err gather_weights(gr_trainer *t) {
+    if (!gr_trainer_exchanges_beside(t))
+        return gr_optimizer_gather(t->optimizer, gr_model_masters(t->model));
+    GR_TRY(gr_optimizer_gather_vectors(t->optimizer, gr_model_masters(t->model)));
+    return gr_model_weights_await(t->model, gather_part, t);
+}
+
+/* What became of the step. The host waits for the backend here, in a step with given routes nowhere else. */
+static gr_err finish_update(gr_trainer *t) {
+    gr_update update;
+    GR_TRY(gr_optimizer_finish(t->optimizer, t->tokens_per_step, &update));
+    t->record.loss = update.loss[0];
+    if (t->config->routing.source == GR_SOURCE_LEARNED) {
+        t->record.aux_loss = update.loss[1];
+        GR_TRY(gr_model_load_get(t->model, t->load));
+        GR_TRY(t->backend->sync(t->backend));
+    }
     if (t->config->routing.gates == GR_GATES_LEARNED)
-        t->record.z_loss = sum[2];
-    if (t->config->routing.source != GR_SOURCE_NONE)
-        t->record.bytes_sent = sum[3];
+        t->record.z_loss = update.loss[2];
+    t->record.lr = update.lr;
+    t->record.grad_norm = update.grad_norm;
+    t->record.skipped = update.skipped;
+    t->record.reduce_ms = update.reduce_ms;
+    t->record.optimizer_ms = update.optimizer_ms;
     return GR_OK;
 }
 
@@ -67,10 +94,12 @@ static void count_rows(gr_trainer *t, const gr_micro *micro) {
     t->record.imbalance_best = micro->imbalance_best;
 }
 
-/* Of all ranks. */
-static gr_err gather_rows(gr_trainer *t) {
+/* What all ranks have moved. The hosts talk while their devices work. */
+static gr_err gather_traffic(gr_trainer *t) {
     const int R = t->comm->size[GR_WORLD];
     gr_step_rows all = {0};
+    if (t->config->routing.source != GR_SOURCE_NONE)
+        GR_TRY(t->comm->sum(t->comm, GR_WORLD, GR_F64, &t->record.bytes_sent, 1));
     if (!t->traffic)
         return GR_OK;
     GR_TRY(t->comm->all_gather(t->comm, GR_WORLD, GR_U64, t->traffic, sizeof *t->traffic / sizeof(uint64_t)));
@@ -96,14 +125,15 @@ static gr_err run_micro_batches(gr_trainer *t, int64_t step) {
     for (uint64_t micro = 0; micro < gr_feed_micro_batches(t->feed); micro++) {
         gr_micro now = t->ready;
         GR_TRY(gr_model_make_room(t->model, now.batch.plan));
+        t->is_last_micro = micro + 1 == gr_feed_micro_batches(t->feed);
         GR_TRY(gr_objective_of(t->config)->micro_batch(t, &now, &t->loss_sum, &phases));
         GR_TRY(prepare_next(t, step, micro)); /* while the backend works on this one */
         count_rows(t, &now);
         for (int e = 0; now.load && e < t->config->model.num_experts; e++)
             t->load[e] += now.load[e];
     }
-    t->bytes_sent = (double)(rows_sent(t) - sent_before);
-    GR_TRY(gather_rows(t));
+    if (t->config->routing.source != GR_SOURCE_NONE)
+        t->record.bytes_sent = (double)(rows_sent(t) - sent_before);
     t->record.forward_ms = phases.forward_ms;
     t->record.backward_ms = phases.backward_ms;
     t->record.exchange_ms = phases.exchange_ms;
@@ -210,16 +240,13 @@ gr_err gr_trainer_step(gr_trainer *t, int64_t step) {
     t->n_download = t->backend->n_download;
     t->n_sync = t->backend->n_sync;
     GR_TRY(run_micro_batches(t, step));
-    gr_update update;
     float *gradients = gr_model_gradients(t->model);
+    GR_TRY(hand_over_losses(t));
     GR_TRY(gr_optimizer_reduce(t->optimizer, gradients));
-    GR_TRY(gather_losses(t));
-    GR_TRY(gr_optimizer_apply(t->optimizer, step, t->record.loss, gr_model_masters(t->model), gradients, &update));
-    t->record.lr = update.lr;
-    t->record.grad_norm = update.grad_norm;
-    t->record.skipped = update.skipped;
-    t->record.reduce_ms = update.reduce_ms;
-    t->record.optimizer_ms = update.optimizer_ms;
+    GR_TRY(gr_optimizer_apply(t->optimizer, step, gr_model_masters(t->model), gradients));
+    GR_TRY(gather_weights(t));
+    GR_TRY(gather_traffic(t));
+    GR_TRY(finish_update(t));
     GR_TRY(max_vio(t));
     if (objective->after_update)
         GR_TRY(objective->after_update(t));
@@ -256,6 +283,7 @@ static gr_err evaluate_first(gr_trainer *t) {
 #define FAILED_SAVES_MAX 2
 
 static gr_err save_checkpoint(gr_trainer *t) {
+    GR_TRY(gr_model_weights_settle(t->model));
     t->state.optimizer = gr_optimizer_counts_get(t->optimizer);
     gr_err e = gr_checkpoint_save(t->checkpointer, &t->state);
     if (e == GR_STORAGE && ++t->failed_saves <= FAILED_SAVES_MAX) {

@@ -215,17 +215,36 @@ static gr_err double_wait(gr_backend *b, gr_lane waiting, gr_lane for_lane) {
     return GR_OK;
 }
 
+/* Makes the downloads of a lane, or with GR_N_LANE all. */
+static void arrive(device_double *d, gr_lane lane) {
+    int left = 0;
+    for (int i = 0; i < d->n_download; i++) {
+        pending *p = &d->downloads[i];
+        if (lane != GR_N_LANE && p->lane != lane) {
+            d->downloads[left++] = *p;
+            continue;
+        }
+        memcpy(p->to, p->data, p->n);
+        free(p->data);
+    }
+    d->n_download = left;
+}
+
 static gr_err double_sync(gr_backend *b) {
     device_double *d = b->state;
     b->n_sync++;
     flush(d, GR_N_LANE);
-    for (int i = 0; i < d->n_download; i++) {
-        memcpy(d->downloads[i].to, d->downloads[i].data, d->downloads[i].n);
-        free(d->downloads[i].data);
-    }
-    d->n_download = 0;
+    arrive(d, GR_N_LANE);
     for (int lane = 0; lane < GR_N_LANE; lane++)
         d->waited[lane] = d->n_op;
+    return GR_OK;
+}
+
+static gr_err double_sync_lane(gr_backend *b, gr_lane lane) {
+    device_double *d = b->state;
+    b->n_sync++;
+    flush(d, lane);
+    arrive(d, lane);
     return GR_OK;
 }
 
@@ -293,7 +312,8 @@ OP(attention_forward, gr_attention, ATTENTION_ARRAYS)
 OP(attention_backward, gr_attention, ATTENTION_ARRAYS, a->dout, a->dq, a->dk, a->dv)
 OP(cross_entropy, gr_cross_entropy, a->x, a->w, a->target, a->loss_sum, a->token_loss, a->dx, a->dw, a->logits)
 OP(divergence, gr_divergence, a->teacher, a->student, a->loss_sum, a->dstudent)
-OP(adamw, gr_adamw, a->p, a->m, a->v, a->g, a->p_act)
+OP(decide, gr_decide, a->squares, a->loss, a->out)
+OP(adamw, gr_adamw, a->decision, a->p, a->m, a->v, a->g, a->p_act)
 
 static gr_err double_sum_squares(gr_backend *b, gr_lane lane, const float *x, int64_t n, double *out) {
     device_double *d = b->state;
@@ -373,6 +393,7 @@ static const gr_backend calls = {.name = "double",
     .wait = double_wait,
     .lane_native = double_lane_native,
     .sync = double_sync,
+    .sync_lane = double_sync_lane,
     .gemm = double_gemm,
     .gather_rows = double_gather_rows,
     .sum_rows = double_sum_rows,
@@ -396,6 +417,7 @@ static const gr_backend calls = {.name = "double",
     .cross_entropy = double_cross_entropy,
     .divergence = double_divergence,
     .sum_squares = double_sum_squares,
+    .decide = double_decide,
     .adamw = double_adamw,
     .round_weights = double_round_weights,
     .peak = double_peak,

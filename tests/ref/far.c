@@ -408,6 +408,15 @@ static gr_err cross_entropy(gr_backend *b, gr_lane lane, const gr_cross_entropy 
 
 /* ---------------------------------------------------------------- flat ranges */
 
+static gr_err decide(gr_backend *b, gr_lane lane, const gr_decide *a) {
+    copies all = copies_for(b);
+    gr_decide g = *a;
+    IN(&all, g.squares, 1);
+    IN(&all, g.loss, 1);
+    OUT(&all, g.out, 1);
+    return finish(&all, real(b)->decide(real(b), lane, &g));
+}
+
 static gr_err adamw(gr_backend *b, gr_lane lane, const gr_adamw *a) {
     copies all = copies_for(b);
     gr_adamw g = *a;
@@ -415,6 +424,7 @@ static gr_err adamw(gr_backend *b, gr_lane lane, const gr_adamw *a) {
     OUT(&all, g.m, a->n);
     OUT(&all, g.v, a->n);
     IN(&all, g.g, a->n);
+    IN(&all, g.decision, 1);
     g.p_act = out(&all, a->p_act, 1, a->n, a->n);
     return finish(&all, real(b)->adamw(real(b), lane, &g));
 }
@@ -466,6 +476,7 @@ static const gr_backend far_table = {
     .cross_entropy = cross_entropy,
     .divergence = divergence,
     .sum_squares = sum_squares,
+    .decide = decide,
     .adamw = adamw,
     .round_weights = round_weights,
     .peak = peak,

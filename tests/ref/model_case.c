@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "grouter/optim.h"
+#include "model_windows.h"
 
 const gr_model_config model_case_config = {
     .vocab_size = 61,
@@ -34,66 +35,10 @@ const gr_model_config model_case_config = {
         }                                                                                                              \
     } while (0)
 
-/* The windows of all ranks, rank-major, so that rank r's are [r*N, (r+1)*N). */
-typedef struct windows {
-    int64_t n;
-    uint32_t *token;
-    int32_t *target;
-    uint16_t *ids;
-    float *gates;
-} windows;
-
 static void *take(size_t n, size_t size) {
     void *p;
     MUST(gr_alloc(&p, n, size, "test"));
     return p;
-}
-
-static int ascending(const void *a, const void *b) {
-    return (int)*(const uint16_t *)a - (int)*(const uint16_t *)b;
-}
-
-/* K distinct ascending experts of token i. */
-static void draw_experts(const model_case_options *o, uint64_t i, uint16_t *ids) {
-    int E = o->config->num_experts, K = o->config->num_experts_per_tok, n = 0;
-    if (o->only_expert >= 0)
-        ids[n++] = (uint16_t)o->only_expert;
-    for (uint64_t draw = 0; n < K; draw++) {
-        uint16_t e = (uint16_t)gr_random_below(21, i, draw, (uint32_t)E);
-        bool seen = false;
-        for (int k = 0; k < n; k++)
-            seen |= ids[k] == e;
-        if (!seen)
-            ids[n++] = e;
-    }
-    qsort(ids, (size_t)K, sizeof *ids, ascending);
-}
-
-static windows windows_make(const model_case_options *o, int n_part, int step) {
-    uint64_t base = (uint64_t)step << 32;
-    windows w = {.n = (int64_t)n_part * o->n_window * o->T};
-    size_t K = (size_t)o->config->num_experts_per_tok, n = (size_t)w.n;
-    w.token = take(n, sizeof *w.token);
-    w.target = take(n, sizeof *w.target);
-    w.ids = take(n * K, sizeof *w.ids);
-    w.gates = take(n * K, sizeof *w.gates);
-    for (size_t i = 0; i < n; i++) {
-        w.token[i] = gr_random_below(22, 0, base + i, (uint32_t)o->config->vocab_size);
-        w.target[i] = i % 11 == 5 ? -1 : (int32_t)gr_random_below(22, 1, base + i, (uint32_t)o->config->vocab_size);
-        draw_experts(o, base + i, w.ids + i * K);
-        for (size_t k = 0; k < K; k++)
-            w.gates[i * K + k] = 0.2f + (float)gr_random_below(22, 2 + k, base + i, 64) / 64;
-        if (o->unused_slots && i % 5 == 1)
-            w.gates[i * K + i % K] = 0;
-    }
-    return w;
-}
-
-static void windows_free(windows *w) {
-    free(w->token);
-    free(w->target);
-    free(w->ids);
-    free(w->gates);
 }
 
 /* What a rank needs to run micro-batches of windows. */
@@ -253,6 +198,34 @@ static gr_optimizer_options optimizer_options(const runner *r, int steps) {
         .lr = {.schedule = GR_SCHEDULE_COSINE, .lr = 1e-3, .lr_min = 1e-4, .warmup_steps = 4, .decay_steps = steps}};
 }
 
+typedef struct exchanger {
+    runner *r;
+    gr_optimizer *optimizer;
+} exchanger;
+
+static gr_err reduce_part(void *of, gr_share part) {
+    exchanger *to = of;
+    return gr_optimizer_reduce_part(to->optimizer, gr_model_gradients(to->r->model), part);
+}
+
+static gr_err gather_part(void *of, gr_share part) {
+    exchanger *to = of;
+    return gr_optimizer_gather_part(to->optimizer, gr_model_masters(to->r->model), part);
+}
+
+/* As gr_optimizer_step, but that the weights come in the next forward. */
+static void update_beside(exchanger *to, int step, double loss, gr_update *update) {
+    gr_backend *b = to->r->backend;
+    gr_model *m = to->r->model;
+    const double mine[GR_LOSSES] = {to->r->comm->rank[GR_WORLD] == 0 ? loss : 0};
+    MUST(b->upload(b, GR_LANE_COMPUTE, gr_optimizer_losses(to->optimizer), mine, sizeof mine));
+    MUST(gr_optimizer_reduce(to->optimizer, gr_model_gradients(m)));
+    MUST(gr_optimizer_apply(to->optimizer, step, gr_model_masters(m), gr_model_gradients(m)));
+    MUST(gr_optimizer_gather_vectors(to->optimizer, gr_model_masters(m)));
+    MUST(gr_model_weights_await(m, gather_part, to));
+    MUST(gr_optimizer_finish(to->optimizer, 1, update));
+}
+
 void model_case_train(
     gr_backend *backend, gr_comm *comm, const model_case_options *o, int n_part, int steps, model_case_state *out) {
     runner r;
@@ -260,19 +233,28 @@ void model_case_train(
     gr_optimizer_options options = optimizer_options(&r, steps);
     gr_optimizer *optimizer;
     MUST(gr_optimizer_open(&optimizer, &options));
+    exchanger to = {.r = &r, .optimizer = optimizer};
     for (int step = 0; step < steps; step++) {
         windows w = windows_make(o, n_part, step);
         double loss = 0;
         MUST(gr_model_zero_gradients(r.model));
-        for (int micro = 0; micro < n_part / comm->size[GR_WORLD]; micro++)
+        for (int micro = 0, n = n_part / comm->size[GR_WORLD]; micro < n; micro++) {
+            gr_model_gradients_watch(r.model, o->beside && micro + 1 == n ? reduce_part : NULL, &to);
             runner_step(&r, &w, micro, &loss);
+        }
         MUST(comm->sum(comm, GR_WORLD, GR_F64, &loss, 1));
         gr_update update;
-        MUST(gr_optimizer_step(
-            optimizer, step, loss / (double)w.n, gr_model_masters(r.model), gr_model_gradients(r.model), &update));
+        loss = step + 1 == o->bad_step ? (double)NAN : loss / (double)w.n;
+        if (o->beside)
+            update_beside(&to, step, loss, &update);
+        else
+            MUST(gr_optimizer_step(
+                optimizer, step, loss, gr_model_masters(r.model), gr_model_gradients(r.model), &update));
         windows_free(&w);
     }
+    MUST(gr_model_weights_settle(r.model));
     state_from(&r, out);
+    out->counts = gr_optimizer_counts_get(optimizer);
     gr_optimizer_close(optimizer);
     runner_close(&r);
 }
@@ -332,7 +314,6 @@ void model_case_losses(
 static void trainer_step(runner *r, gr_optimizer *optimizer, int step) {
     const int n_part = 2 * r->comm->size[GR_WORLD];
     gr_phases phases = {0};
-    gr_model_sums sums;
     gr_update update;
     float *gradients = gr_model_gradients(r->model);
     windows w = windows_make(r->o, n_part, step);
@@ -341,10 +322,12 @@ static void trainer_step(runner *r, gr_optimizer *optimizer, int step) {
         gr_batch batch = runner_batch(r, &w, micro);
         MUST(gr_model_step(r->model, &batch, 1.0f / (float)w.n, NULL, &phases));
     }
+    MUST(gr_model_sums_copy(r->model, gr_optimizer_losses(optimizer)));
     MUST(gr_optimizer_reduce(optimizer, gradients));
-    MUST(gr_model_sums_get(r->model, &sums, NULL));
-    GR_ASSERT(sums.loss > 0 && sums.loss < 100 * (double)w.n, "loss %g", sums.loss);
-    MUST(gr_optimizer_apply(optimizer, step, sums.loss, gr_model_masters(r->model), gradients, &update));
+    MUST(gr_optimizer_apply(optimizer, step, gr_model_masters(r->model), gradients));
+    MUST(gr_optimizer_gather(optimizer, gr_model_masters(r->model)));
+    MUST(gr_optimizer_finish(optimizer, (double)w.n, &update));
+    GR_ASSERT(update.loss[0] > 0 && update.loss[0] < 100, "loss %g", update.loss[0]);
     GR_ASSERT(!update.skipped && update.grad_norm > 0, "norm %g", update.grad_norm);
     windows_free(&w);
 }

@@ -18,6 +18,8 @@ typedef struct model_case_options {
     bool zero_routers; /* every token has equal logits in every layer: all go to experts 0 to K-1 */
     gr_recompute recompute;
     gr_zero zero; /* of model_case_train */
+    bool beside;  /* of model_case_train, with ZeRO-1: gradients travel during backward, weights during forward */
+    int bad_step; /* of model_case_train: the loss of this step, counted from 1, is not finite; 0: of none */
 } model_case_options;
 
 typedef struct model_case_result {
@@ -34,6 +36,7 @@ typedef struct model_case_state {
     float *weights, *gradients; /* this rank's, flat; gradients reduced, of the last step */
     gr_params params;
     gr_expert_map map;
+    gr_optimizer_counts counts;
 } model_case_state;
 
 /* Trains `steps` steps (AdamW, clipping on) from seed 3 on random windows. The caller closes the state. */

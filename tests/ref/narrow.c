@@ -248,6 +248,8 @@ static gr_err cross_entropy(gr_backend *b, gr_lane lane, const gr_cross_entropy 
 static gr_err adamw(gr_backend *b, gr_lane lane, const gr_adamw *a) {
     gr_adamw g = *a;
     uint16_t *rounded = memory_of((size_t)a->n);
+    for (int64_t i = 0; i < a->n; i++) /* outside the ranges it stays */
+        rounded[i] = gr_bf16_from_f32(a->p[i]);
     g.p_act = rounded;
     gr_err err = real(b)->adamw(real(b), lane, &g);
     for (int64_t i = 0; i < a->n; i++)
@@ -266,6 +268,10 @@ static gr_err round_weights(gr_backend *b, gr_lane lane, const float *from, void
 
 static gr_err sum_squares(gr_backend *b, gr_lane lane, const float *x, int64_t n, double *sum) {
     return real(b)->sum_squares(real(b), lane, x, n, sum);
+}
+
+static gr_err decide(gr_backend *b, gr_lane lane, const gr_decide *a) {
+    return real(b)->decide(real(b), lane, a);
 }
 
 static gr_err peak(gr_backend *b, double *flops_per_s) {
@@ -298,6 +304,7 @@ gr_err narrow_open(gr_backend **opened, gr_backend *inner) {
     b->attention_forward = attention_forward;
     b->attention_backward = attention_backward;
     b->cross_entropy = cross_entropy;
+    b->decide = decide;
     b->adamw = adamw;
     b->round_weights = round_weights;
     b->sum_squares = sum_squares;
