@@ -70,6 +70,22 @@ gr_err gr_backend_describe(gr_backend **out, const char *name, gr_dtype dtype) {
     return backend_open(out, name, dtype, false);
 }
 
+gr_err gr_backend_set_attention(gr_backend *b, const char *name) {
+    static const char *const names[GR_N_ATTENTION] = {"auto", "cublas", "flash", "cudnn"};
+    int way = 0;
+    while (way < GR_N_ATTENTION && strcmp(name, names[way]) != 0)
+        way++;
+    if (way == GR_N_ATTENTION)
+        return gr_fail(GR_CONFIG, "attention kernels: expected auto, cublas, flash or cudnn, got \"%s\"", name);
+    if (b->attention_best && way > (int)b->attention_best)
+        return gr_fail(GR_RESOURCE,
+            "attention kernels: expected ones that are there, at most \"%s\", got \"%s\"; use auto, or bf16 with cuDNN "
+            "(grouter-train --version says whether it is compiled in)",
+            names[b->attention_best], name);
+    b->attention = (gr_attention_kernels)way;
+    return GR_OK;
+}
+
 void gr_backend_close(gr_backend *b) {
     if (b)
         b->close(b);
