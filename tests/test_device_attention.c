@@ -39,7 +39,9 @@ static void a_library_is_asked_only_for_what_it_can_do(void **state) {
     a.head_dim = 12;
     assert_false(gr_library_attends(GR_BF16, &a));
     a = usual();
-    a.T = 1;
+    a.T = 64;
+    assert_true(gr_library_attends(GR_BF16, &a));
+    a.T = 63;
     assert_false(gr_library_attends(GR_BF16, &a));
     a = usual();
     a.n_window = 0;

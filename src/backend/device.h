@@ -76,8 +76,8 @@ int gr_product_number(gr_product_table *t, const gr_product_key *key);
 
 /* ---------------------------------------------------------------- attention by a library (device_attention.c) */
 
-/* Whether cuDNN may be asked: bf16, heads of up to 256 whose rows begin at 16 bytes, windows of more than one token and
- * one document. */
+/* Whether cuDNN may be asked: bf16, heads of up to 256 whose rows begin at 16 bytes, windows of one document and of 64
+ * tokens at least, since a plan takes seconds to make. */
 bool gr_library_attends(gr_dtype dtype, const gr_attention *a);
 
 /* Backward without atomics keeps a gradient of bf16 for each score of the windows and heads that it is called for: so

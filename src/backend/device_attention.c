@@ -5,7 +5,7 @@
 #include "device.h"
 
 bool gr_library_attends(gr_dtype dtype, const gr_attention *a) {
-    return dtype == GR_BF16 && a->head_dim <= 256 && a->n_window > 0 && a->T > 1 && !a->documents.first &&
+    return dtype == GR_BF16 && a->head_dim <= 256 && a->n_window > 0 && a->T >= 64 && !a->documents.first &&
            !a->documents.end && gr_kernel_attend_aligned(a);
 }
 
