@@ -1,6 +1,7 @@
 /* cudnn_double.c: stands in for cuDNN's attention where cuda_double.c stands in for the CUDA runtime: the plans and
  * what runs them, as sums in double (tests/ref). What it tests is what is asked of cuDNN: which parts, with which
  * arrays, on which stream, with how much scratch. Parts are small, so that windows of a few tokens have several. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -100,11 +101,24 @@ static void round_rows(const call *c, double *from, int64_t n_head, int64_t ld, 
     free(from);
 }
 
+/* Forward has left those of the same windows and heads. */
+static void check_lse(const call *c, const ref_attention *r) {
+    const int64_t n = c->shape.n_window * c->shape.H * c->shape.T;
+    double *o = ref_alloc(n * c->shape.head_dim), *lse = ref_alloc(n);
+    ref_attention_forward(r, o, lse);
+    for (int64_t i = 0; i < n; i++)
+        if (!(fabs(lse[i] - (double)c->arrays.lse[i]) < 1e-3))
+            double_die("lse of other rows, or none");
+    free(o);
+    free(lse);
+}
+
 static void run_backward(const call *c, const ref_attention *r) {
     const gr_cudnn_shape *s = &c->shape;
     const int64_t n_row = s->n_window * s->T;
     double *dout = rows_of(c, c->arrays.dout, s->H, s->ldo), *dq = ref_alloc(n_row * s->H * s->head_dim);
     double *dk = ref_alloc(n_row * s->H_kv * s->head_dim), *dv = ref_alloc(n_row * s->H_kv * s->head_dim);
+    check_lse(c, r);
     ref_attention_backward(r, dout, dq, dk, dv);
     memset(c->scratch, 0xff, SCRATCH);
     round_rows(c, dq, s->H, s->ldq, c->arrays.dq);
