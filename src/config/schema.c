@@ -204,7 +204,7 @@ const gr_key gr_keys[GR_N_KEY] = {
         .meaning = "what computes experts on backend `cuda` in bf16 where D and F are multiples of 8: `cublas` = the "
                    "library's products, `mma` = own kernels, `wgmma` = own kernels for compute capability 9.0, `auto` "
                    "= the last of these that the GPU has; all else is `cublas`"},
-    {"parallel.attention_kernels", NO_UNIT, FREE, NAME(attention_kernels), AT(parallel.attention_kernels),
+    {"parallel.attention_kernels", NO_UNIT, FOR(TRAIN), FREE, NAME(attention_kernels), AT(parallel.attention_kernels),
         .fallback = "auto",
         .meaning = "what computes attention on backend `cuda` in bf16: `cublas` = the library's products and kernels "
                    "between them, `flash` = own kernels that keep no scores, for heads of a multiple of 8 up to 128, "
