@@ -64,7 +64,10 @@ GR_MUST int gr_kernel_attend_round(
 /* ---------------------------------------------------------------- flash_forward.cu, flash_backward.cu: attention in
  * bf16 */
 
-/* Whether these kernels do the op: bf16, head_dim a multiple of 8 up to 128, every row that is there at 16 bytes. */
+/* Heads of bf16 that can be read 16 bytes at a time: head_dim is a multiple of 8, every row that is there begins at 16
+ * bytes. */
+bool gr_kernel_attend_aligned(const gr_attention *a);
+/* Whether these kernels do the op: bf16, aligned heads of up to 128. */
 bool gr_kernel_flash_fits(gr_dtype dtype, const gr_attention *a);
 GR_MUST int gr_kernel_flash_forward(void *stream, const gr_attention *a);
 GR_MUST int gr_kernel_flash_backward(void *stream, const gr_attention *a, void *scratch);

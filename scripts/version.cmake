@@ -6,6 +6,7 @@ if(NOT hash)
   set(hash "unknown")
 endif()
 string(CONCAT text "#define GR_VERSION \"${VERSION}\"\n#define GR_GIT_HASH \"${hash}\"\n#define GR_CUDA_FOUND \"${CUDA}\"\n"
+  "#define GR_CUDNN_FOUND \"${CUDNN}\"\n"
   "#define GR_COMPILER \"${COMPILER}\"\n#define GR_BUILD \"${BUILD}\"\n")
 if(EXISTS ${OUT})
   file(READ ${OUT} old)

@@ -57,6 +57,23 @@ static void expert_kernels_are_chosen_by_name(void **state) {
     assert_int_equal(gr_backend_set_experts(backend, "auto"), GR_OK);
 }
 
+static void attention_kernels_are_chosen_by_name(void **state) {
+    (void)state;
+    static const char *const names[] = {"auto", "cublas", "flash", "cudnn"};
+    for (int i = 0; i < 4; i++) {
+        assert_int_equal(gr_backend_set_attention(backend, names[i]), GR_OK);
+        assert_int_equal(backend->attention, i);
+    }
+    assert_int_equal(gr_backend_set_attention(backend, "flesh"), GR_CONFIG);
+    assert_non_null(strstr(gr_error_text(), "\"flesh\""));
+    gr_backend device = {.attention_best = GR_ATTENTION_FLASH};
+    assert_int_equal(gr_backend_set_attention(&device, "flash"), GR_OK);
+    assert_int_equal(gr_backend_set_attention(&device, "cudnn"), GR_RESOURCE);
+    assert_non_null(strstr(gr_error_text(), "at most \"flash\""));
+    assert_int_equal(device.attention, GR_ATTENTION_FLASH);
+    assert_int_equal(gr_backend_set_attention(backend, "auto"), GR_OK);
+}
+
 static void every_op_is_there(void **state) {
     (void)state;
     const gr_backend *b = backend;
@@ -122,6 +139,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(backends_open_by_name_and_unknown_names_are_refused),
         cmocka_unit_test(expert_kernels_are_chosen_by_name),
+        cmocka_unit_test(attention_kernels_are_chosen_by_name),
         cmocka_unit_test(every_op_is_there),
         cmocka_unit_test(memory_is_zeroed_and_aligned),
         cmocka_unit_test(memory_that_is_not_there_is_an_error_naming_its_use),

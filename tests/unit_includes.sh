@@ -34,6 +34,7 @@ owner() {
     mpi.h) echo src/comm/mpi.c ;;
     nccl.h) echo 'src/comm/nccl*.[ch]' ;;
     nvtx3/*) echo src/backend/cuda_range.c ;;
+    cudnn*) echo 'src/backend/cuda_cudnn*.[ch]' ;;
     cuda* | cublas*) echo 'src/backend/cuda*.[ch] src/comm/nccl*.[ch] kernels/*' ;;
     *) echo none ;;
     esac
@@ -41,7 +42,7 @@ owner() {
 
 is_system() {
     case $1 in
-    assert.h | ctype.h | dirent.h | dlfcn.h | errno.h | fcntl.h | float.h | immintrin.h | inttypes.h | libgen.h | limits.h | \
+    assert.h | ctype.h | dirent.h | dlfcn.h | errno.h | fcntl.h | float.h | glob.h | immintrin.h | inttypes.h | libgen.h | limits.h | \
         locale.h | math.h | pthread.h | sched.h | signal.h | stdarg.h | stdatomic.h | stdbool.h | stddef.h | stdint.h | stdio.h | stdlib.h | \
         string.h | sys/*.h | time.h | unistd.h) return 0 ;;
     *) return 1 ;;

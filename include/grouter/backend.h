@@ -194,7 +194,7 @@ typedef struct gr_rope {
 
 /* Attention over packed windows of T tokens, n_window of them; query head j uses key/value head j / (H/H_kv).
  * o = softmax(q k^T / sqrt(head_dim)) v, causal or over the whole window, in either case of no more than the row's
- * document if documents are given; lse saved for backward. In blocks: scratch does not grow with T^2. */
+ * document if documents are given; lse saved for backward. In blocks: scratch of scores has a bound, whatever T. */
 typedef enum gr_attend { GR_ATTEND_CAUSAL, GR_ATTEND_BIDIRECTIONAL } gr_attend;
 /* Positions in the window: row t sees keys of [first[t], end[t]) only; first <= t < end, neither ever falls in a
  * window. NULL: one document. */
@@ -212,6 +212,17 @@ typedef struct gr_attention {
     const void *dout;
     void *dq, *dk, *dv; /* overwritten */
 } gr_attention;
+
+/* What computes gr_attention on backend cuda: products of cuBLAS with kernels between them, own kernels that keep no
+ * scores, or cuDNN. AUTO: the last of these that is there; cuDNN's engines only where they give the same bits at every
+ * call. Own kernels take bf16, heads of a multiple of 8 up to 128 and rows at 16 bytes, cuDNN heads of up to 256 but no
+ * documents; calls that a way does not take go to the one before it, whatever was asked for. */
+typedef enum gr_attention_kernels {
+    GR_ATTENTION_AUTO,
+    GR_ATTENTION_CUBLAS,
+    GR_ATTENTION_FLASH,
+    GR_ATTENTION_CUDNN
+} gr_attention_kernels;
 
 /* Head and cross-entropy in chunks of tokens, never N x V logits: l_i = logsumexp(x_i W^T) - (x_i W^T)[target_i].
  * *loss_sum += sum over tokens with target >= 0 (double, token order). With token_loss: token_loss_i = l_i, 0 where
@@ -283,11 +294,12 @@ struct gr_backend {
     const char *name;
     gr_dtype dtype; /* storage type of activations: GR_F32 or GR_BF16 */
     size_t elem_size;
-    size_t logits_room;      /* see gr_logits_chunk */
-    gr_experts experts;      /* gr_backend_set_experts */
-    gr_experts experts_best; /* what AUTO stands for; AUTO where there is no choice (the CPU) */
-    bool host_memory;        /* host code may read and write the backend's memory directly */
-    uint64_t n_download;     /* copies to the host so far, and waits of the host: both 0 with host_memory */
+    size_t logits_room;                             /* see gr_logits_chunk */
+    gr_experts experts;                             /* gr_backend_set_experts */
+    gr_experts experts_best;                        /* what AUTO stands for; AUTO where there is no choice (the CPU) */
+    gr_attention_kernels attention, attention_best; /* likewise */
+    bool host_memory;                               /* host code may read and write the backend's memory directly */
+    uint64_t n_download; /* copies to the host so far, and waits of the host: both 0 with host_memory */
     uint64_t n_sync;
     gr_err (*alloc)(gr_backend *b, size_t n_byte, const char *what, void **out); /* zeroed, 64-byte aligned; 69 */
     void (*release)(gr_backend *b, void *p);
@@ -359,8 +371,10 @@ GR_MUST gr_err gr_backend_open(gr_backend **out, const char *name, gr_dtype dtyp
  * gr_backend_open would take; "cuda" can be described by any binary. */
 GR_MUST gr_err gr_backend_describe(gr_backend **out, const char *name, gr_dtype dtype);
 /* Chooses what computes grouped experts: "auto" (where nothing was chosen), "cublas", "mma" or "wgmma". A backend
- * without a choice accepts all. 64 for other names; 69 for what the device lacks. */
+ * without a choice accepts all. 64 for other names; 69 for what the device or the machine lacks. */
 GR_MUST gr_err gr_backend_set_experts(gr_backend *b, const char *name);
+/* Likewise what computes attention: "auto", "cublas", "flash" or "cudnn". */
+GR_MUST gr_err gr_backend_set_attention(gr_backend *b, const char *name);
 void gr_backend_close(gr_backend *b); /* accepts NULL */
 const char *gr_backend_names(void);   /* compiled in, for --version */
 const char *gr_backend_library(void); /* "oneDNN v2.6.3 ..." */

@@ -70,18 +70,33 @@ gr_err gr_backend_describe(gr_backend **out, const char *name, gr_dtype dtype) {
     return backend_open(out, name, dtype, false);
 }
 
+/* The number of the name; `best` is the last one that is there, 0 where there is no choice. */
+static gr_err choose_way(const char *what, const char *const names[4], int best, const char *name, int *way) {
+    for (*way = 0; *way < 4; ++*way)
+        if (strcmp(name, names[*way]) == 0) {
+            if (!best || *way <= best)
+                return GR_OK;
+            return gr_fail(GR_RESOURCE,
+                "%s kernels: expected ones that are there, at most \"%s\", got \"%s\"; use auto", what, names[best],
+                name);
+        }
+    return gr_fail(GR_CONFIG, "%s kernels: expected %s, %s, %s or %s, got \"%s\"", what, names[0], names[1], names[2],
+        names[3], name);
+}
+
 gr_err gr_backend_set_experts(gr_backend *b, const char *name) {
-    static const char *const names[GR_N_EXPERTS] = {"auto", "cublas", "mma", "wgmma"};
-    int way = 0;
-    while (way < GR_N_EXPERTS && strcmp(name, names[way]) != 0)
-        way++;
-    if (way == GR_N_EXPERTS)
-        return gr_fail(GR_CONFIG, "expert kernels: expected auto, cublas, mma or wgmma, got \"%s\"", name);
-    if (b->experts_best && way > (int)b->experts_best)
-        return gr_fail(GR_RESOURCE,
-            "expert kernels: expected ones that this GPU has, at most \"%s\", got \"%s\"; use auto",
-            names[b->experts_best], name);
+    static const char *const names[] = {"auto", "cublas", "mma", "wgmma"};
+    int way;
+    GR_TRY(choose_way("expert", names, (int)b->experts_best, name, &way));
     b->experts = (gr_experts)way;
+    return GR_OK;
+}
+
+gr_err gr_backend_set_attention(gr_backend *b, const char *name) {
+    static const char *const names[] = {"auto", "cublas", "flash", "cudnn"};
+    int way;
+    GR_TRY(choose_way("attention", names, (int)b->attention_best, name, &way));
+    b->attention = (gr_attention_kernels)way;
     return GR_OK;
 }
 

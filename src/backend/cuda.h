@@ -19,6 +19,9 @@ enum {
 /* Matrix products (cuda_gemm.c). */
 typedef struct gr_cuda_products gr_cuda_products;
 
+/* Attention by cuDNN (cuda_cudnn.c). */
+typedef struct gr_cuda_cudnn gr_cuda_cudnn;
+
 /* Device memory that ops of one lane use one after the other. */
 typedef struct gr_cuda_scratch_room {
     void *p;
@@ -30,6 +33,7 @@ typedef struct gr_cuda {
     cudaStream_t queue[GR_CUDA_QUEUES];
     cudaEvent_t mark[GR_CUDA_QUEUES]; /* of whoever waits for a queue: recorded just before */
     gr_cuda_products *products;
+    gr_cuda_cudnn *cudnn;                    /* NULL: there is none, or not for this type */
     gr_cuda_scratch_room scratch[GR_N_LANE]; /* grow in the first step, then stay */
     /* Uploads go through the ring, so that the host's array is free at once and the copy needs no wait. */
     gr_ring ring;
@@ -109,6 +113,15 @@ gr_err gr_cuda_attention_forward(gr_backend *b, gr_lane lane, const gr_attention
 gr_err gr_cuda_attention_backward(gr_backend *b, gr_lane lane, const gr_attention *a);
 gr_err gr_cuda_cross_entropy(gr_backend *b, gr_lane lane, const gr_cross_entropy *a);
 gr_attend_limits gr_cuda_attend_limits(void); /* cuda_limits.c */
+size_t gr_cuda_attend_room(void);             /* bytes of scores of a part of attention by cuDNN; likewise */
+
+/* Where cuDNN is not compiled in (then these are in cuda_cudnn_absent.c), not found or older than 9.16, *out is NULL,
+ * and the log says so once. */
+GR_MUST gr_err gr_cuda_cudnn_open(gr_dtype dtype, gr_cuda_cudnn **out);
+void gr_cuda_cudnn_close(gr_cuda_cudnn *c); /* accepts NULL */
+/* *done false: nothing is queued, since there is no cuDNN or it has nothing for this op that gives the same bits at
+ * every call. The answer for a shape stays the same. */
+GR_MUST gr_err gr_cuda_cudnn_attention(gr_backend *b, gr_lane lane, const gr_attention *a, bool backward, bool *done);
 /* Fills in every op of the table. */
 void gr_cuda_set_ops(gr_backend *b);
 

@@ -1,6 +1,6 @@
 /* cuda_attention.c: attention over packed windows. In bf16, where heads are of a usual size and rows begin at 16 bytes,
- * by kernels that keep no scores (kernels/flash_*.cu); for every other shape, and in fp32, by products of cuBLAS and
- * the kernels between them, the plain path:
+ * by cuDNN (cuda_cudnn.c) or by kernels that keep no scores (kernels/flash_*.cu), whose lse is the same number; for
+ * every other shape, and in fp32, by products of cuBLAS and the kernels between them, the plain path:
  *
  * A block of query rows against all keys they may see, for one query head of each of several key/value heads at once:
  * the heads of a batch lie side by side in a row, so their products are one strided batch. Scores take
@@ -189,14 +189,28 @@ static gr_err each_batch(attend *t, gr_err (*run)(attend *t)) {
     return GR_OK;
 }
 
-gr_err gr_cuda_attention_forward(gr_backend *b, gr_lane lane, const gr_attention *a) {
+/* May this way be taken, as far as the choice goes? AUTO is the best that there is. */
+static bool may(const gr_backend *b, gr_attention_kernels way) {
+    return b->attention == GR_ATTENTION_AUTO || b->attention >= way;
+}
+
+static gr_err forward_plain(gr_backend *b, gr_lane lane, const gr_attention *a) {
     attend t;
-    if (gr_kernel_flash_fits(b->dtype, a))
-        return gr_cuda_check(gr_kernel_flash_forward(b->lane_native(b, lane), a), "attention");
     if (a->n_window == 0 || a->T == 0)
         return GR_OK;
     GR_TRY(attend_open(&t, b, lane, a, false));
     return each_batch(&t, forward_batch);
+}
+
+gr_err gr_cuda_attention_forward(gr_backend *b, gr_lane lane, const gr_attention *a) {
+    bool done = false;
+    if (may(b, GR_ATTENTION_CUDNN))
+        GR_TRY(gr_cuda_cudnn_attention(b, lane, a, false, &done));
+    if (done)
+        return GR_OK;
+    if (may(b, GR_ATTENTION_FLASH) && gr_kernel_flash_fits(b->dtype, a))
+        return gr_cuda_check(gr_kernel_flash_forward(b->lane_native(b, lane), a), "attention");
+    return forward_plain(b, lane, a);
 }
 
 /* No scores in memory. */
@@ -206,12 +220,21 @@ static gr_err flash_backward(gr_backend *b, gr_lane lane, const gr_attention *a)
     return gr_cuda_check(gr_kernel_flash_backward(b->lane_native(b, lane), a, scratch), "attention's gradient");
 }
 
-gr_err gr_cuda_attention_backward(gr_backend *b, gr_lane lane, const gr_attention *a) {
+static gr_err backward_plain(gr_backend *b, gr_lane lane, const gr_attention *a) {
     attend t;
-    if (gr_kernel_flash_fits(b->dtype, a))
-        return flash_backward(b, lane, a);
     if (a->n_window == 0 || a->T == 0)
         return GR_OK;
     GR_TRY(attend_open(&t, b, lane, a, true));
     return each_batch(&t, backward_batch);
+}
+
+gr_err gr_cuda_attention_backward(gr_backend *b, gr_lane lane, const gr_attention *a) {
+    bool done = false;
+    if (may(b, GR_ATTENTION_CUDNN))
+        GR_TRY(gr_cuda_cudnn_attention(b, lane, a, true, &done));
+    if (done)
+        return GR_OK;
+    if (may(b, GR_ATTENTION_FLASH) && gr_kernel_flash_fits(b->dtype, a))
+        return flash_backward(b, lane, a);
+    return backward_plain(b, lane, a);
 }

@@ -7,3 +7,8 @@
 gr_attend_limits gr_cuda_attend_limits(void) {
     return (gr_attend_limits){.n_query = 512, .n_score = 1 << 24};
 }
+
+/* 1 GiB: two windows of 4096 tokens with 16 heads, 4096 tiles of 128 x 128 scores a head. */
+size_t gr_cuda_attend_room(void) {
+    return (size_t)1 << 30;
+}

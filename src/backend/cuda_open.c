@@ -53,6 +53,7 @@ static void cuda_close(gr_backend *b) {
         (void)cudaDeviceSynchronize(); /* a failed device cannot be waited for */
         for (int lane = 0; lane < GR_N_LANE; lane++)
             cudaFree(s->scratch[lane].p);
+        gr_cuda_cudnn_close(s->cudnn);
         gr_cuda_products_close(s->products);
         gr_cuda_staging_close(s);
         gr_cuda_queues_close(s);
@@ -81,7 +82,10 @@ static gr_err open_state(gr_backend *b, const survey *found) {
     say(s, found->n_device);
     GR_TRY(gr_cuda_staging_open(s));
     GR_TRY(find_experts(s->device, &b->experts_best));
-    return gr_cuda_products_open(b, &s->products);
+    GR_TRY(gr_cuda_products_open(b, &s->products));
+    GR_TRY(gr_cuda_cudnn_open(b->dtype, &s->cudnn));
+    b->attention_best = s->cudnn ? GR_ATTENTION_CUDNN : GR_ATTENTION_FLASH;
+    return GR_OK;
 }
 
 static const gr_backend table = {

@@ -74,4 +74,20 @@ typedef struct gr_product_table {
 /* The key's number, given to it now where it has none; -1 when the table is full. */
 int gr_product_number(gr_product_table *t, const gr_product_key *key);
 
+/* ---------------------------------------------------------------- attention by a library (device_attention.c) */
+
+/* Whether cuDNN may be asked: bf16, heads of up to 256 whose rows begin at 16 bytes, windows of one document and of 64
+ * tokens at least, since a plan takes seconds to make. */
+bool gr_library_attends(gr_dtype dtype, const gr_attention *a);
+
+/* Backward without atomics keeps a gradient of bf16 for each score of the windows and heads that it is called for: so
+ * it is called for parts of the op, all of one size, after each other. */
+typedef struct gr_attend_part {
+    int64_t n_window; /* of a part; divides those of the op */
+    int64_t H_kv;     /* likewise; all of them where a part has more windows than one */
+} gr_attend_part;
+/* The largest parts whose scores take at most n_byte; no windows where one key/value head takes more. The op has
+ * windows. */
+gr_attend_part gr_attend_part_of(const gr_attention *a, size_t n_byte);
+
 #endif

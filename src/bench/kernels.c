@@ -238,6 +238,7 @@ static gr_err measure(bench_run *r, const bench_case *c) {
     gr_kernels_report *report = r->report;
     GR_ASSERT(report->n < GR_KERNELS_MAX, "%d ops", report->n);
     r->backend->experts = c->experts;
+    r->backend->attention = c->attention;
     gr_err e = measure_open(r, c, &k, &report->kernel[report->n]);
     report->n += !e;
     gr_bench_arrays_close(&k.arrays);
@@ -252,9 +253,11 @@ static void share_peaks(gr_kernels_report *report) {
     }
 }
 
-/* What is named only differs from the case before it on a backend with a choice, in the type that has one. */
+/* A way by name is another one than the case before it only on a backend with a choice, in the type that has one. */
 static bool has_way(const gr_backend *b, const bench_case *c) {
-    return c->experts == GR_EXPERTS_AUTO || (c->experts <= b->experts_best && b->dtype == GR_BF16);
+    if (c->experts == GR_EXPERTS_AUTO && c->attention == GR_ATTENTION_AUTO)
+        return true;
+    return c->experts <= b->experts_best && c->attention <= b->attention_best && b->dtype == GR_BF16;
 }
 
 /* The peaks are measured before and after the ops. */

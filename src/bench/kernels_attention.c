@@ -265,26 +265,28 @@ static double loss_check(const bench_kernel *k) {
 
 /* ---------------------------------------------------------------- the cases */
 
+#define ATTENTION_FORWARD(kind, by)                                                                                    \
+    {                                                                                                                  \
+        .op = "attention_forward", .variant = kind, .flops = "2 N T H h", .bytes = "2 s N (H + G) h + 4 N H",          \
+        .way = FORWARD, .compute = true, .attention = by, .open = attention_open, .run = attention_forward,            \
+        .check = attention_check                                                                                       \
+    }
+#define ATTENTION_BACKWARD(kind, by)                                                                                   \
+    {                                                                                                                  \
+        .op = "attention_backward", .variant = kind, .flops = "5 N T H h", .bytes = "4 s N (H + G) h + 4 N H",         \
+        .way = BACKWARD, .compute = true, .attention = by, .open = attention_open, .prepare = attention_forward,       \
+        .run = attention_backward, .check = attention_check_back                                                       \
+    }
+
 const bench_case gr_bench_attention_cases[] = {
-    {.op = "attention_forward",
-        .variant = "causal",
-        .flops = "2 N T H h",
-        .bytes = "2 s N (H + G) h + 4 N H",
-        .way = FORWARD,
-        .compute = true,
-        .open = attention_open,
-        .run = attention_forward,
-        .check = attention_check},
-    {.op = "attention_backward",
-        .variant = "causal",
-        .flops = "5 N T H h",
-        .bytes = "4 s N (H + G) h + 4 N H",
-        .way = BACKWARD,
-        .compute = true,
-        .open = attention_open,
-        .prepare = attention_forward,
-        .run = attention_backward,
-        .check = attention_check_back},
+    ATTENTION_FORWARD("causal", GR_ATTENTION_AUTO),
+    ATTENTION_FORWARD("causal, cublas", GR_ATTENTION_CUBLAS),
+    ATTENTION_FORWARD("causal, flash", GR_ATTENTION_FLASH),
+    ATTENTION_FORWARD("causal, cudnn", GR_ATTENTION_CUDNN),
+    ATTENTION_BACKWARD("causal", GR_ATTENTION_AUTO),
+    ATTENTION_BACKWARD("causal, cublas", GR_ATTENTION_CUBLAS),
+    ATTENTION_BACKWARD("causal, flash", GR_ATTENTION_FLASH),
+    ATTENTION_BACKWARD("causal, cudnn", GR_ATTENTION_CUDNN),
     {.op = "cross_entropy",
         .variant = "loss",
         .flops = "2 N D V",

@@ -17,6 +17,7 @@ void gr_version_print(FILE *out) {
     fprintf(out, "build      %s\n", GR_BUILD);
     fprintf(out, "backends   %s\n", gr_backend_names());
     fprintf(out, "CUDA       %s\n", GR_CUDA_FOUND);
+    fprintf(out, "cuDNN      %s\n", GR_CUDNN_FOUND);
     fprintf(out, "comms      %s\n", gr_comm_names());
     fprintf(out, "libraries  %s, %s, %s, %s", gr_backend_library(), gr_comm_library(), gr_json_library(),
         gr_hash_library());

@@ -14,6 +14,7 @@ static const char *const recomputes[] = {"none", "experts", "block", NULL};
 static const char *const dtypes[] = {"fp32", "bf16", NULL};
 static const char *const backends[] = {"auto", "cpu", "cuda", NULL};
 static const char *const expert_kernels[] = {"auto", "cublas", "mma", "wgmma", NULL};
+static const char *const attention_kernels[] = {"auto", "cublas", "flash", "cudnn", NULL};
 static const char *const comms[] = {"auto", "self", "mpi", "nccl", NULL};
 
 static const char *const bodies[] = {"attention", "linear", "residual-linear", NULL};
@@ -203,6 +204,12 @@ const gr_key gr_keys[GR_N_KEY] = {
         .meaning = "what computes experts on backend `cuda` in bf16 where D and F are multiples of 8: `cublas` = the "
                    "library's products, `mma` = own kernels, `wgmma` = own kernels for compute capability 9.0, `auto` "
                    "= the last of these that the GPU has; all else is `cublas`"},
+    {"parallel.attention_kernels", NO_UNIT, FOR(TRAIN), FREE, NAME(attention_kernels), AT(parallel.attention_kernels),
+        .fallback = "auto",
+        .meaning = "what computes attention on backend `cuda` in bf16: `cublas` = the library's products and kernels "
+                   "between them, `flash` = own kernels that keep no scores, for heads of a multiple of 8 up to 128, "
+                   "`cudnn` = cuDNN 9.16 or later, for heads up to 256 without documents, `auto` = the last of these "
+                   "that is there; what one cannot do is done by the one before it"},
     {"parallel.comm", NO_UNIT, FREE, NAME(comms), AT(parallel.comm), .fallback = "auto",
         .meaning =
             "how ranks talk: `auto` = `mpi` under a launcher of more than one rank, else `self`; on GPUs it is `nccl` "
@@ -260,6 +267,10 @@ bool gr_key_is_member(const gr_key *list, const gr_key *key) {
 
 const char *gr_config_expert_kernels_name(const gr_config *c) {
     return expert_kernels[c->parallel.expert_kernels];
+}
+
+const char *gr_config_attention_kernels_name(const gr_config *c) {
+    return attention_kernels[c->parallel.attention_kernels];
 }
 
 const char *gr_config_backend_name(const gr_config *c) {

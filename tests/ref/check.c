@@ -25,6 +25,23 @@ const char *check_backend_name(void) {
     return name ? name : "cpu";
 }
 
+static void skip(void) {
+    printf("skipped: %s\n", gr_error_text());
+    fflush(stdout);
+    exit(77);
+}
+
+/* In fp32 there is nothing to choose. */
+static gr_err choose_attention(gr_backend *b) {
+    const char *name = getenv("CHECK_ATTENTION");
+    if (!name || b->dtype != GR_BF16)
+        return GR_OK;
+    const gr_err err = gr_backend_set_attention(b, name);
+    if (err == GR_RESOURCE)
+        skip();
+    return err;
+}
+
 /* Backend "far" is the CPU's with its memory out of reach: the tests' own copying, tested without a device. */
 static gr_err open_named(gr_backend **out, gr_dtype dtype) {
     const char *name = check_backend_name();
@@ -32,11 +49,10 @@ static gr_err open_named(gr_backend **out, gr_dtype dtype) {
     if (strcmp(name, "cpu") == 0)
         return gr_backend_open(out, "cpu", dtype);
     gr_err err = gr_backend_open(&inner, strcmp(name, "far") == 0 ? "cpu" : name, dtype);
-    if (err == GR_RESOURCE && strcmp(name, "cuda") == 0) {
-        printf("skipped: %s\n", gr_error_text());
-        fflush(stdout);
-        exit(77);
-    }
+    if (err == GR_RESOURCE && strcmp(name, "cuda") == 0)
+        skip();
+    if (!err)
+        err = choose_attention(inner);
     return err ? err : far_open(out, inner);
 }
 

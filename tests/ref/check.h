@@ -15,7 +15,8 @@ double check_bound(void);
 
 /* The backend under test, for fp32 arrays in host memory; from then on this storage type is the tests'. It is the one
  * that the environment names in CHECK_BACKEND: "cpu" where it says nothing, "cuda" (the test ends as skipped, with the
- * reason, where there is no GPU), or "far" (see check.c). */
+ * reason, where there is no GPU), or "far" (see check.c). CHECK_ATTENTION names what computes its attention
+ * (gr_backend_set_attention); tests are skipped where that is not there. */
 GR_MUST gr_err check_backend_open(gr_backend **out, gr_dtype dtype);
 const char *check_backend_name(void);
 
