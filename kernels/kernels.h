@@ -103,6 +103,25 @@ GR_MUST int gr_kernel_swiglu_forward(void *stream, gr_dtype dtype, const gr_ffn 
 /* h and da to dh (in place of h), a and dgate (if it is there). */
 GR_MUST int gr_kernel_swiglu_backward(void *stream, gr_dtype dtype, const gr_ffn *a);
 
+/* ---------------------------------------------------------------- grouped.cu: all experts' products in one launch
+ * By mma.sync, bf16 only. */
+
+/* Whether these kernels do the op: bf16, tiles and what follows them are there, D and F are multiples of 8, and all
+ * arrays that are there begin at 16 bytes. */
+bool gr_kernel_grouped_fits(gr_dtype dtype, const gr_ffn *a);
+
+/* x to h, and with y also to a. */
+GR_MUST int gr_kernel_grouped_up(void *stream, const gr_ffn *a);
+/* a to y. */
+GR_MUST int gr_kernel_grouped_down(void *stream, const gr_ffn *a);
+/* dy and h to dh (in place of h), a and dgate (if it is there). da is scratch. */
+GR_MUST int gr_kernel_grouped_down_input(void *stream, const gr_ffn *a);
+/* dh (in h) to dx. */
+GR_MUST int gr_kernel_grouped_input(void *stream, const gr_ffn *a);
+/* dw2 += from dy and a; dw13 += from dh (in h) and x. Nothing of experts without pairs is touched. */
+GR_MUST int gr_kernel_grouped_down_weights(void *stream, const gr_ffn *a);
+GR_MUST int gr_kernel_grouped_up_weights(void *stream, const gr_ffn *a);
+
 /* ---------------------------------------------------------------- optimizer.cu: flat ranges */
 
 GR_MUST int gr_kernel_adamw(void *stream, gr_dtype dtype, const gr_adamw *a);

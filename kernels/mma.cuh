@@ -29,10 +29,50 @@ static __device__ __forceinline__ void gr_load_turned(const gr_bf16 *row, uint32
                  : "memory");
 }
 
+/* The same four as they lie: b[m] are columns 2t, 2t+1 of row g of matrix m. */
+static __device__ __forceinline__ void gr_load_matrices(const gr_bf16 *row, uint32_t (&b)[4]) {
+    const uint32_t address = (uint32_t)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+/* 16 bytes to shared memory while the thread goes on, zeros where there is nothing to copy (`from` is then not read).
+ * Copies belong to the thread's next commit; a wait returns when all but its last N commits have arrived. */
+static __device__ __forceinline__ void gr_copy_async(gr_bf16 *to, const gr_bf16 *from, bool there) {
+    const uint32_t address = (uint32_t)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(there ? 16 : 0)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void gr_copy_commit(void) {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+template <int N> static __device__ __forceinline__ void gr_copy_wait(void) {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+/* The block's shared memory whose size the launch says. */
+static __device__ __forceinline__ gr_bf16 *gr_launched_room(void) {
+    extern __shared__ __align__(128) unsigned char gr_room_of_launch[];
+    return (gr_bf16 *)gr_room_of_launch;
+}
+
 /* Two neighbours, rounded. */
 static __device__ __forceinline__ uint32_t gr_pair(float low, float high) {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
     return *(const uint32_t *)&pair;
+}
+
+/* The lower and the upper one of such two. */
+static __device__ __forceinline__ float gr_low(uint32_t pair) {
+    return __uint_as_float(pair << 16);
+}
+
+static __device__ __forceinline__ float gr_high(uint32_t pair) {
+    return __uint_as_float(pair & 0xffff0000u);
 }
 
 #endif

@@ -136,6 +136,7 @@ gr_err __wrap_gr_backend_open(gr_backend **out, const char *name, gr_dtype dtype
     b->state = state;
     b->close = close_both;
     b->lane_native = lane_native;
+    b->experts_best = GR_EXPERTS_MMA;
     state_of(b)->cpu = cpu;
     gr_cuda_set_ops(b);
     return GR_OK;

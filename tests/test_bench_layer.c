@@ -37,6 +37,7 @@ static int close_comm(void **state) {
 
 static gr_layer_options options(void) {
     return (gr_layer_options){.comm = comm,
+        .expert_kernels = "auto",
         .backend = "cpu",
         .dtype = CHECK_DTYPE,
         .N = N,

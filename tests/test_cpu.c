@@ -39,6 +39,24 @@ static void backends_open_by_name_and_unknown_names_are_refused(void **state) {
     gr_backend_close(NULL);
 }
 
+/* The CPU has one way to compute experts and accepts the names of all. */
+static void expert_kernels_are_chosen_by_name(void **state) {
+    (void)state;
+    static const char *const names[] = {"auto", "cublas", "mma", "wgmma"};
+    for (int i = 0; i < 4; i++) {
+        assert_int_equal(gr_backend_set_experts(backend, names[i]), GR_OK);
+        assert_int_equal(backend->experts, i);
+    }
+    assert_int_equal(gr_backend_set_experts(backend, "mna"), GR_CONFIG);
+    assert_non_null(strstr(gr_error_text(), "\"mna\""));
+    gr_backend device = {.experts_best = GR_EXPERTS_MMA};
+    assert_int_equal(gr_backend_set_experts(&device, "mma"), GR_OK);
+    assert_int_equal(gr_backend_set_experts(&device, "wgmma"), GR_RESOURCE);
+    assert_non_null(strstr(gr_error_text(), "at most \"mma\""));
+    assert_int_equal(device.experts, GR_EXPERTS_MMA);
+    assert_int_equal(gr_backend_set_experts(backend, "auto"), GR_OK);
+}
+
 static void every_op_is_there(void **state) {
     (void)state;
     const gr_backend *b = backend;
@@ -103,6 +121,7 @@ static void chunks_of_logits_stay_within_32_mib(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(backends_open_by_name_and_unknown_names_are_refused),
+        cmocka_unit_test(expert_kernels_are_chosen_by_name),
         cmocka_unit_test(every_op_is_there),
         cmocka_unit_test(memory_is_zeroed_and_aligned),
         cmocka_unit_test(memory_that_is_not_there_is_an_error_naming_its_use),

@@ -33,8 +33,21 @@ typedef struct ffn_case {
     gr_ffn a;
     int64_t n_row, n_w13, n_w2;
     float *x, *w13, *w2, *gate, *h, *act, *y, *dy, *da, *dw13, *dw2, *dx, *dgate;
-    uint32_t *row;
+    uint32_t *row, *order;
+    gr_row_tile *tiles;
 } ffn_case;
+
+/* For backends that do all experts in one launch. */
+static void add_tiles(ffn_case *c, const uint32_t *offset) {
+    const uint32_t n_expert = (uint32_t)c->a.n_expert;
+    c->tiles = malloc((gr_tiles_max(offset[n_expert], n_expert) + 1) * sizeof *c->tiles);
+    c->order = malloc(n_expert * sizeof *c->order);
+    assert_true(c->tiles && c->order);
+    c->a.n_tile = gr_tiles_build(offset, n_expert, c->tiles, c->order);
+    c->a.tiles = c->tiles;
+    c->a.expert_order = c->order;
+    c->a.device_offset = offset;
+}
 
 /* `offset` has n_expert + 1 entries. */
 static ffn_case open_ffn(int32_t n_expert, const uint32_t *offset, int64_t D, int64_t F) {
@@ -70,6 +83,7 @@ static ffn_case open_ffn(int32_t n_expert, const uint32_t *offset, int64_t D, in
         .h = c.h,
         .a = c.act,
         .y = c.y};
+    add_tiles(&c, offset);
     return c;
 }
 
@@ -88,6 +102,8 @@ static void close_ffn(ffn_case *c) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         free(all[i]);
     free(c->row);
+    free(c->tiles);
+    free(c->order);
 }
 
 /* The reference's view of the case, in double; `offset` as opened, even when the call under test has none. */
@@ -153,6 +169,34 @@ static void experts_match_the_reference(void **state) {
     check_ffn(&c, offset);
 }
 
+/* Counts around the tiles of kernels that do all experts in one launch (multiples of 64 and 128), none and all. */
+static void check_counts(int32_t n_expert, const uint32_t *count, int64_t D, int64_t F) {
+    uint32_t offset[16] = {0};
+    assert_true(n_expert < 16);
+    for (int32_t e = 0; e < n_expert; e++)
+        offset[e + 1] = offset[e] + count[e];
+    ffn_case c = open_ffn(n_expert, offset, D, F);
+    check_ffn(&c, offset);
+}
+
+static void experts_of_any_number_of_rows(void **state) {
+    (void)state;
+    check_counts(9, (const uint32_t[]){0, 1, 63, 64, 65, 127, 0, 128, 129}, 40, 24);
+    check_counts(6, (const uint32_t[]){0, 0, 130, 0, 0, 0}, 24, 8);
+    check_counts(8, (const uint32_t[]){3, 2, 4, 290, 3, 0, 1, 2}, 8, 40);
+    check_counts(11, (const uint32_t[]){1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}, 40, 56);
+}
+
+/* Widths around the tiles: whole, half, a few, a model's. */
+static void widths_that_are_no_multiples_of_tiles(void **state) {
+    (void)state;
+    check_counts(3, (const uint32_t[]){5, 70, 1}, 128, 64);
+    check_counts(3, (const uint32_t[]){33, 0, 17}, 136, 72);
+    check_counts(2, (const uint32_t[]){66, 2}, 8, 200);
+    check_counts(2, (const uint32_t[]){20, 130}, 264, 8);
+    check_counts(2, (const uint32_t[]){20, 3}, 384, 344);
+}
+
 static void one_expert_is_spread_over_the_rows(void **state) {
     (void)state;
     static const uint32_t offset[] = {0, 131};
@@ -182,10 +226,12 @@ static void pairs_may_be_rows_and_gates_may_be_absent(void **state) {
     c.a.expert_offset = NULL;
     check_ffn(&c, offset);
     static const uint32_t offset3[] = {0, 45, 45, 69};
-    c = open_ffn(3, offset3, 22, 39);
-    c.a.pair_row = NULL;
-    c.a.pair_gate = NULL;
-    check_ffn(&c, offset3);
+    for (int64_t F = 39; F <= 40; F++) {
+        c = open_ffn(3, offset3, 24, F);
+        c.a.pair_row = NULL;
+        c.a.pair_gate = NULL;
+        check_ffn(&c, offset3);
+    }
 }
 
 static void no_pairs_leave_the_gradients(void **state) {
@@ -195,10 +241,9 @@ static void no_pairs_leave_the_gradients(void **state) {
     check_ffn(&c, offset);
 }
 
-static void gate_gradients_are_not_needed(void **state) {
-    (void)state;
+static void check_without_gate_gradients(int64_t F) {
     static const uint32_t offset[] = {0, 3, 8};
-    ffn_case c = open_ffn(2, offset, 8, 4);
+    ffn_case c = open_ffn(2, offset, 8, F);
     assert_int_equal(backend->ffn_forward(backend, GR_LANE_COMPUTE, &c.a), 0);
     add_backward(&c);
     c.a.dgate = NULL;
@@ -206,6 +251,12 @@ static void gate_gradients_are_not_needed(void **state) {
     for (int p = 0; p < 8; p++)
         assert_true(check_is_poison(c.dgate[p]));
     close_ffn(&c);
+}
+
+static void gate_gradients_are_not_needed(void **state) {
+    (void)state;
+    check_without_gate_gradients(4);
+    check_without_gate_gradients(16);
 }
 
 /* Large pre-activations: silu saturates to 0 or to h1 and its derivative to 0 or 1, without NaN. */
@@ -216,22 +267,31 @@ static void saturated_units_stay_finite(void **state) {
     for (int64_t i = 0; i < c.n_w13; i++)
         c.w13[i] *= 1024;
     check_ffn(&c, offset);
+    c = open_ffn(2, offset, 8, 48);
+    for (int64_t i = 0; i < c.n_w13; i++)
+        c.w13[i] *= 1024;
+    check_ffn(&c, offset);
+}
+
+static void check_h_alone(int64_t D, int64_t F) {
+    static const uint32_t offset[] = {0, 30, 30, 41};
+    ffn_case c = open_ffn(3, offset, D, F);
+    assert_int_equal(backend->ffn_forward(backend, GR_LANE_COMPUTE, &c.a), 0);
+    float *h = check_copy(41 * 2 * F, c.h), *y = check_copy(41 * D, c.y);
+    memset(c.h, 0, (size_t)(41 * 2 * F) * sizeof *c.h);
+    c.a.y = NULL;
+    c.a.dx = c.dx;
+    assert_int_equal(backend->ffn_forward(backend, GR_LANE_COMPUTE, &c.a), 0);
+    assert_memory_equal(h, c.h, (size_t)(41 * 2 * F) * sizeof *h);
+    assert_memory_equal(y, c.y, (size_t)(41 * D) * sizeof *y);
+    free(h), free(y);
+    close_ffn(&c);
 }
 
 static void forward_without_a_result_makes_the_same_h(void **state) {
     (void)state;
-    static const uint32_t offset[] = {0, 30, 30, 41};
-    ffn_case c = open_ffn(3, offset, 20, 12);
-    assert_int_equal(backend->ffn_forward(backend, GR_LANE_COMPUTE, &c.a), 0);
-    float *h = check_copy(41 * 2 * 12, c.h), *y = check_copy(41 * 20, c.y);
-    memset(c.h, 0, (size_t)(41 * 2 * 12) * sizeof *c.h);
-    c.a.y = NULL;
-    c.a.dx = c.dx;
-    assert_int_equal(backend->ffn_forward(backend, GR_LANE_COMPUTE, &c.a), 0);
-    assert_memory_equal(h, c.h, (size_t)(41 * 2 * 12) * sizeof *h);
-    assert_memory_equal(y, c.y, (size_t)(41 * 20) * sizeof *y);
-    free(h), free(y);
-    close_ffn(&c);
+    check_h_alone(20, 12);
+    check_h_alone(24, 16);
 }
 
 static void results_do_not_depend_on_the_schedule(void **state) {
@@ -256,6 +316,8 @@ static void results_do_not_depend_on_the_schedule(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(experts_match_the_reference),
+        cmocka_unit_test(experts_of_any_number_of_rows),
+        cmocka_unit_test(widths_that_are_no_multiples_of_tiles),
         cmocka_unit_test(one_expert_is_spread_over_the_rows),
         cmocka_unit_test(more_threads_than_experts_give_the_same),
         cmocka_unit_test(pairs_may_be_rows_and_gates_may_be_absent),

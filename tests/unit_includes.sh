@@ -63,7 +63,7 @@ part_of_file() {
 
 part_of_public() {
     case $1 in
-    json.h | io.h) echo base ;;
+    json.h | io.h | tiles.h) echo base ;;
     routes.h) echo data ;;
     placement.h | packing.h | transport.h | links.h) echo place ;;
     grouter.h | teacher.h | balance.h | fold.h | folding.h) echo router ;;

@@ -14,6 +14,7 @@
 #define GROUTER_BACKEND_H
 
 #include "grouter/base.h"
+#include "grouter/tiles.h"
 
 typedef enum gr_lane { GR_LANE_COMPUTE, GR_LANE_COMM, GR_LANE_SIDE, GR_N_LANE } gr_lane;
 
@@ -96,7 +97,10 @@ typedef struct gr_pair_gates {
 /* Grouped SwiGLU experts over pairs: for pair p of expert e with row r = pair_row[p] (NULL: r = p) and gate g (NULL:
  * 1): h = x_r W13_e^T = [h1 | h3],  a = g * silu(h1) * h3,  y_p = a W2_e^T. Backward (design "backward is the same
  * plan"): da' = dy_r W2_e, dh1 = g da' h3 silu'(h1), dh3 = g da' silu(h1), dW2_e += dy^T a, dW13_e += dh^T x, dx_p = dh
- * W13_e. Experts without pairs leave their gradients as they are. */
+ * W13_e. Experts without pairs leave their gradients as they are.
+ *
+ * The tiles and what follows them are for kernels that do all experts in one launch: made of the same offsets by
+ * gr_tiles_build. A caller that has none gives NULL, and may get another implementation then. */
 typedef struct gr_ffn {
     int32_t n_expert;
     int64_t D, F, n_pair;
@@ -115,7 +119,24 @@ typedef struct gr_ffn {
     float *dw13, *dw2; /* fp32, accumulated */
     void *dx;          /* act [n_pair, D]: result */
     float *dgate;      /* [n_pair] or NULL: <da', silu(h1) h3> */
+
+    const gr_row_tile *tiles; /* [n_tile] or NULL, with the next three */
+    int64_t n_tile;
+    const uint32_t *expert_order;  /* [n_expert] */
+    const uint32_t *device_offset; /* [n_expert+1]: expert_offset in the backend's memory */
 } gr_ffn;
+
+/* What computes gr_ffn on backend cuda: products of the library, one expert after the other on several queues, or own
+ * kernels for all experts in one launch, by mma.sync (compute capability 8.0 and up) or by wgmma (9.0). AUTO: the last
+ * of these that the device has. Own kernels take bf16, tiles, D and F that are multiples of 8, and arrays at 16 bytes;
+ * other calls go to the library, whatever was asked for. */
+typedef enum gr_experts {
+    GR_EXPERTS_AUTO,
+    GR_EXPERTS_CUBLAS,
+    GR_EXPERTS_MMA,
+    GR_EXPERTS_WGMMA,
+    GR_N_EXPERTS
+} gr_experts;
 
 /* out[i,:] = table[id[i],:]; backward: dtable[id[i],:] += dout[i,:] in ascending i. */
 typedef struct gr_embed {
@@ -238,9 +259,11 @@ struct gr_backend {
     const char *name;
     gr_dtype dtype; /* storage type of activations: GR_F32 or GR_BF16 */
     size_t elem_size;
-    size_t logits_room;  /* see gr_logits_chunk */
-    bool host_memory;    /* host code may read and write the backend's memory directly */
-    uint64_t n_download; /* copies to the host so far, and waits of the host: both 0 with host_memory */
+    size_t logits_room;      /* see gr_logits_chunk */
+    gr_experts experts;      /* gr_backend_set_experts */
+    gr_experts experts_best; /* what AUTO stands for; AUTO where there is no choice (the CPU) */
+    bool host_memory;        /* host code may read and write the backend's memory directly */
+    uint64_t n_download;     /* copies to the host so far, and waits of the host: both 0 with host_memory */
     uint64_t n_sync;
     gr_err (*alloc)(gr_backend *b, size_t n_byte, const char *what, void **out); /* zeroed, 64-byte aligned; 69 */
     void (*release)(gr_backend *b, void *p);
@@ -308,6 +331,9 @@ GR_MUST gr_err gr_backend_open(gr_backend **out, const char *name, gr_dtype dtyp
 /* The backend of a machine that is not here, for sizes: its fields may be read, no op may be called. auto is what
  * gr_backend_open would take; "cuda" can be described by any binary. */
 GR_MUST gr_err gr_backend_describe(gr_backend **out, const char *name, gr_dtype dtype);
+/* Chooses what computes grouped experts: "auto" (where nothing was chosen), "cublas", "mma" or "wgmma". A backend
+ * without a choice accepts all. 64 for other names; 69 for what the device lacks. */
+GR_MUST gr_err gr_backend_set_experts(gr_backend *b, const char *name);
 void gr_backend_close(gr_backend *b); /* accepts NULL */
 const char *gr_backend_names(void);   /* compiled in, for --version */
 const char *gr_backend_library(void); /* "oneDNN v2.6.3 ..." */

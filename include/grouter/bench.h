@@ -144,6 +144,7 @@ const char *gr_load_kind_name(gr_load_kind k); /* "uniform", "skewed", "hot", "t
 typedef struct gr_layer_options {
     gr_comm *comm; /* becomes one expert-parallel group */
     const char *backend;
+    const char *expert_kernels; /* gr_backend_set_experts */
     gr_dtype dtype;
     uint32_t N, D, F, E, K; /* N tokens of a rank. With a table E and K are its own, N whole windows of it */
     gr_load_kind load;

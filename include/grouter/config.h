@@ -9,6 +9,13 @@
 #define GR_DATA_FILES_MAX 64
 
 typedef enum gr_schedule { GR_SCHEDULE_COSINE, GR_SCHEDULE_WSD, GR_SCHEDULE_LINEAR, GR_SCHEDULE_CONSTANT } gr_schedule;
+/* What computes experts on backend cuda: see gr_backend_set_experts. */
+typedef enum gr_expert_kernels {
+    GR_EXPERT_KERNELS_AUTO,
+    GR_EXPERT_KERNELS_CUBLAS,
+    GR_EXPERT_KERNELS_MMA,
+    GR_EXPERT_KERNELS_WGMMA
+} gr_expert_kernels;
 typedef enum gr_backend_kind { GR_BACKEND_AUTO, GR_BACKEND_CPU, GR_BACKEND_CUDA } gr_backend_kind;
 typedef enum gr_comm_kind { GR_COMM_AUTO, GR_COMM_SELF, GR_COMM_MPI, GR_COMM_NCCL } gr_comm_kind;
 /* Activations that are not kept for backward but computed again in it: of the FFN halves of all blocks, or of whole
@@ -139,6 +146,7 @@ typedef struct gr_config {
     struct {
         gr_backend_kind backend;
         gr_comm_kind comm;
+        gr_expert_kernels expert_kernels;
         int expert_parallel_size;    /* 0 = smallest that fits: 1 */
         int zero;                    /* ZeRO stage, 0 or 1 */
         char placement[GR_PATH_MAX]; /* "": none */
@@ -168,7 +176,8 @@ GR_MUST gr_err gr_config_check_ranks(const gr_config *c, int n_rank);
  * 0 means the smallest that fits. */
 const char *gr_config_backend_name(const gr_config *c);
 const char *gr_config_comm_name(const gr_config *c);
-gr_dtype gr_config_dtype(const gr_config *c); /* GR_F32 or GR_BF16 */
+const char *gr_config_expert_kernels_name(const gr_config *c); /* "auto", "cublas", ... */
+gr_dtype gr_config_dtype(const gr_config *c);                  /* GR_F32 or GR_BF16 */
 int gr_config_expert_parallel(const gr_config *c);
 
 /* What a changed key means when a run is resumed. */

@@ -25,8 +25,8 @@ typedef struct gr_moe {
     double exchange_ms; /* time spent in exchanges, added up; the caller resets it */
 } gr_moe;
 
-/* The plan with the arrays that ops read in the parcel; those of the host alone (send_rows, recv_rows, recv_token,
- * expert_offset) stay where they are. */
+/* The plan with the arrays that ops read in the parcel; those of the host alone (send_rows, recv_rows, recv_token)
+ * stay where they are. */
 gr_plan gr_moe_plan_add(gr_parcel *p, const gr_plan *plan);
 /* Takes the room that any plan within the limits needs there. */
 void gr_moe_plan_take(const gr_backend *b, gr_arena *arena, const gr_plan_limits *limits);

@@ -13,6 +13,7 @@
 #define GROUTER_PLAN_H
 
 #include "grouter/data.h"
+#include "grouter/tiles.h"
 
 /* Where experts live: expert e is local slot slot_of[e] of rank rank_of[e]. */
 typedef struct gr_expert_map {
@@ -42,9 +43,10 @@ gr_plan_limits gr_plan_limits_worst(uint32_t N, uint32_t K, const gr_expert_map 
 
 typedef struct gr_plan {
     uint32_t N, K, n_rank, rank, E_local;
-    uint32_t n_send;               /* rows sent = rows returned to us */
-    uint32_t n_recv;               /* M */
-    uint32_t n_pair;               /* P */
+    uint32_t n_send; /* rows sent = rows returned to us */
+    uint32_t n_recv; /* M */
+    uint32_t n_pair; /* P */
+    uint32_t n_tile;
     uint32_t *send_rows;           /* [n_rank], own entry 0 */
     uint32_t *recv_rows;           /* [n_rank], own entry 0 */
     uint32_t *send_token;          /* [n_send] own token of each row sent */
@@ -56,6 +58,8 @@ typedef struct gr_plan {
     uint32_t *row_pair;            /* [n_pair] ...ascending */
     uint32_t *token_return_offset; /* [N+1] sum list: returned rows of each own token... */
     uint32_t *token_return;        /* [n_send] ...by rank: indices into the sent rows */
+    gr_row_tile *tiles;            /* [n_tile] the pairs in row tiles (gr_tiles_build) */
+    uint32_t *expert_order;        /* [E_local] local experts by descending pairs */
 } gr_plan;
 
 /* Layout function: takes everything a plan and its builder's scratch need within `limits`. */

@@ -47,7 +47,21 @@ enum collective { SYNC_WARP, SHUFFLE_XOR, SHUFFLE_DOWN, SHUFFLE };
  * all 32 lanes have called the same. */
 uint64_t exchange(collective what, unsigned lanes, uint64_t value, int from);
 int lane(void);
-void run(dim3 blocks, dim3 threads, void (*body)(const void *arguments), const void *arguments);
+/* room: bytes of shared memory that the launch asks for. */
+void run(dim3 blocks, dim3 threads, size_t room, void (*body)(const void *arguments), const void *arguments);
+
+/* The block's room, at GR_HOST_ROOM_ALIGN; NaNs at its start, guarded behind its end. */
+void *room(void);
+enum { GR_HOST_ROOM_ALIGN = 128, GR_HOST_ROOM_MAX = 227 << 10 };
+
+/* Copies that arrive only when the thread waits for them: `to` holds NaNs until then. See gr_copy_async in
+ * kernels/mma.cuh; n_byte 0: zeros. */
+void copy_later(void *to, const void *from, size_t n_byte);
+void copies_commit(void);
+void copies_wait(int but);
+
+/* This thread's warp in the block, and the addresses that its lanes hand over, when all have. */
+const void *const *hand_over(const void *p);
 
 template <typename T> T shuffle(collective what, unsigned lanes, T value, int from) {
     static_assert(sizeof(T) <= sizeof(uint64_t), "a word");
@@ -76,17 +90,19 @@ template <typename W> void enqueue(cudaStream_t stream, const W &work) {
 
 struct grid {
     dim3 blocks, threads;
+    size_t room;
     cudaStream_t stream;
-    grid(dim3 blocks_, dim3 threads_, size_t, cudaStream_t stream_)
-        : blocks(blocks_), threads(threads_), stream(stream_) {
+    grid(dim3 blocks_, dim3 threads_, size_t room_, cudaStream_t stream_)
+        : blocks(blocks_), threads(threads_), room(room_), stream(stream_) {
     }
 
     template <typename... P, typename... Q> void run(void (*kernel)(P...), Q... arguments) const {
         const dim3 b = blocks, t = threads;
+        const size_t n_byte = room;
         enqueue(stream, [=] {
             const auto body = [=] { kernel(arguments...); };
             gr_host::run(
-                b, t, [](const void *p) { (*static_cast<decltype(&body)>(p))(); }, &body);
+                b, t, n_byte, [](const void *p) { (*static_cast<decltype(&body)>(p))(); }, &body);
         });
     }
 };
@@ -96,6 +112,12 @@ struct grid {
 static inline cudaError_t cudaMemsetAsync(void *p, int value, size_t n_byte, cudaStream_t stream) {
     gr_host::enqueue(stream, [=] { memset(p, value, n_byte); });
     return cudaSuccess;
+}
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+
+static inline cudaError_t cudaFuncSetAttribute(const void *, cudaFuncAttribute, int n_byte) {
+    return n_byte <= gr_host::GR_HOST_ROOM_MAX ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 void __syncthreads(void);
@@ -128,6 +150,19 @@ static inline uint32_t __float_as_uint(float x) {
     uint32_t u;
     memcpy(&u, &x, sizeof u);
     return u;
+}
+
+static inline float __uint_as_float(uint32_t u) {
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+/* The device's are less exact. */
+#define __expf expf /* a name of the C library too */
+
+static inline float __fdividef(float a, float b) {
+    return a / b;
 }
 
 static inline float __fmul_rn(float a, float b) {

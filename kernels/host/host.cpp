@@ -36,12 +36,32 @@ struct warp {
     collective what;
 };
 
+/* A thread's copies on their way, in order: those of commit c until some wait lets it arrive. */
+static const int COPIES_MAX = 64, ROOM_GUARD = 256;
+
+struct copy {
+    void *to;
+    const void *from;
+    size_t n_byte;
+    unsigned commit;
+};
+
+struct copies {
+    copy list[COPIES_MAX];
+    int first, n;
+    unsigned n_commit;
+};
+
 static struct {
     gr_host_order order;
     char *stacks;
     fiber thread[THREADS_MAX];
     warp warps[THREADS_MAX / WARP];
     int n_thread, current, n_at_barrier;
+    char *room; /* its end is followed by ROOM_GUARD bytes */
+    size_t n_room;
+    copies copy[THREADS_MAX];
+    const void *given[THREADS_MAX];
     jmp_buf scheduler;
     void (*body)(const void *arguments);
     const void *arguments;
@@ -87,6 +107,62 @@ uint64_t exchange(collective what, unsigned lanes, uint64_t value, int from) {
     } else
         wait_as(AT_WARP);
     return w->word[turn % 2][from >= 0 && from < WARP ? from : here];
+}
+
+/* ---------------------------------------------------------------- shared memory and copies to it */
+
+void *room(void) {
+    return host.room;
+}
+
+static void open_room(size_t n_byte) {
+    if (n_byte > (size_t)GR_HOST_ROOM_MAX)
+        die("more shared memory than a block can have");
+    if (!host.room)
+        host.room = (char *)aligned_alloc(GR_HOST_ROOM_ALIGN, GR_HOST_ROOM_MAX + ROOM_GUARD);
+    if (!host.room)
+        die("no memory for shared memory");
+    host.n_room = n_byte;
+    memset(host.room, 0xff, n_byte);
+    memset(host.room + n_byte, 0x5a, ROOM_GUARD);
+}
+
+static void check_room(void) {
+    for (int i = 0; i < ROOM_GUARD; i++)
+        if (host.room[host.n_room + (size_t)i] != 0x5a)
+            die("wrote behind the shared memory of the launch");
+}
+
+void copy_later(void *to, const void *from, size_t n_byte) {
+    copies *c = &host.copy[host.current];
+    if (c->n == COPIES_MAX)
+        die("more copies on their way than there is room for here");
+    if ((uintptr_t)to % 16 || (uintptr_t)from % 16)
+        die("an asynchronous copy that is not at 16 bytes");
+    memset(to, 0xff, 16);
+    c->list[(c->first + c->n++) % COPIES_MAX] = {to, from, n_byte, c->n_commit};
+}
+
+void copies_commit(void) {
+    host.copy[host.current].n_commit++;
+}
+
+void copies_wait(int but) {
+    copies *c = &host.copy[host.current];
+    for (; c->n > 0; c->n--) {
+        const copy *x = &c->list[c->first];
+        if (x->commit + (unsigned)but >= c->n_commit)
+            return;
+        memset(x->to, 0, 16);
+        memcpy(x->to, x->from, x->n_byte);
+        c->first = (c->first + 1) % COPIES_MAX;
+    }
+}
+
+const void *const *hand_over(const void *p) {
+    host.given[host.current] = p;
+    exchange(SYNC_WARP, 0xffffffffu, 0, lane());
+    return host.given + host.current / WARP * WARP;
 }
 
 /* One thread of block after block. */
@@ -147,6 +223,7 @@ static void run_block(void) {
     host.n_at_barrier = 0;
     for (warp &w : host.warps)
         w.n_there = 0;
+    open_room(host.n_room);
     for (int i = 0; i < host.n_thread; i++)
         start_thread(i);
     while (run_round() > 0) {
@@ -155,10 +232,14 @@ static void run_block(void) {
         if (host.thread[i].at != IDLE) {
             host.current = i;
             die("waits for threads that returned or took another way");
+        } else if (host.copy[i].n > 0) {
+            host.current = i;
+            die("returned before its copies had arrived");
         }
+    check_room();
 }
 
-void run(dim3 blocks, dim3 threads, void (*body)(const void *arguments), const void *arguments) {
+void run(dim3 blocks, dim3 threads, size_t n_room, void (*body)(const void *arguments), const void *arguments) {
     const uint64_t n_thread = (uint64_t)threads.x * threads.y * threads.z;
     if (n_thread < 1 || n_thread > (uint64_t)THREADS_MAX)
         die("a block of 1 to 1024 threads");
@@ -169,6 +250,7 @@ void run(dim3 blocks, dim3 threads, void (*body)(const void *arguments), const v
     if (!host.stacks)
         die("no memory for stacks");
     host.n_thread = (int)n_thread;
+    host.n_room = n_room;
     host.body = body;
     host.arguments = arguments;
     gridDim = blocks;

@@ -70,6 +70,21 @@ gr_err gr_backend_describe(gr_backend **out, const char *name, gr_dtype dtype) {
     return backend_open(out, name, dtype, false);
 }
 
+gr_err gr_backend_set_experts(gr_backend *b, const char *name) {
+    static const char *const names[GR_N_EXPERTS] = {"auto", "cublas", "mma", "wgmma"};
+    int way = 0;
+    while (way < GR_N_EXPERTS && strcmp(name, names[way]) != 0)
+        way++;
+    if (way == GR_N_EXPERTS)
+        return gr_fail(GR_CONFIG, "expert kernels: expected auto, cublas, mma or wgmma, got \"%s\"", name);
+    if (b->experts_best && way > (int)b->experts_best)
+        return gr_fail(GR_RESOURCE,
+            "expert kernels: expected ones that this GPU has, at most \"%s\", got \"%s\"; use auto",
+            names[b->experts_best], name);
+    b->experts = (gr_experts)way;
+    return GR_OK;
+}
+
 void gr_backend_close(gr_backend *b) {
     if (b)
         b->close(b);

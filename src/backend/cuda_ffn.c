@@ -1,5 +1,9 @@
-/* cuda_ffn.c: grouped SwiGLU experts: cuBLASLt products of every expert on several streams, all else in one launch.
+/* cuda_ffn.c: grouped SwiGLU experts, in one of two ways (gr_experts).
  *
+ * Own kernels: each product of all experts is one launch on the op's lane, rows are gathered by the kernels, and there
+ * is nothing else to do.
+ *
+ * The library: cuBLASLt products of every expert on several streams, all else in one launch.
  * Forward   gather x | up products | SwiGLU | down products
  * Backward  gather dy | da products | SwiGLU backward | dW2 products | gather x | dW13 and dx products
  * where a | is a join of the workers. Rows are gathered into memory that the pairs own anyway and that is written
@@ -137,10 +141,8 @@ static ffn open_ffn(gr_backend *b, gr_lane lane, const gr_ffn *a) {
     return (ffn){.b = b, .lane = lane, .a = a, .n_worker = n_worker > 1 ? n_worker : 0};
 }
 
-gr_err gr_cuda_ffn_forward(gr_backend *b, gr_lane lane, const gr_ffn *a) {
+static gr_err library_forward(gr_backend *b, gr_lane lane, const gr_ffn *a) {
     ffn f = open_ffn(b, lane, a);
-    if (a->n_pair == 0)
-        return GR_OK;
     GR_TRY(pack_rows(&f, a->x, a->y ? a->y : a->dx, &f.x));
     GR_TRY(for_each_expert(&f, up));
     if (!a->y)
@@ -149,14 +151,59 @@ gr_err gr_cuda_ffn_forward(gr_backend *b, gr_lane lane, const gr_ffn *a) {
     return for_each_expert(&f, down);
 }
 
-gr_err gr_cuda_ffn_backward(gr_backend *b, gr_lane lane, const gr_ffn *a) {
+static gr_err library_backward(gr_backend *b, gr_lane lane, const gr_ffn *a) {
     ffn f = open_ffn(b, lane, a);
-    if (a->n_pair == 0)
-        return GR_OK;
     GR_TRY(pack_rows(&f, a->dy, a->dx, &f.dy));
     GR_TRY(for_each_expert(&f, down_input));
     GR_TRY(gr_cuda_check(gr_kernel_swiglu_backward(b->lane_native(b, lane), b->dtype, a), "ffn_backward"));
     GR_TRY(for_each_expert(&f, down_weights));
     GR_TRY(pack_rows(&f, a->x, a->dx, &f.x));
     return for_each_expert(&f, up_gradients);
+}
+
+/* ---------------------------------------------------------------- own kernels */
+
+typedef int (*launcher)(void *stream, const gr_ffn *a);
+typedef struct own_kernels {
+    launcher up, down, down_input, down_weights, up_weights, input;
+} own_kernels;
+
+static const own_kernels by_mma = {.up = gr_kernel_grouped_up,
+    .down = gr_kernel_grouped_down,
+    .down_input = gr_kernel_grouped_down_input,
+    .down_weights = gr_kernel_grouped_down_weights,
+    .up_weights = gr_kernel_grouped_up_weights,
+    .input = gr_kernel_grouped_input};
+
+/* NULL: the library. */
+static const own_kernels *own_kernels_for(const gr_backend *b, const gr_ffn *a) {
+    const gr_experts way = b->experts == GR_EXPERTS_AUTO ? b->experts_best : b->experts;
+    return way == GR_EXPERTS_MMA && gr_kernel_grouped_fits(b->dtype, a) ? &by_mma : NULL;
+}
+
+/* In order, up to n of them or a NULL. */
+static gr_err launch_all(gr_backend *b, gr_lane lane, const gr_ffn *a, const launcher *list, int n) {
+    for (int i = 0; i < n && list[i]; i++)
+        GR_TRY(gr_cuda_check(list[i](b->lane_native(b, lane), a), "grouped experts"));
+    return GR_OK;
+}
+
+gr_err gr_cuda_ffn_forward(gr_backend *b, gr_lane lane, const gr_ffn *a) {
+    const own_kernels *own = own_kernels_for(b, a);
+    if (a->n_pair == 0)
+        return GR_OK;
+    if (!own)
+        return library_forward(b, lane, a);
+    return launch_all(b, lane, a, (const launcher[]){own->up, a->y ? own->down : NULL}, 2);
+}
+
+/* dx last: it may be x. */
+gr_err gr_cuda_ffn_backward(gr_backend *b, gr_lane lane, const gr_ffn *a) {
+    const own_kernels *own = own_kernels_for(b, a);
+    if (a->n_pair == 0)
+        return GR_OK;
+    if (!own)
+        return library_backward(b, lane, a);
+    return launch_all(
+        b, lane, a, (const launcher[]){own->down_input, own->down_weights, own->up_weights, own->input}, 4);
 }

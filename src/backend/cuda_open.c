@@ -104,6 +104,7 @@ gr_err gr_cuda_open(gr_backend **out, gr_dtype dtype) {
     *b = table;
     b->dtype = dtype;
     b->elem_size = gr_dtype_size(dtype);
+    b->experts_best = GR_EXPERTS_MMA; /* compute capability 8.0 is the least there is */
     gr_cuda_set_ops(b);
     gr_err err = open_state(b, &found);
     if (err) {

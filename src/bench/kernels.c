@@ -237,6 +237,7 @@ static gr_err measure(bench_run *r, const bench_case *c) {
         .way = c->way};
     gr_kernels_report *report = r->report;
     GR_ASSERT(report->n < GR_KERNELS_MAX, "%d ops", report->n);
+    r->backend->experts = c->experts;
     gr_err e = measure_open(r, c, &k, &report->kernel[report->n]);
     report->n += !e;
     gr_bench_arrays_close(&k.arrays);
@@ -251,6 +252,11 @@ static void share_peaks(gr_kernels_report *report) {
     }
 }
 
+/* What is named only differs from the case before it on a backend with a choice, in the type that has one. */
+static bool has_way(const gr_backend *b, const bench_case *c) {
+    return c->experts == GR_EXPERTS_AUTO || (c->experts <= b->experts_best && b->dtype == GR_BF16);
+}
+
 /* The peaks are measured before and after the ops. */
 static gr_err run(bench_run *r) {
     GR_TRY(open_run(r));
@@ -258,7 +264,7 @@ static gr_err run(bench_run *r) {
     for (int f = 0; f < N_FAMILY; f++)
         for (int i = 0; i < family_of(f).n; i++) {
             const bench_case *c = &family_of(f).list[i];
-            if (!r->o->only || is_listed(r->o->only, c->op, strlen(c->op)))
+            if (has_way(r->backend, c) && (!r->o->only || is_listed(r->o->only, c->op, strlen(c->op))))
                 GR_TRY(measure(r, c));
         }
     GR_TRY(measure_peaks(r));

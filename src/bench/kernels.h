@@ -38,6 +38,7 @@ typedef struct bench_case {
     const char *op, *variant, *flops, *bytes; /* formulas; "" for no FLOPs */
     int way;
     bool compute;                           /* bound by arithmetic */
+    gr_experts experts;                     /* a way of the op; only where the backend has it */
     gr_err (*open)(bench_kernel *k);        /* arrays, filled on the host, and arguments */
     gr_err (*prepare)(bench_kernel *k);     /* what must have run before; NULL */
     gr_err (*run)(bench_kernel *k);         /* the op */

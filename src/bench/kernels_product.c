@@ -89,7 +89,9 @@ enum {
     FFN_DW13,
     FFN_DW2,
     FFN_DX,
-    FFN_DGATE
+    FFN_DGATE,
+    FFN_TILES,
+    FFN_ORDER
 };
 enum { FORWARD, BACKWARD };
 
@@ -124,9 +126,13 @@ static gr_err ffn_open(bench_kernel *k) {
         [FFN_DW13] = {BENCH_SUM, GR_F32, back ? E * 2 * F * D : 0, 0},
         [FFN_DW2] = {BENCH_SUM, GR_F32, back ? E * D * F : 0, 0},
         [FFN_DX] = {BENCH_OUT, dtype, back ? P * D : 0, 0},
-        [FFN_DGATE] = {BENCH_OUT, GR_F32, back ? P : 0, 0}};
+        [FFN_DGATE] = {BENCH_OUT, GR_F32, back ? P : 0, 0},
+        [FFN_TILES] = {BENCH_IN, GR_U32, (int64_t)gr_tiles_max((uint64_t)P, (uint64_t)E) * 4, 0},
+        [FFN_ORDER] = {BENCH_IN, GR_U32, E, 0}};
     GR_TRY(BENCH_OPEN(k, want));
     fill_pairs(k);
+    const uint32_t n_tile = gr_tiles_build(
+        gr_bench_host(k, FFN_OFFSET), (uint32_t)E, gr_bench_host(k, FFN_TILES), gr_bench_host(k, FFN_ORDER));
     k->op.ffn = (gr_ffn){.n_expert = (int32_t)E,
         .D = D,
         .F = F,
@@ -145,7 +151,11 @@ static gr_err ffn_open(bench_kernel *k) {
         .dw13 = gr_bench_device(k, FFN_DW13),
         .dw2 = gr_bench_device(k, FFN_DW2),
         .dx = gr_bench_device(k, FFN_DX),
-        .dgate = gr_bench_device(k, FFN_DGATE)};
+        .dgate = gr_bench_device(k, FFN_DGATE),
+        .tiles = gr_bench_device(k, FFN_TILES),
+        .n_tile = n_tile,
+        .expert_order = gr_bench_device(k, FFN_ORDER),
+        .device_offset = gr_bench_device(k, FFN_OFFSET)};
     const double pairs = (double)P, s = (double)act(k), weights = 3.0 * (double)E * (double)D * (double)F;
     k->flops = (back ? 12.0 : 6.0) * pairs * (double)D * (double)F;
     k->bytes =
@@ -273,6 +283,15 @@ static double ffn_check_back(const bench_kernel *k) {
         .op = "gemm", .variant = kind, .flops = "2 m n k", .bytes = b, .way = GEMM_WAY(of, layout), .compute = true,   \
         .open = gemm_open, .run = gemm_run, .check = gemm_check                                                        \
     }
+#define FFN(kind, by, name, f, bb, to, test)                                                                           \
+    {                                                                                                                  \
+        .op = name, .variant = kind, .flops = f, .bytes = bb, .way = to, .compute = true, .experts = by,               \
+        .open = ffn_open, .run = ffn_run, .check = test                                                                \
+    }
+#define FFN_FORWARD(kind, by)                                                                                          \
+    FFN(kind, by, "ffn_forward", "6 P D F", "s (N D + 3 E D F + 2 P F + P D)", FORWARD, ffn_check)
+#define FFN_BACKWARD(kind, by)                                                                                         \
+    FFN(kind, by, "ffn_backward", "12 P D F", "s (2 N D + 3 E D F + 4 P F + P D) + 24 E D F", BACKWARD, ffn_check_back)
 #define PLAIN "s (m k + n k + m n)"
 #define ADDED "s (m k + n k) + 8 m n"
 
@@ -286,23 +305,13 @@ const bench_case gr_bench_product_cases[] = {
     GEMM("head, NT", OF_HEAD, GR_NT, PLAIN),
     GEMM("head, NN", OF_HEAD, GR_NN, PLAIN),
     GEMM("head, TN", OF_HEAD, GR_TN, ADDED),
-    {.op = "ffn_forward",
-        .variant = "",
-        .flops = "6 P D F",
-        .bytes = "s (N D + 3 E D F + 2 P F + P D)",
-        .way = FORWARD,
-        .compute = true,
-        .open = ffn_open,
-        .run = ffn_run,
-        .check = ffn_check},
-    {.op = "ffn_backward",
-        .variant = "",
-        .flops = "12 P D F",
-        .bytes = "s (2 N D + 3 E D F + 4 P F + P D) + 24 E D F",
-        .way = BACKWARD,
-        .compute = true,
-        .open = ffn_open,
-        .run = ffn_run,
-        .check = ffn_check_back},
+    FFN_FORWARD("", GR_EXPERTS_AUTO),
+    FFN_FORWARD("cublas", GR_EXPERTS_CUBLAS),
+    FFN_FORWARD("mma", GR_EXPERTS_MMA),
+    FFN_FORWARD("wgmma", GR_EXPERTS_WGMMA),
+    FFN_BACKWARD("", GR_EXPERTS_AUTO),
+    FFN_BACKWARD("cublas", GR_EXPERTS_CUBLAS),
+    FFN_BACKWARD("mma", GR_EXPERTS_MMA),
+    FFN_BACKWARD("wgmma", GR_EXPERTS_WGMMA),
 };
 const int gr_bench_n_product_case = sizeof gr_bench_product_cases / sizeof *gr_bench_product_cases;

@@ -22,6 +22,9 @@ static void layout_plan(const bench_experts *l, gr_arena *a, gr_plan *device) {
     device->row_pair = GR_TAKE(a, p->n_pair, uint32_t);
     device->token_return_offset = GR_TAKE(a, p->N + 1, uint32_t);
     device->token_return = GR_TAKE(a, p->n_send, uint32_t);
+    device->expert_offset = GR_TAKE(a, p->E_local + 1, uint32_t);
+    device->tiles = GR_TAKE(a, p->n_tile, gr_row_tile);
+    device->expert_order = GR_TAKE(a, p->E_local, uint32_t);
 }
 
 static void layout(bench_experts *l, gr_arena *a) {
@@ -98,7 +101,10 @@ static gr_err put_plan(bench_experts *l) {
     GR_TRY(put(l, d->row_pair_offset, p->row_pair_offset, ((size_t)p->N + p->n_recv + 1) * size));
     GR_TRY(put(l, d->row_pair, p->row_pair, p->n_pair * size));
     GR_TRY(put(l, d->token_return_offset, p->token_return_offset, ((size_t)p->N + 1) * size));
-    return put(l, d->token_return, p->token_return, p->n_send * size);
+    GR_TRY(put(l, d->token_return, p->token_return, p->n_send * size));
+    GR_TRY(put(l, d->expert_offset, p->expert_offset, ((size_t)p->E_local + 1) * size));
+    GR_TRY(put(l, d->tiles, p->tiles, p->n_tile * sizeof *p->tiles));
+    return put(l, d->expert_order, p->expert_order, p->E_local * size);
 }
 
 static gr_err fill(bench_experts *l) {
@@ -123,6 +129,7 @@ static gr_err open_plan(bench_experts *l) {
     GR_TRY(gr_bench_plan_open(&l->plan, &l->batch, false, NULL));
     GR_TRY(gr_bench_plan_build(&l->plan, &l->batch));
     GR_TRY(gr_backend_open(&l->backend, o->backend, o->dtype));
+    GR_TRY(gr_backend_set_experts(l->backend, o->expert_kernels));
     const gr_plan *p = &l->plan.rows;
     l->N = p->N;
     l->D = o->D;

@@ -63,7 +63,7 @@ typedef struct bench_array {
     void *device; /* backend memory */
 } bench_array;
 
-enum { BENCH_ARRAYS_MAX = 16 };
+enum { BENCH_ARRAYS_MAX = 20 };
 typedef struct bench_arrays {
     gr_backend *backend;
     int n;

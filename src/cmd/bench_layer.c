@@ -17,6 +17,7 @@ enum {
     ROUTES,
     SAVE_ROUTES,
     BACKEND,
+    EXPERT_KERNELS,
     DTYPE,
     REPEAT,
     SEED,
@@ -25,8 +26,8 @@ enum {
     N_OPTION
 };
 static const char *const option_name[N_OPTION] = {"--shape", "--width", "--expert-width", "--experts", "--top-k",
-    "--tokens", "--cv", "--hot", "--routes", "--save-routes", "--backend", "--dtype", "--repeat", "--seed", "--json",
-    "--csv"};
+    "--tokens", "--cv", "--hot", "--routes", "--save-routes", "--backend", "--expert-kernels", "--dtype", "--repeat",
+    "--seed", "--json", "--csv"};
 
 typedef struct layer_args {
     const char *text[N_OPTION];
@@ -97,6 +98,7 @@ static gr_err parse(int argc, char **argv, layer_args *a) {
         options[i] = (gr_option){.name = option_name[i], .value = &a->text[i], .max = 1};
     GR_TRY(gr_options_parse(argc, argv, options, N_OPTION, NULL, 0, NULL));
     a->o.backend = a->text[BACKEND] ? a->text[BACKEND] : "auto";
+    a->o.expert_kernels = a->text[EXPERT_KERNELS] ? a->text[EXPERT_KERNELS] : "auto";
     GR_TRY(gr_bench_dtype_parse(a->text[DTYPE], &a->o.dtype));
     GR_TRY(parse_load(a));
     return parse_numbers(a);
@@ -146,15 +148,15 @@ static void print_figures(const layer_args *a, const gr_layer_report *r) {
 
 /* ---------------------------------------------------------------- for programs */
 
-enum { HEAD = 29, COLUMNS = 7, ROWS = 3 };
+enum { HEAD = 30, COLUMNS = 7, ROWS = 3 };
 
 static gr_err write_figures(const layer_args *a, const gr_layer_report *r, bench_outputs *outputs) {
     const gr_layer_options *o = &a->o;
     const bench_field head[HEAD] = {{"bench", "layer", 0}, {"backend", r->backend, 0},
-        {"dtype", gr_bench_dtype_text(o->dtype), 0}, {"ranks", NULL, r->R}, {"threads", NULL, gr_thread_count()},
-        {"shape", a->text[SHAPE] ? a->text[SHAPE] : a->shape.name, 0}, {"tokens_per_rank", NULL, r->N},
-        {"width", NULL, o->D}, {"expert_width", NULL, o->F}, {"experts", NULL, r->E}, {"top_k", NULL, r->K},
-        {"load", gr_load_kind_name(o->load), 0}, {"routes", o->routes ? o->routes : "", 0},
+        {"expert_kernels", o->expert_kernels, 0}, {"dtype", gr_bench_dtype_text(o->dtype), 0}, {"ranks", NULL, r->R},
+        {"threads", NULL, gr_thread_count()}, {"shape", a->text[SHAPE] ? a->text[SHAPE] : a->shape.name, 0},
+        {"tokens_per_rank", NULL, r->N}, {"width", NULL, o->D}, {"expert_width", NULL, o->F}, {"experts", NULL, r->E},
+        {"top_k", NULL, r->K}, {"load", gr_load_kind_name(o->load), 0}, {"routes", o->routes ? o->routes : "", 0},
         {"repeats", NULL, o->n_repeat}, {"seed", NULL, (double)o->seed}, {"load_cv", NULL, r->load_cv},
         {"load_max", NULL, r->load_max}, {"imbalance", NULL, r->imbalance}, {"pairs", NULL, (double)r->n_pair},
         {"rows_sent", NULL, (double)r->rows}, {"peak_flops_per_s", NULL, r->peak_flops},

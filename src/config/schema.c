@@ -13,6 +13,7 @@ static const char *const schedules[] = {"cosine", "wsd", "linear", "constant", N
 static const char *const recomputes[] = {"none", "experts", "block", NULL};
 static const char *const dtypes[] = {"fp32", "bf16", NULL};
 static const char *const backends[] = {"auto", "cpu", "cuda", NULL};
+static const char *const expert_kernels[] = {"auto", "cublas", "mma", "wgmma", NULL};
 static const char *const comms[] = {"auto", "self", "mpi", "nccl", NULL};
 
 static const char *const bodies[] = {"attention", "linear", "residual-linear", NULL};
@@ -197,6 +198,11 @@ const gr_key gr_keys[GR_N_KEY] = {
     {"parallel.backend", NO_UNIT, FREE, NAME(backends), AT(parallel.backend), .fallback = "auto",
         .meaning =
             "where arrays live and ops run: `auto` = `cuda` where it is compiled in and a GPU is there, else `cpu`"},
+    {"parallel.expert_kernels", NO_UNIT, FOR(TRAIN), FREE, NAME(expert_kernels), AT(parallel.expert_kernels),
+        .fallback = "auto",
+        .meaning = "what computes experts on backend `cuda` in bf16 where D and F are multiples of 8: `cublas` = the "
+                   "library's products, `mma` = own kernels, `wgmma` = own kernels for compute capability 9.0, `auto` "
+                   "= the last of these that the GPU has; all else is `cublas`"},
     {"parallel.comm", NO_UNIT, FREE, NAME(comms), AT(parallel.comm), .fallback = "auto",
         .meaning =
             "how ranks talk: `auto` = `mpi` under a launcher of more than one rank, else `self`; on GPUs it is `nccl` "
@@ -250,6 +256,10 @@ bool gr_key_is_section(const char *name) {
 bool gr_key_is_member(const gr_key *list, const gr_key *key) {
     size_t n = strlen(list->name);
     return strncmp(key->name, list->name, n) == 0 && strncmp(key->name + n, "[].", 3) == 0;
+}
+
+const char *gr_config_expert_kernels_name(const gr_config *c) {
+    return expert_kernels[c->parallel.expert_kernels];
 }
 
 const char *gr_config_backend_name(const gr_config *c) {

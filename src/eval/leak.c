@@ -156,6 +156,7 @@ static gr_err open_audit(audit *a) {
         return GR_OK;
     a->out->target = true;
     GR_TRY(gr_backend_open(&a->target_backend, gr_config_backend_name(c), gr_config_dtype(c)));
+    GR_TRY(gr_backend_set_experts(a->target_backend, gr_config_expert_kernels_name(c)));
     return gr_probe_open(&a->probe, c, a->target_backend, a->o->weights);
 }
 

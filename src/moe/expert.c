@@ -1,7 +1,7 @@
 /* expert.c: this rank's experts over the plan's pairs. */
 #include "grouter/moe.h"
 
-/* What forward and backward share. Offsets stay in host memory: the host launches one product per expert. */
+/* What forward and backward share. The host knows the offsets too: it may launch one product per expert. */
 static gr_ffn pairs_of(const gr_moe *m, const gr_expert_weights *w, const void *x, void *h) {
     return (gr_ffn){
         .n_expert = (int32_t)m->plan->E_local,
@@ -16,6 +16,10 @@ static gr_ffn pairs_of(const gr_moe *m, const gr_expert_weights *w, const void *
         .w2 = w->w2,
         .h = h,
         .a = m->a,
+        .tiles = m->device.tiles,
+        .n_tile = m->plan->n_tile,
+        .expert_order = m->device.expert_order,
+        .device_offset = m->device.expert_offset,
     };
 }
 

@@ -53,6 +53,8 @@ void gr_plan_layout(
     plan->row_pair = GR_TAKE(arena, pair, uint32_t);
     plan->token_return_offset = GR_TAKE(arena, N + 1, uint32_t);
     plan->token_return = GR_TAKE(arena, send, uint32_t);
+    plan->tiles = GR_TAKE(arena, gr_tiles_max(pair, limits->E_local), gr_row_tile);
+    plan->expert_order = GR_TAKE(arena, limits->E_local, uint32_t);
 
     uint32_t n_word = (limits->n_rank + 63) / 64;
     gr_plan_builder b = {
@@ -211,6 +213,7 @@ gr_err gr_plan_build(gr_plan *plan, gr_plan_builder *builder, const gr_plan_limi
     plan->n_pair = s.n_pair;
     plan->n_recv = s.n_recv;
     place_pairs(&s);
+    plan->n_tile = gr_tiles_build(plan->expert_offset, plan->E_local, plan->tiles, plan->expert_order);
     return GR_OK;
 }
 

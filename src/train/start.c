@@ -262,6 +262,7 @@ gr_err gr_trainer_shape(gr_trainer *t) {
     GR_TRY(gr_comm_agree(t->comm, (t->elsewhere ? gr_backend_describe : gr_backend_open)(
                                       &t->backend, gr_config_backend_name(c), gr_config_dtype(c))));
     t->staging.backend = t->backend;
+    GR_TRY(gr_comm_agree(t->comm, gr_backend_set_experts(t->backend, gr_config_expert_kernels_name(c))));
     return t->elsewhere ? GR_OK : gr_comm_attach(t->comm, t->backend);
 }
 

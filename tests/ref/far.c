@@ -242,6 +242,9 @@ static gr_ffn far_ffn(copies *all, const gr_ffn *a) {
     OUT(all, g.dw13, a->n_expert * 2 * a->F * a->D);
     OUT(all, g.dw2, a->n_expert * a->D * a->F);
     OUT(all, g.dgate, a->n_pair);
+    IN(all, g.tiles, a->n_tile);
+    IN(all, g.expert_order, a->n_expert);
+    IN(all, g.device_offset, a->n_expert + 1);
     return g;
 }
 
