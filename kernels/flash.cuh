@@ -14,7 +14,7 @@
 /* TILE: rows that a warp works on at once, STEPS of them in a stage. HELD: the block's own rows are in registers, not
  * in shared memory. BLOCKS: of a multiprocessor, for the compiler. */
 template <int HD_, int MT_, int WARPS_, int TILE_, int STEPS_, bool HELD_, int BLOCKS_> struct gr_flash_shape {
-    static constexpr int HD = HD_, MT = MT_, TILE = TILE_, STAGE = TILE_ * STEPS_, BLOCKS = BLOCKS_;
+    static constexpr int HD = HD_, MT = MT_, TILE = TILE_, STEPS = STEPS_, STAGE = TILE_ * STEPS_, BLOCKS = BLOCKS_;
     static constexpr bool HELD = HELD_;
     static constexpr int THREADS = WARPS_ * GR_WARP, WARP_ROWS = 16 * MT, ROWS = WARPS_ * WARP_ROWS;
     static constexpr int LD = HD + 8; /* rows begin 16 bytes on in the banks, so that no access waits for another */
@@ -29,7 +29,7 @@ template <int HD_, int MT_, int WARPS_, int TILE_, int STEPS_, bool HELD_, int B
     typedef float sums[MT][HD / 8][4];
 };
 
-constexpr float GR_LOG2_E = 1.44269504088896340736f;
+constexpr float GR_LOG2_E = 1.44269504088896340736f, GR_LOG_2 = 0.69314718055994530942f;
 
 /* ---------------------------------------------------------------- rows */
 

@@ -2,42 +2,62 @@
 
 namespace {
 
-/* What the lane's rows have seen. */
+/* What the lane's rows have seen: the sum of their probabilities relative to 2^base. */
 template <typename S> struct progress {
-    float largest[S::MT][2], sum[S::MT][2];
+    float base[S::MT][2], sum[S::MT][2];
 };
 
-/* Scores become probabilities relative to the largest so far; o is scaled to that. scale: to powers of 2. */
+constexpr float LOWEST = -3.0e38f; /* a base below every score */
+constexpr float SLACK = 8.0f;
+
+/* A row whose scores rise above its base by more than SLACK gets their largest as its base, and what it has summed is
+ * scaled to that; few rows do after their first tile. scale: to powers of 2. */
 template <typename S>
-__device__ __forceinline__ void soften(
-    float scale, typename S::scores &s, progress<S> &r, typename S::sums &o) {
+__device__ __forceinline__ void raise(
+    float scale, const typename S::scores &s, progress<S> &r, typename S::sums &o) {
+    float kept[S::MT][2];
+    bool raised = false;
 #pragma unroll
     for (int m = 0; m < S::MT; m++)
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            float largest = r.largest[m][i];
+            float largest = -INFINITY;
 #pragma unroll
             for (int j = 0; j < S::PIECES; j++)
                 largest = fmaxf(largest, fmaxf(s[m][j][2 * i], s[m][j][2 * i + 1]));
-            largest = gr_flash_row_max(largest);
-            const float base = largest == -INFINITY ? 0.0f : largest * scale; /* nothing seen yet */
-            const float kept = gr_exp2(r.largest[m][i] * scale - base);
-            float sum = 0;
+            largest = gr_flash_row_max(largest) * scale;
+            const bool higher = largest > r.base[m][i] + SLACK;
+            kept[m][i] = higher ? gr_exp2(r.base[m][i] - largest) : 1.0f;
+            r.base[m][i] = higher ? largest : r.base[m][i];
+            raised |= higher;
+        }
+    if (!__any_sync(GR_ALL_LANES, raised))
+        return;
 #pragma unroll
-            for (int j = 0; j < S::PIECES; j++)
+    for (int m = 0; m < S::MT; m++)
 #pragma unroll
-                for (int k = 2 * i; k < 2 * i + 2; k++) {
-                    s[m][j][k] = gr_exp2(s[m][j][k] * scale - base);
-                    sum += s[m][j][k];
-                }
-            r.sum[m][i] = r.sum[m][i] * kept + sum;
-            r.largest[m][i] = largest;
+        for (int i = 0; i < 2; i++) {
+            r.sum[m][i] *= kept[m][i];
 #pragma unroll
             for (int j = 0; j < S::HD / 8; j++) {
-                o[m][j][2 * i] *= kept;
-                o[m][j][2 * i + 1] *= kept;
+                o[m][j][2 * i] *= kept[m][i];
+                o[m][j][2 * i + 1] *= kept[m][i];
             }
         }
+}
+
+/* Scores become probabilities relative to 2^base. */
+template <typename S>
+__device__ __forceinline__ void soften(float scale, typename S::scores &s, progress<S> &r) {
+#pragma unroll
+    for (int m = 0; m < S::MT; m++)
+#pragma unroll
+        for (int j = 0; j < S::PIECES; j++)
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                s[m][j][k] = gr_exp2(s[m][j][k] * scale - r.base[m][k / 2]);
+                r.sum[m][k / 2] += s[m][j][k];
+            }
 }
 
 template <typename S>
@@ -67,11 +87,11 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) forward(gr_attention a,
     if (!S::HELD)
         q.open(own);
     typename S::sums o = {};
-    typename S::scores s;
-    progress<S> r;
+    typename S::scores s[S::STEPS > 1 ? 2 : 1];
+    progress<S> r = {};
 #pragma unroll
     for (int m = 0; m < S::MT; m++)
-        r.largest[m][0] = r.largest[m][1] = -INFINITY, r.sum[m][0] = r.sum[m][1] = 0;
+        r.base[m][0] = r.base[m][1] = LOWEST;
     int stage = 0;
     for (int first = begin; first < range.end; first += S::STAGE, stage ^= 1) {
         const gr_bf16 *k = room + stage * 2 * S::ARRAY, *v = k + S::ARRAY;
@@ -85,11 +105,19 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) forward(gr_attention a,
         gr_copy_commit();
         if (first >= view.any.end || first + S::STAGE <= view.any.first)
             continue;
-        gr_flash_scores<S>(q, k, s);
-        if (first < view.all.first || first + S::STAGE > view.all.end)
-            gr_flash_hide<S>(a, false, window, first_row, first, s);
-        soften<S>(scale * GR_LOG2_E, s, r, o);
-        gr_flash_add<S>(s, v, o);
+        const bool edge = first < view.all.first || first + S::STAGE > view.all.end;
+        gr_flash_scores<S>(q, k, s[0]);
+#pragma unroll
+        for (int step = 0; step < S::STEPS; step++) {
+            typename S::scores &mine = s[step % 2];
+            if (edge)
+                gr_flash_hide<S>(a, false, window, first_row, first + step * S::TILE, mine);
+            raise<S>(scale * GR_LOG2_E, mine, r, o);
+            if (step + 1 < S::STEPS) /* the tensor cores have the next scores to make while these are softened */
+                gr_flash_scores<S>(q, k + (step + 1) * S::TILE * S::LD, s[(step + 1) % 2]);
+            soften<S>(scale * GR_LOG2_E, mine, r);
+            gr_flash_add<S>(mine, v + step * S::TILE * S::LD, o);
+        }
     }
     float factor[S::MT][2];
 #pragma unroll
@@ -100,7 +128,7 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) forward(gr_attention a,
             const int row = first_row + 16 * m + 8 * i + (int)threadIdx.x % GR_WARP / 4;
             factor[m][i] = 1.0f / sum;
             if (threadIdx.x % 4 == 0 && row < a.T)
-                a.lse[place.head * a.T + row] = r.largest[m][i] * scale + logf(sum);
+                a.lse[place.head * a.T + row] = r.base[m][i] * GR_LOG_2 + logf(sum);
         }
     __syncthreads(); /* the stages are free */
     gr_flash_store<S>(gr_flash_head(a, a.o, a.ldo, window, head), first_row, o, factor,
