@@ -88,11 +88,14 @@ endif()
 # SASS for both targets, and PTX of the older, which a driver compiles for GPUs that came later. No exceptions and no
 # run-time types.
 set(GROUTER_NVCC_FLAGS -std=c++17 -O3 -lineinfo --Werror all-warnings
-  -gencode arch=compute_80,code=sm_80 -gencode arch=compute_80,code=compute_80 -gencode arch=compute_90a,code=sm_90a
   -Xcompiler=-Wall,-Wextra,-Werror,-fPIC,-fno-exceptions,-fno-rtti,-fstack-protector-strong,-g
   -I${CMAKE_SOURCE_DIR} -I${CMAKE_SOURCE_DIR}/include)
 
-# Sets `out` to the objects of all kernels/*.cu, each compiled once, on its own.
+set(GROUTER_NVCC_SM80 -gencode arch=compute_80,code=sm_80 -gencode arch=compute_80,code=compute_80)
+set(GROUTER_NVCC_SM90 -gencode arch=compute_90a,code=sm_90a)
+
+# Sets `out` to the objects of all kernels/*.cu, each compiled once, on its own; those named wgmma* for sm_90a only, the one
+# target that has their instructions.
 function(grouter_compile_kernels out)
   file(GLOB kernels CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/*.cu)
   file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/kernels)
@@ -100,8 +103,12 @@ function(grouter_compile_kernels out)
   foreach(kernel ${kernels})
     get_filename_component(name ${kernel} NAME_WE)
     set(object ${CMAKE_BINARY_DIR}/kernels/${name}.cu.o)
+    set(targets ${GROUTER_NVCC_SM80} ${GROUTER_NVCC_SM90})
+    if(name MATCHES "^wgmma")
+      set(targets ${GROUTER_NVCC_SM90})
+    endif()
     add_custom_command(OUTPUT ${object} VERBATIM DEPENDS ${kernel} DEPFILE ${object}.d COMMENT "nvcc ${name}.cu"
-      COMMAND ${GROUTER_NVCC} ${GROUTER_NVCC_FLAGS} -MD -MF ${object}.d -MT ${object} -c ${kernel} -o ${object})
+      COMMAND ${GROUTER_NVCC} ${GROUTER_NVCC_FLAGS} ${targets} -MD -MF ${object}.d -MT ${object} -c ${kernel} -o ${object})
     list(APPEND objects ${object})
   endforeach()
   set(${out} "${objects}" PARENT_SCOPE)

@@ -1,4 +1,4 @@
-/* grouped.c: which calls the kernels of grouped experts take. */
+/* grouped.c: which calls the kernels of grouped experts take, and which kernels a call takes. */
 #include "kernels/kernels.h"
 
 static bool is_at16(const void *p) {
@@ -13,4 +13,12 @@ bool gr_kernel_grouped_fits(gr_dtype dtype, const gr_ffn *a) {
             return false;
     return dtype == GR_BF16 && a->tiles && a->expert_order && a->device_offset && a->D > 0 && a->F > 0 &&
            a->D % 8 == 0 && a->F % 8 == 0 && a->D <= INT32_MAX / 2 && a->F <= INT32_MAX / 2 && a->n_pair <= INT32_MAX;
+}
+
+gr_experts gr_kernel_experts_choose(gr_experts asked, gr_dtype dtype, const gr_ffn *a) {
+    if (asked == GR_EXPERTS_WGMMA && gr_kernel_wgmma_fits(dtype, a))
+        return GR_EXPERTS_WGMMA;
+    if (asked >= GR_EXPERTS_MMA && gr_kernel_grouped_fits(dtype, a))
+        return GR_EXPERTS_MMA;
+    return GR_EXPERTS_CUBLAS;
 }

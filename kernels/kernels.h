@@ -116,11 +116,32 @@ GR_MUST int gr_kernel_grouped_up(void *stream, const gr_ffn *a);
 GR_MUST int gr_kernel_grouped_down(void *stream, const gr_ffn *a);
 /* dy and h to dh (in place of h), a and dgate (if it is there). da is scratch. */
 GR_MUST int gr_kernel_grouped_down_input(void *stream, const gr_ffn *a);
+/* The end of down_input, where dgate is there: its shares [n_part][n_pair], as floats in da, added up in order. */
+GR_MUST int gr_kernel_grouped_gates(void *stream, const gr_ffn *a, int64_t n_part);
 /* dh (in h) to dx. */
 GR_MUST int gr_kernel_grouped_input(void *stream, const gr_ffn *a);
 /* dw2 += from dy and a; dw13 += from dh (in h) and x. Nothing of experts without pairs is touched. */
 GR_MUST int gr_kernel_grouped_down_weights(void *stream, const gr_ffn *a);
 GR_MUST int gr_kernel_grouped_up_weights(void *stream, const gr_ffn *a);
+
+/* ---------------------------------------------------------------- wgmma_rows.cu, wgmma_weights.cu: the same for sm_90a
+ * By wgmma, on devices of compute capability 9.0 only. */
+
+/* Whether these kernels do the op: as gr_kernel_grouped_fits. */
+bool gr_kernel_wgmma_fits(gr_dtype dtype, const gr_ffn *a);
+/* Columns of the tiles of a product with n columns, which are those of n_part matrices side by side: 128, 192 or 256;
+ * what leaves the least to do. */
+int gr_wgmma_columns(int64_t n, int n_part);
+
+GR_MUST int gr_kernel_wgmma_up(void *stream, const gr_ffn *a);
+GR_MUST int gr_kernel_wgmma_down(void *stream, const gr_ffn *a);
+GR_MUST int gr_kernel_wgmma_down_input(void *stream, const gr_ffn *a);
+GR_MUST int gr_kernel_wgmma_input(void *stream, const gr_ffn *a);
+GR_MUST int gr_kernel_wgmma_down_weights(void *stream, const gr_ffn *a);
+GR_MUST int gr_kernel_wgmma_up_weights(void *stream, const gr_ffn *a);
+
+/* What does the op where kernels up to `asked` (not AUTO) may: the last of the enum that fit it. */
+gr_experts gr_kernel_experts_choose(gr_experts asked, gr_dtype dtype, const gr_ffn *a);
 
 /* ---------------------------------------------------------------- optimizer.cu: flat ranges */
 

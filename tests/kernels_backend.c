@@ -112,6 +112,22 @@ gr_attend_limits gr_cuda_attend_limits(void) {
     return (gr_attend_limits){.n_query = 32, .n_score = 6000};
 }
 
+/* ---------------------------------------------------------------- kernels by wgmma: not emulated, so never chosen */
+
+#define NOT_EMULATED(product)                                                                                          \
+    int gr_kernel_wgmma_##product(void *stream, const gr_ffn *a) {                                                     \
+        (void)stream;                                                                                                  \
+        (void)a;                                                                                                       \
+        return -1;                                                                                                     \
+    }
+
+NOT_EMULATED(up)
+NOT_EMULATED(down)
+NOT_EMULATED(down_input)
+NOT_EMULATED(input)
+NOT_EMULATED(down_weights)
+NOT_EMULATED(up_weights)
+
 /* ---------------------------------------------------------------- opening */
 
 static void close_both(gr_backend *b) {

@@ -26,7 +26,7 @@ static gr_err gemm(gr_backend *b, gr_lane lane, const gr_gemm *a) {
 }
 
 static gr_err peak(gr_backend *b, double *flops_per_s) {
-    enum { SIDE = 1024, RUNS = 6 };
+    enum { SIDE = 768, RUNS = 6 };
     const size_t n = (size_t)SIDE * SIDE;
     void *memory = NULL;
     GR_TRY(b->alloc(b, 3 * n * sizeof(gr_act), "peak measurement", &memory));

@@ -175,10 +175,23 @@ static const own_kernels by_mma = {.up = gr_kernel_grouped_up,
     .up_weights = gr_kernel_grouped_up_weights,
     .input = gr_kernel_grouped_input};
 
+static const own_kernels by_wgmma = {.up = gr_kernel_wgmma_up,
+    .down = gr_kernel_wgmma_down,
+    .down_input = gr_kernel_wgmma_down_input,
+    .down_weights = gr_kernel_wgmma_down_weights,
+    .up_weights = gr_kernel_wgmma_up_weights,
+    .input = gr_kernel_wgmma_input};
+
 /* NULL: the library. */
 static const own_kernels *own_kernels_for(const gr_backend *b, const gr_ffn *a) {
-    const gr_experts way = b->experts == GR_EXPERTS_AUTO ? b->experts_best : b->experts;
-    return way == GR_EXPERTS_MMA && gr_kernel_grouped_fits(b->dtype, a) ? &by_mma : NULL;
+    switch (gr_kernel_experts_choose(b->experts == GR_EXPERTS_AUTO ? b->experts_best : b->experts, b->dtype, a)) {
+    case GR_EXPERTS_WGMMA:
+        return &by_wgmma;
+    case GR_EXPERTS_MMA:
+        return &by_mma;
+    default:
+        return NULL;
+    }
 }
 
 /* In order, up to n of them or a NULL. */

@@ -61,6 +61,16 @@ static void cuda_close(gr_backend *b) {
     free(b);
 }
 
+/* Compute capability 8.0 is the least there is; wgmma is 9.0's alone. */
+static gr_err find_experts(int device, gr_experts *best) {
+    int major = 0, minor = 0;
+    cudaError_t status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    if (!status)
+        status = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    *best = major == 9 && minor == 0 ? GR_EXPERTS_WGMMA : GR_EXPERTS_MMA;
+    return gr_cuda_check((int)status, "reading a GPU's compute capability");
+}
+
 static gr_err open_state(gr_backend *b, const survey *found) {
     void *state;
     GR_TRY(gr_alloc(&state, 1, sizeof(gr_cuda), "backend cuda"));
@@ -70,6 +80,7 @@ static gr_err open_state(gr_backend *b, const survey *found) {
     GR_TRY(gr_cuda_queues_open(s));
     say(s, found->n_device);
     GR_TRY(gr_cuda_staging_open(s));
+    GR_TRY(find_experts(s->device, &b->experts_best));
     return gr_cuda_products_open(b, &s->products);
 }
 
@@ -104,7 +115,6 @@ gr_err gr_cuda_open(gr_backend **out, gr_dtype dtype) {
     *b = table;
     b->dtype = dtype;
     b->elem_size = gr_dtype_size(dtype);
-    b->experts_best = GR_EXPERTS_MMA; /* compute capability 8.0 is the least there is */
     gr_cuda_set_ops(b);
     gr_err err = open_state(b, &found);
     if (err) {

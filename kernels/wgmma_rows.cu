@@ -1,0 +1,345 @@
+/* wgmma_rows.cu: the products of grouped experts whose rows are pairs, on sm_90a.
+ *
+ *   up          h = x_r W13_e^T = [h1 | h3],  a = g silu(h1) h3
+ *   down        y = a W2_e^T
+ *   down_input  da = dy_r W2_e,  [dh1 | dh3] = [g da h3 silu'(h1) | g da silu(h1)] over h,  a once more
+ *               dgate = da . silu(h1) h3, each tile's share of it for itself, then added in order
+ *   input       dx = dh W13_e
+ *
+ * Shapes: gr_ffn, bf16; sums in fp32. a is made of the rounded h, as backward makes it again. da stays in registers.
+ * Tiles: 128 pairs of one expert x 128 to 256 columns, whichever leaves the least over; of up, half as many of h1 and
+ * the same ones of h3, so that both halves of a pair meet in a thread.
+ * Ends: each warp turns 16 rows x 64 columns in shared memory and moves whole lines.
+ * Bytes of a pair, flops: up 2D + 6F, 4DF; down 2F + 2D, 2DF; down_input 2D + 10F, 2DF; input 4F + 2D, 4DF; weights
+ * once for each expert.
+ * Limits: D, F multiples of 8; arrays at 16 bytes; n_pair < 2^31. No tiles: nothing is launched.
+ * Twins: grouped.cu; CPU: cpu_ffn.c. */
+#include "kernels/swiglu.cuh"
+#include "kernels/wgmma_core.cuh"
+
+namespace {
+
+/* The warp's 16 rows: what is left of the tile for them. */
+__device__ __forceinline__ int rows_left(const job &j, int warp) {
+    return j.n_row - 16 * warp;
+}
+
+/* Where lane's rows of a panel are for whole lines: row lane / 8 + 4i, unit lane % 8. */
+__device__ __forceinline__ uint32_t line_unit(uint32_t room, int i) {
+    const uint32_t lane = threadIdx.x % 32;
+    return room + gr_swizzle(lane / 8 + 4 * (uint32_t)i, lane % 8);
+}
+
+/* Where the lane points for groups `group` and `group` + 1 of 8 columns as matrices: rows 0-7, rows 8-15 of each. */
+__device__ __forceinline__ uint32_t matrix_row(uint32_t room, uint32_t group) {
+    const uint32_t lane = threadIdx.x % 32;
+    return room + gr_swizzle(lane % 16, group + lane / 16);
+}
+
+/* v[2j], v[2j+1]: rows 0-7 and 8-15 of group j. Writes rows < n_row, columns < n_column (a multiple of 8). */
+__device__ __forceinline__ void write_panel(
+    uint32_t room, const uint32_t (&v)[16], gr_bf16 *to, int64_t ld, int n_row, int64_t n_column) {
+    const int lane = (int)threadIdx.x % 32;
+#pragma unroll
+    for (int j = 0; j < 8; j += 2)
+        gr_store_four(matrix_row(room, (uint32_t)j), v[2 * j], v[2 * j + 1], v[2 * j + 2], v[2 * j + 3]);
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const uint4 x = gr_load_unit(line_unit(room, i));
+        const int row = lane / 8 + 4 * i, column = lane % 8 * 8;
+        if (row < n_row && column < n_column)
+            *(uint4 *)(to + row * ld + column) = x;
+    }
+    __syncwarp();
+}
+
+/* Lines of a panel, zeros outside; for read_panel. */
+__device__ __forceinline__ void fetch_panel(
+    const gr_bf16 *from, int64_t ld, int n_row, int64_t n_column, uint4 (&x)[4]) {
+    const int lane = (int)threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int row = lane / 8 + 4 * i, column = lane % 8 * 8;
+        x[i] = make_uint4(0, 0, 0, 0);
+        if (row < n_row && column < n_column)
+            x[i] = *(const uint4 *)(from + row * ld + column);
+    }
+}
+
+__device__ __forceinline__ void read_panel(uint32_t room, const uint4 (&x)[4], uint32_t (&v)[16]) {
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        gr_store_unit(line_unit(room, i), x[i]);
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < 8; j += 2) {
+        uint32_t m[4];
+        gr_load_four(matrix_row(room, (uint32_t)j), m);
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            v[2 * j + k] = m[k];
+    }
+    __syncwarp();
+}
+
+/* Gates of the lane's two rows. */
+__device__ __forceinline__ void gates_of(const call &c, const job &j, int warp, float (&g)[2]) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int row = 16 * warp + (int)threadIdx.x % 32 / 4 + 8 * i;
+        g[i] = c.gate && row < j.n_row ? c.gate[j.first + (uint32_t)row] : 1.0f;
+    }
+}
+
+/* The panel from group `first` of d on, rounded; groups from `end` on are 0. */
+template <int N>
+__device__ __forceinline__ void round_panel(const float (&d)[N], int first, int end, uint32_t (&v)[16]) {
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        const bool there = first + j < end;
+        v[2 * j] = there ? gr_rounded(d[there ? 4 * (first + j) : 0], d[there ? 4 * (first + j) + 1 : 0]) : 0;
+        v[2 * j + 1] = there ? gr_rounded(d[there ? 4 * (first + j) + 2 : 0], d[there ? 4 * (first + j) + 3 : 0]) : 0;
+    }
+}
+
+/* Columns of a panel that are both in the tile and in the matrix. */
+__device__ __forceinline__ int64_t columns_left(int64_t width, int in_tile, int64_t first) {
+    return gr_at_most((int64_t)in_tile, width - first);
+}
+
+template <int N> struct up {
+    static constexpr int COLUMNS = N, ROOM = 16 * 128;
+    static constexpr bool GATHERED = true, HALVES = true, WEIGHTS = false;
+    static constexpr int TURNED_A = 0, TURNED_B = 0;
+    static __device__ __forceinline__ void cache(const call &, const job &) {
+    } /* nothing is read */
+    static __device__ __forceinline__ void end(
+        const call &c, const job &j, int warp, uint32_t room, const float (&d)[N / 2]) {
+        constexpr int GROUPS = N / 16; /* of 8 columns in each half */
+        const int n_row = rows_left(j, warp);
+        const int64_t row = (int64_t)j.first + 16 * warp;
+        float g[2];
+        gates_of(c, j, warp, g);
+#pragma unroll
+        for (int first = 0; first < GROUPS; first += 8) {
+            const int64_t column = j.n + 8 * first, left = columns_left(c.F, 8 * (GROUPS - first), column);
+            gr_bf16 *h = c.h + row * 2 * c.F + column;
+            uint32_t v1[16], v3[16];
+            round_panel(d, first, GROUPS, v1);
+            write_panel(room, v1, h, 2 * c.F, n_row, left);
+            round_panel(d, GROUPS + first, 2 * GROUPS, v3);
+            write_panel(room, v3, h + c.F, 2 * c.F, n_row, left);
+            if (!c.act)
+                continue;
+#pragma unroll
+            for (int i = 0; i < 16; i++)
+                v1[i] = gr_rounded(gr_swiglu(g[i % 2], gr_low(v1[i]), gr_low(v3[i])),
+                    gr_swiglu(g[i % 2], gr_high(v1[i]), gr_high(v3[i])));
+            write_panel(room, v1, c.act + row * c.F + column, c.F, n_row, left);
+        }
+    }
+};
+
+/* down and input: out [n_pair, width]. */
+template <int N, int TURNED> struct onward {
+    static constexpr int COLUMNS = N, ROOM = 16 * 128;
+    static constexpr bool GATHERED = false, HALVES = false, WEIGHTS = false;
+    static constexpr int TURNED_A = 0, TURNED_B = TURNED;
+    static __device__ __forceinline__ void end(
+        const call &c, const job &j, int warp, uint32_t room, const float (&d)[N / 2]) {
+        const int64_t row = (int64_t)j.first + 16 * warp;
+#pragma unroll
+        for (int first = 0; first < N / 8; first += 8) {
+            const int64_t column = j.n + 8 * first;
+            uint32_t v[16];
+            round_panel(d, first, N / 8, v);
+            write_panel(
+                room, v, c.out + row * c.D + column, c.D, rows_left(j, warp), columns_left(c.D, N - 8 * first, column));
+        }
+    }
+};
+
+/* What the tile's columns add to dgate of the lane's two rows, together with the three lanes beside it. */
+__device__ __forceinline__ void write_shares(const call &c, const job &j, int warp, const float (&dgate)[2]) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int row = 16 * warp + (int)threadIdx.x % 32 / 4 + 8 * i;
+        float sum = dgate[i];
+        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        if (threadIdx.x % 4 == 0 && row < j.n_row)
+            c.share[(int64_t)j.column * c.n_pair + j.first + row] = sum;
+    }
+}
+
+template <int N> struct down_input {
+    static constexpr int COLUMNS = N, ROOM = 16 * 128;
+    static constexpr bool GATHERED = true, HALVES = false, WEIGHTS = false;
+    static constexpr int TURNED_A = 0, TURNED_B = 1;
+    static __device__ __forceinline__ void cache(const call &c, const job &j) {
+        const int row = (int)threadIdx.x;
+        if (row >= j.n_row)
+            return;
+        const gr_bf16 *h = c.h + ((int64_t)j.first + row) * 2 * c.F + j.n;
+        const uint32_t n_byte = (uint32_t)gr_at_most((int64_t)N, c.F - j.n) * 2;
+        gr_cache_row(h, n_byte);
+        gr_cache_row(h + c.F, n_byte);
+    }
+    static __device__ __forceinline__ void end(
+        const call &c, const job &j, int warp, uint32_t room, const float (&d)[N / 2]) {
+        const int n_row = rows_left(j, warp);
+        const int64_t row = (int64_t)j.first + 16 * warp, ld = 2 * c.F;
+        float g[2];
+        gates_of(c, j, warp, g);
+        gr_bf16 *h = c.h + row * ld + j.n;
+        uint4 next1[4], next3[4]; /* of the panel after this */
+        fetch_panel(h, ld, n_row, columns_left(c.F, N, j.n), next1);
+        fetch_panel(h + c.F, ld, n_row, columns_left(c.F, N, j.n), next3);
+        float dgate[2] = {};
+#pragma unroll
+        for (int first = 0; first < N / 8; first += 8) {
+            const int64_t column = j.n + 8 * first, left = columns_left(c.F, N - 8 * first, column);
+            uint32_t v1[16], v3[16], va[16];
+            read_panel(room, next1, v1);
+            read_panel(room, next3, v3);
+            if (first + 8 < N / 8) {
+                fetch_panel(h + 8 * (first + 8), ld, n_row, left - 64, next1);
+                fetch_panel(h + c.F + 8 * (first + 8), ld, n_row, left - 64, next3);
+            }
+#pragma unroll
+            for (int i = 0; i < 16; i++) {
+                constexpr int LAST = N / 8;
+                const int group = first + i / 2;
+                const int from = group < LAST ? 4 * group + 2 * (i % 2) : 0;
+                const gr_swiglu_gradient low = gr_swiglu_backward(g[i % 2], gr_low(v1[i]), gr_low(v3[i]), d[from]);
+                const gr_swiglu_gradient high =
+                    gr_swiglu_backward(g[i % 2], gr_high(v1[i]), gr_high(v3[i]), d[from + 1]);
+                dgate[i % 2] += group < LAST ? low.dgate + high.dgate : 0.0f;
+                va[i] = gr_rounded(low.a, high.a);
+                v1[i] = gr_rounded(low.du, high.du);
+                v3[i] = gr_rounded(low.dv, high.dv);
+            }
+            write_panel(room, v1, h + 8 * first, ld, n_row, left);
+            write_panel(room, v3, h + c.F + 8 * first, ld, n_row, left);
+            write_panel(room, va, c.act + row * c.F + column, c.F, n_row, left);
+        }
+        if (c.share)
+            write_shares(c, j, warp, dgate);
+    }
+};
+
+/* ---------------------------------------------------------------- launching */
+
+call call_of(const gr_ffn *a) {
+    call c = {};
+    c.pair_row = a->pair_row;
+    c.gate = a->pair_gate;
+    c.tiles = a->tiles;
+    c.h = (gr_bf16 *)a->h;
+    c.act = (gr_bf16 *)a->a;
+    c.D = a->D;
+    c.F = a->F;
+    return c;
+}
+
+/* n columns of the whole product, n_tile tiles of COLUMNS for them. */
+template <class Op> int launch_rows(void *stream, const gr_ffn *a, call *c, int64_t n) {
+    c->n_column = tiles_of(n, Op::HALVES ? Op::COLUMNS / 2 : Op::COLUMNS);
+    c->n_job = (uint32_t)(a->n_tile * c->n_column);
+    return launch<Op>(stream, *c);
+}
+
+bool is_done(const gr_ffn *a) {
+    return a->n_tile == 0;
+}
+
+} // namespace
+
+int gr_kernel_wgmma_up(void *stream, const gr_ffn *a) {
+    if (is_done(a))
+        return 0;
+    const int columns = gr_wgmma_columns(2 * a->F, 2);
+    call c = call_of(a);
+    c.in = (const gr_bf16 *)a->x;
+    c.act = a->y ? c.act : NULL;
+    c.depth = (int32_t)a->D;
+    const int status = map_of(&c.b, a->w13, a->D, 2 * a->F, a->n_expert, columns / 2);
+    if (status)
+        return status;
+    switch (columns) {
+    case 128:
+        return launch_rows<up<128>>(stream, a, &c, a->F);
+    case 192:
+        return launch_rows<up<192>>(stream, a, &c, a->F);
+    default:
+        return launch_rows<up<256>>(stream, a, &c, a->F);
+    }
+}
+
+int gr_kernel_wgmma_down(void *stream, const gr_ffn *a) {
+    if (is_done(a))
+        return 0;
+    const int columns = gr_wgmma_columns(a->D, 1);
+    call c = call_of(a);
+    c.out = (gr_bf16 *)a->y;
+    c.depth = (int32_t)a->F;
+    int status = map_of(&c.a, a->a, a->F, a->n_pair, 1, ROWS);
+    if (!status)
+        status = map_of(&c.b, a->w2, a->F, a->D, a->n_expert, columns);
+    if (status)
+        return status;
+    switch (columns) {
+    case 128:
+        return launch_rows<onward<128, 0>>(stream, a, &c, a->D);
+    case 192:
+        return launch_rows<onward<192, 0>>(stream, a, &c, a->D);
+    default:
+        return launch_rows<onward<256, 0>>(stream, a, &c, a->D);
+    }
+}
+
+int gr_kernel_wgmma_down_input(void *stream, const gr_ffn *a) {
+    if (is_done(a))
+        return 0;
+    const int columns = gr_wgmma_columns(a->F, 1) == 128 ? 128 : 192; /* more leave too few registers for the end */
+    call c = call_of(a);
+    c.in = (const gr_bf16 *)a->dy;
+    c.share = a->dgate ? (float *)a->da : NULL;
+    c.n_pair = a->n_pair;
+    c.depth = (int32_t)a->D;
+    int status = map_of(&c.b, a->w2, a->F, a->D, a->n_expert, DEPTH);
+    if (status)
+        return status;
+    switch (columns) {
+    case 128:
+        status = launch_rows<down_input<128>>(stream, a, &c, a->F);
+        break;
+    default:
+        status = launch_rows<down_input<192>>(stream, a, &c, a->F);
+        break;
+    }
+    return status ? status : gr_kernel_grouped_gates(stream, a, tiles_of(a->F, columns));
+}
+
+int gr_kernel_wgmma_input(void *stream, const gr_ffn *a) {
+    if (is_done(a))
+        return 0;
+    const int columns = gr_wgmma_columns(a->D, 1);
+    call c = call_of(a);
+    c.out = (gr_bf16 *)a->dx;
+    c.depth = (int32_t)(2 * a->F);
+    int status = map_of(&c.a, a->h, 2 * a->F, a->n_pair, 1, ROWS);
+    if (!status)
+        status = map_of(&c.b, a->w13, a->D, 2 * a->F, a->n_expert, DEPTH);
+    if (status)
+        return status;
+    switch (columns) {
+    case 128:
+        return launch_rows<onward<128, 1>>(stream, a, &c, a->D);
+    case 192:
+        return launch_rows<onward<192, 1>>(stream, a, &c, a->D);
+    default:
+        return launch_rows<onward<256, 1>>(stream, a, &c, a->D);
+    }
+}
