@@ -1,104 +1,150 @@
-/* flash_forward.cu: attention in bf16 without scores in memory: softmax over tiles of keys (Dao 2023,
- * FlashAttention-2), on the tensor cores by mma.sync. Not yet run on a GPU.
- *
- *   o = softmax(scale q k^T) v over the keys a row sees, lse = log sum exp(scale q k^T)
- *
- * Shapes and layout: gr_attention; head_dim a multiple of 8 up to 128, rows at 16 bytes. Scores, sums and lse in
- * fp32; probabilities relative to the largest score so far are rounded for the product with v and summed before they
- * are.
- * Order: tiles of 64 keys from the first one that any row of the block sees; within a tile as the tensor cores add;
- * a row's sum over its four lanes. The same bits at every call.
- * Grid: (window, head) x blocks of 64 query rows, the last, longest of a causal window first; 4 warps of 16 rows. A
- * tile of k and one of v in shared memory (35 KiB at 128) are read by all warps; rows of q stay in registers.
- * Bytes: q, o once; k, v once per block of queries, from the second-level cache. Flops: 4 head_dim per query and key
- * of the tiles, up to 63 keys more than seen. Limits: T < 2^22.
- * No rows: nothing is launched. CPU: cpu_attention.c. */
 #include "kernels/flash.cuh"
 
 namespace {
 
-constexpr int KEYS = 64; /* of a tile */
+/* What the lane's rows have seen: the sum of their probabilities relative to 2^base. */
+template <typename S> struct progress {
+    float base[S::MT][2], sum[S::MT][2];
+};
 
-/* What the lane's two rows have seen. */
-typedef struct progress {
-    float largest[2], sum[2]; /* of scores in powers of 2 */
-} progress;
+constexpr float LOWEST = -3.0e38f; /* a base below every score */
+constexpr float SLACK = 8.0f;
 
-/* Scores of a tile from key `first` on become probabilities relative to the largest so far; o is scaled to that. */
-template <int HD>
-__device__ __forceinline__ void soften(const gr_attend_seen (&seen)[2], int64_t first, float scale,
-    float (&s)[KEYS / 8][4], progress &r, float (&o)[HD / 8][4]) {
-    const int t = (int)threadIdx.x % 4;
+/* A row whose scores rise above its base by more than SLACK gets their largest as its base, and what it has summed is
+ * scaled to that; few rows do after their first tile. scale: to powers of 2. */
+template <typename S>
+__device__ __forceinline__ void raise(
+    float scale, const typename S::scores &s, progress<S> &r, typename S::sums &o) {
+    float kept[S::MT][2];
+    bool raised = false;
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        float largest = r.largest[i];
+    for (int m = 0; m < S::MT; m++)
 #pragma unroll
-        for (int j = 0; j < KEYS / 8; j++)
+        for (int i = 0; i < 2; i++) {
+            float largest = -INFINITY;
 #pragma unroll
-            for (int k = 0; k < 2; k++) {
-                const int64_t key = first + 8 * j + 2 * t + k;
-                float &score = s[j][2 * i + k];
-                score = key >= seen[i].first && key < seen[i].end ? score * scale : -INFINITY;
-                largest = fmaxf(largest, score);
-            }
-        largest = gr_flash_row_max(largest);
-        const float base = largest == -INFINITY ? 0.0f : largest; /* nothing seen yet */
-        const float kept = exp2f(r.largest[i] - base);
-        float sum = 0;
-#pragma unroll
-        for (int j = 0; j < KEYS / 8; j++)
-#pragma unroll
-            for (int k = 0; k < 2; k++) {
-                s[j][2 * i + k] = exp2f(s[j][2 * i + k] - base);
-                sum += s[j][2 * i + k];
-            }
-        r.sum[i] = r.sum[i] * kept + sum;
-        r.largest[i] = largest;
-#pragma unroll
-        for (int j = 0; j < HD / 8; j++) {
-            o[j][2 * i] *= kept;
-            o[j][2 * i + 1] *= kept;
+            for (int j = 0; j < S::PIECES; j++)
+                largest = fmaxf(largest, fmaxf(s[m][j][2 * i], s[m][j][2 * i + 1]));
+            largest = gr_flash_row_max(largest) * scale;
+            const bool higher = largest > r.base[m][i] + SLACK;
+            kept[m][i] = higher ? gr_exp2(r.base[m][i] - largest) : 1.0f;
+            r.base[m][i] = higher ? largest : r.base[m][i];
+            raised |= higher;
         }
-    }
+    if (!__any_sync(GR_ALL_LANES, raised))
+        return;
+#pragma unroll
+    for (int m = 0; m < S::MT; m++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            r.sum[m][i] *= kept[m][i];
+#pragma unroll
+            for (int j = 0; j < S::HD / 8; j++) {
+                o[m][j][2 * i] *= kept[m][i];
+                o[m][j][2 * i + 1] *= kept[m][i];
+            }
+        }
 }
 
-template <int HD> __global__ void __launch_bounds__(GR_FLASH_THREADS) forward(gr_attention a, float scale) {
-    __shared__ __align__(16) gr_bf16 k[KEYS][HD + GR_FLASH_PAD], v[KEYS][HD + GR_FLASH_PAD];
-    const int64_t head = blockIdx.x % a.H, window = blockIdx.x / a.H, kv_head = head / (a.H / a.H_kv);
-    const int64_t block = (int64_t)(gridDim.y - 1 - blockIdx.y) * GR_FLASH_ROWS;
-    const int64_t row = block + (int)threadIdx.x / GR_WARP * 16 + (int)threadIdx.x % GR_WARP / 4;
-    const int64_t last = gr_at_most(block + GR_FLASH_ROWS, a.T) - 1;
+/* Scores become probabilities relative to 2^base. */
+template <typename S>
+__device__ __forceinline__ void soften(float scale, typename S::scores &s, progress<S> &r) {
+#pragma unroll
+    for (int m = 0; m < S::MT; m++)
+#pragma unroll
+        for (int j = 0; j < S::PIECES; j++)
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                s[m][j][k] = gr_exp2(s[m][j][k] * scale - r.base[m][k / 2]);
+                r.sum[m][k / 2] += s[m][j][k];
+            }
+}
+
+template <typename S>
+__global__ void __launch_bounds__(S::THREADS, S::BLOCKS) forward(gr_attention a, float scale, gr_flash_order order) {
+    gr_bf16 *const room = gr_launched_room(), *const own = room + (S::HELD ? 0 : S::STAGES);
+    const gr_flash_place place = gr_flash_place_of(order);
+    const int64_t window = place.head / a.H, head = place.head % a.H, kv_head = head / (a.H / a.H_kv);
+    const int block = (order.n_block - 1 - place.rank) * S::ROWS;
+    const int first_row = block + (int)threadIdx.x / GR_WARP * S::WARP_ROWS;
     const gr_flash_rows of_k = gr_flash_head(a, a.k, a.ldk, window, kv_head);
     const gr_flash_rows of_v = gr_flash_head(a, a.v, a.ldv, window, kv_head);
-    const gr_attend_seen seen[2] = {gr_flash_seen(a, window, row), gr_flash_seen(a, window, row + 8)};
-    const int64_t begin = gr_flash_seen(a, window, block).first, end = gr_flash_seen(a, window, last).end;
-    uint32_t q[HD / 16][4];
-    gr_flash_operand<HD>(gr_flash_head(a, a.q, a.ldq, window, head), row, q);
-    float o[HD / 8][4] = {}, s[KEYS / 8][4];
-    progress r = {{-INFINITY, -INFINITY}, {0, 0}};
-    for (int64_t first = begin; first < end; first += KEYS) {
-        __syncthreads(); /* the tiles are free */
-        gr_flash_load<HD, KEYS>(of_k, first, k);
-        gr_flash_load<HD, KEYS>(of_v, first, v);
+    const gr_flash_range range = gr_flash_view_of(a, false, window, block, S::ROWS).any;
+    const gr_flash_view view = gr_flash_view_of(a, false, window, first_row, S::WARP_ROWS);
+    const int begin = range.first / S::STAGE * S::STAGE;
+    gr_flash_left<S> q;
+    gr_flash_fetch<S, S::ROWS>(gr_flash_head(a, a.q, a.ldq, window, head), block, own);
+    if (S::HELD) {
+        gr_copy_commit();
+        gr_copy_wait<0>();
         __syncthreads();
-        gr_flash_scores<HD, KEYS>(q, k, s);
-        soften<HD>(seen, first, scale * GR_LOG2_E, s, r, o);
-        gr_flash_add<HD, KEYS>(s, v, o);
+        q.open(own);
+        __syncthreads();
     }
-    float factor[2];
+    gr_flash_fetch<S, S::STAGE>(of_k, begin, room);
+    gr_flash_fetch<S, S::STAGE>(of_v, begin, room + S::ARRAY);
+    gr_copy_commit();
+    if (!S::HELD)
+        q.open(own);
+    typename S::sums o = {};
+    typename S::scores s[S::STEPS > 1 ? 2 : 1];
+    progress<S> r = {};
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        const float sum = gr_flash_row_sum(r.sum[i]);
-        factor[i] = 1.0f / sum;
-        if (threadIdx.x % 4 == 0 && row + 8 * i < a.T)
-            a.lse[(window * a.H + head) * a.T + row + 8 * i] = r.largest[i] / GR_LOG2_E + logf(sum);
+    for (int m = 0; m < S::MT; m++)
+        r.base[m][0] = r.base[m][1] = LOWEST;
+    int stage = 0;
+    for (int first = begin; first < range.end; first += S::STAGE, stage ^= 1) {
+        const gr_bf16 *k = room + stage * 2 * S::ARRAY, *v = k + S::ARRAY;
+        gr_copy_wait<0>();
+        __syncthreads(); /* the tile is there for all, and all are done with the one before it */
+        if (first + S::STAGE < range.end) {
+            gr_bf16 *next = room + (stage ^ 1) * 2 * S::ARRAY;
+            gr_flash_fetch<S, S::STAGE>(of_k, first + S::STAGE, next);
+            gr_flash_fetch<S, S::STAGE>(of_v, first + S::STAGE, next + S::ARRAY);
+        }
+        gr_copy_commit();
+        if (first >= view.any.end || first + S::STAGE <= view.any.first)
+            continue;
+        const bool edge = first < view.all.first || first + S::STAGE > view.all.end;
+        gr_flash_scores<S>(q, k, s[0]);
+#pragma unroll
+        for (int step = 0; step < S::STEPS; step++) {
+            typename S::scores &mine = s[step % 2];
+            if (edge)
+                gr_flash_hide<S>(a, false, window, first_row, first + step * S::TILE, mine);
+            raise<S>(scale * GR_LOG2_E, mine, r, o);
+            if (step + 1 < S::STEPS) /* the tensor cores have the next scores to make while these are softened */
+                gr_flash_scores<S>(q, k + (step + 1) * S::TILE * S::LD, s[(step + 1) % 2]);
+            soften<S>(scale * GR_LOG2_E, mine, r);
+            gr_flash_add<S>(mine, v + step * S::TILE * S::LD, o);
+        }
     }
-    gr_flash_store<HD>(gr_flash_head(a, a.o, a.ldo, window, head), row, o, factor);
+    float factor[S::MT][2];
+#pragma unroll
+    for (int m = 0; m < S::MT; m++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const float sum = gr_flash_row_sum(r.sum[m][i]);
+            const int row = first_row + 16 * m + 8 * i + (int)threadIdx.x % GR_WARP / 4;
+            factor[m][i] = 1.0f / sum;
+            if (threadIdx.x % 4 == 0 && row < a.T)
+                a.lse[place.head * a.T + row] = r.base[m][i] * GR_LOG_2 + logf(sum);
+        }
+    __syncthreads(); /* the stages are free */
+    gr_flash_store<S>(gr_flash_head(a, a.o, a.ldo, window, head), first_row, o, factor,
+        room + (first_row - block) * S::LD);
 }
 
-template <int HD> int launch_forward(cudaStream_t stream, const gr_attention *a) {
-    const dim3 grid((unsigned)(a->n_window * a->H), (unsigned)gr_ceil_div(a->T, GR_FLASH_ROWS));
-    forward<HD><<<grid, GR_FLASH_THREADS, 0, stream>>>(*a, 1.0f / sqrtf((float)a->head_dim));
+template <typename S> int launch_forward(cudaStream_t stream, const gr_attention *a) {
+    constexpr int BYTES = S::room(1) * (int)sizeof(gr_bf16);
+    static_assert(S::STAGES >= S::ROWS * S::LD, "room for o");
+    const gr_flash_order order = gr_flash_order_of<S>(a, a->n_window * a->H);
+    const cudaError_t set =
+        cudaFuncSetAttribute((const void *)forward<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
+    if (set != cudaSuccess)
+        return set;
+    forward<S><<<(unsigned)order.n_head * (unsigned)order.n_block, S::THREADS, BYTES, stream>>>(
+        *a, gr_flash_scale(a), order);
     return gr_launched();
 }
 
@@ -111,8 +157,10 @@ int gr_kernel_flash_forward(void *stream, const gr_attention *a) {
     if (a->n_window == 0 || a->T == 0)
         return 0;
     if (a->head_dim <= 32)
-        return launch_forward<32>(queue, a);
+        return launch_forward<gr_flash_shape<32, 2, 4, 64, 1, true, 2>>(queue, a);
     if (a->head_dim <= 48)
-        return launch_forward<48>(queue, a);
-    return a->head_dim <= 64 ? launch_forward<64>(queue, a) : launch_forward<128>(queue, a);
+        return launch_forward<gr_flash_shape<48, 2, 4, 64, 1, true, 2>>(queue, a);
+    if (a->head_dim <= 64)
+        return launch_forward<gr_flash_shape<64, 2, 4, 64, 1, true, 2>>(queue, a);
+    return launch_forward<gr_flash_shape<128, 2, 4, 64, 1, false, 2>>(queue, a);
 }

@@ -143,6 +143,11 @@ GR_EVERYWHERE gr_attend_seen gr_attend_seen_by(
     return s;
 }
 
+/* Rows of flash_backward.cu's scratch: whole tiles. */
+GR_EVERYWHERE int64_t gr_flash_padded(int64_t T) {
+    return gr_round_up(T, 128);
+}
+
 /* Arrays in an op's scratch: bytes from its start. Probabilities lie on the scores where both are fp32. */
 typedef struct gr_attend_room {
     size_t scores, dscores; /* fp32 [n_score]; dscores in backward only */

@@ -59,6 +59,13 @@ template <int N> static __device__ __forceinline__ void gr_copy_wait(void) {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+/* 2^x; results below 2^-126 are 0. */
+static __device__ __forceinline__ float gr_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 /* The block's shared memory whose size the launch says. */
 static __device__ __forceinline__ gr_bf16 *gr_launched_room(void) {
     extern __shared__ __align__(128) unsigned char gr_room_of_launch[];

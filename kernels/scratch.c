@@ -37,10 +37,10 @@ bool gr_kernel_attend_aligned(const gr_attention *a) {
 }
 
 bool gr_kernel_flash_fits(gr_dtype dtype, const gr_attention *a) {
-    return dtype == GR_BF16 && a->head_dim <= 128 && a->T < 1 << 22 && a->n_window * a->H <= INT32_MAX &&
-           gr_kernel_attend_aligned(a);
+    return dtype == GR_BF16 && a->head_dim <= 128 && a->T < 1 << 22 &&
+           a->n_window * a->H * gr_ceil_div(a->T, 64) <= INT32_MAX && gr_kernel_attend_aligned(a);
 }
 
 size_t gr_kernel_flash_backward_scratch(const gr_attention *a) {
-    return (size_t)(a->n_window * a->H * a->T) * sizeof(float);
+    return 2 * (size_t)(a->n_window * a->H * gr_flash_padded(a->T)) * sizeof(float);
 }

@@ -140,6 +140,12 @@ template <typename T> T __shfl_sync(unsigned lanes, T value, int from) {
     return gr_host::shuffle(gr_host::SHUFFLE, lanes, value, from);
 }
 
+static inline int __any_sync(unsigned lanes, int value) {
+    for (int apart = 1; apart < 32; apart *= 2)
+        value |= __shfl_xor_sync(lanes, value, apart);
+    return value != 0;
+}
+
 /* Of integers: kernels/ adds no floats with atomics. */
 template <typename T> T atomicAdd(T *p, T v) {
     static_assert(T(1) / T(2) == T(0), "an integer");

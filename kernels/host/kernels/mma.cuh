@@ -70,6 +70,10 @@ template <int N> static inline void gr_copy_wait(void) {
     gr_host::copies_wait(N);
 }
 
+static inline float gr_exp2(float x) {
+    return exp2f(x);
+}
+
 static inline gr_bf16 *gr_launched_room(void) {
     return (gr_bf16 *)gr_host::room();
 }
