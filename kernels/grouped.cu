@@ -30,10 +30,8 @@ __device__ __forceinline__ gr_bf16 *row_of(const void *array, int64_t row, int64
 /* Rows of pairs in `in` [rows, width]: where a row tile's are, gathered or not. */
 __device__ __forceinline__ gr_grouped_rows pairs_of(
     const gr_row_tile &tile, const void *in, const uint32_t *pair_row, int64_t width) {
-    return gr_grouped_rows((int)width, (const gr_bf16 *)in, [&](int r) -> const gr_bf16 * {
-        if (r >= (int)tile.n_row)
-            return NULL;
-        const int64_t pair = (int64_t)tile.first + r;
+    return gr_grouped_rows(width, [&](int r) {
+        const int64_t pair = (int64_t)tile.first + (r < (int)tile.n_row ? r : 0);
         return row_of(in, pair_row ? (int64_t)pair_row[pair] : pair, width);
     });
 }
@@ -41,8 +39,7 @@ __device__ __forceinline__ gr_grouped_rows pairs_of(
 /* Rows [first, first + 128) of a matrix [height, width]. */
 __device__ __forceinline__ gr_grouped_rows weights_of(
     const gr_bf16 *matrix, int64_t first, int64_t height, int64_t width) {
-    return gr_grouped_rows((int)width, matrix,
-        [&](int r) -> const gr_bf16 * { return first + r < height ? row_of(matrix, first + r, width) : NULL; });
+    return gr_grouped_rows(width, [&](int r) { return row_of(matrix, first + r < height ? first + r : first, width); });
 }
 
 __device__ __forceinline__ float gate_of(const gr_ffn &a, int64_t pair, bool there) {
@@ -102,9 +99,9 @@ __global__ void __launch_bounds__(GR_GROUPED_THREADS, BLOCKS) up(gr_ffn a) {
     const int64_t column = spot.column_tile * GR_GROUPED_UP;
     const gr_bf16 *w13 = row_of(a.w13, (int64_t)tile.expert * 2 * a.F, a.D);
     gr_grouped_rows x = pairs_of(tile, a.x, a.pair_row, a.D);
-    gr_grouped_rows w((int)a.D, w13, [&](int n) -> const gr_bf16 * {
+    gr_grouped_rows w(a.D, [&](int n) {
         const int64_t row = gr_grouped_up_row(a.F, column, n);
-        return row < 0 ? NULL : row_of(w13, row, a.D);
+        return row_of(w13, row < 0 ? column : row, a.D);
     });
     gr_quarter sum = {};
     const bool needed = seat.m < (int)tile.n_row && column + seat.n / 2 < a.F;
@@ -203,7 +200,7 @@ __global__ void __launch_bounds__(GR_GROUPED_THREADS, BLOCKS) down_input(gr_ffn 
     const gr_row_tile tile = a.tiles[spot.row_tile];
     const int64_t column = spot.column_tile * GR_GROUPED_SIDE;
     gr_grouped_rows dy = pairs_of(tile, a.dy, a.pair_row, a.D);
-    gr_grouped_slab w(row_of(a.w2, tile.expert * a.D, a.F), a.F, NULL, (int)a.D, column, a.F);
+    gr_grouped_slab w(row_of(a.w2, tile.expert * a.D, a.F), a.D, column, a.F);
     gr_quarter sum = {};
     const bool needed = seat.m < (int)tile.n_row && column + seat.n < a.F;
     gr_grouped_product(dy, w, (int)a.D, needed, room, seat, sum);
@@ -230,7 +227,7 @@ __global__ void __launch_bounds__(GR_GROUPED_THREADS, BLOCKS) input(gr_ffn a) {
     const gr_row_tile tile = a.tiles[spot.row_tile];
     const int64_t column = spot.column_tile * GR_GROUPED_SIDE;
     gr_grouped_rows dh = pairs_of(tile, a.h, NULL, 2 * a.F);
-    gr_grouped_slab w(row_of(a.w13, tile.expert * 2 * a.F, a.D), a.D, NULL, (int)(2 * a.F), column, a.D);
+    gr_grouped_slab w(row_of(a.w13, tile.expert * 2 * a.F, a.D), 2 * a.F, column, a.D);
     gr_quarter sum = {};
     const bool needed = seat.m < (int)tile.n_row && column + seat.n < a.D;
     gr_grouped_product(dh, w, (int)(2 * a.F), needed, room, seat, sum);
@@ -244,13 +241,13 @@ __global__ void __launch_bounds__(GR_GROUPED_THREADS, BLOCKS) input(gr_ffn a) {
 /* One expert's pairs in `in`: packed rows of their own, or rows that pairs share. */
 __device__ __forceinline__ gr_grouped_slab packed_pairs(
     const void *in, uint32_t begin, int n, int64_t first, int64_t width) {
-    return gr_grouped_slab(row_of(in, begin, width), width, NULL, n, first, width);
+    return gr_grouped_slab(row_of(in, begin, width), n, first, width);
 }
 
-__device__ __forceinline__ gr_grouped_slab shared_pairs(
+__device__ __forceinline__ gr_grouped_gathered_slab shared_pairs(
     const gr_ffn &a, const void *in, uint32_t begin, int n, int64_t first) {
-    return gr_grouped_slab(
-        row_of(in, a.pair_row ? 0 : begin, a.D), a.D, a.pair_row ? a.pair_row + begin : NULL, n, first, a.D);
+    return gr_grouped_gathered_slab(
+        row_of(in, a.pair_row ? 0 : begin, a.D), a.pair_row ? a.pair_row + begin : NULL, n, first, a.D);
 }
 
 __global__ void __launch_bounds__(GR_GROUPED_THREADS, BLOCKS) down_weights(gr_ffn a) {
@@ -261,7 +258,7 @@ __global__ void __launch_bounds__(GR_GROUPED_THREADS, BLOCKS) down_weights(gr_ff
     const int n = (int)(a.device_offset[e + 1] - begin);
     if (n == 0)
         return;
-    gr_grouped_slab dy = shared_pairs(a, a.dy, begin, n, part.m);
+    gr_grouped_gathered_slab dy = shared_pairs(a, a.dy, begin, n, part.m);
     gr_grouped_slab act = packed_pairs(a.a, begin, n, part.n, a.F);
     gr_quarter sum = {};
     const bool needed = part.m + seat.m < a.D && part.n + seat.n < a.F;
@@ -279,7 +276,7 @@ __global__ void __launch_bounds__(GR_GROUPED_THREADS, BLOCKS) up_weights(gr_ffn 
     if (n == 0)
         return;
     gr_grouped_slab dh = packed_pairs(a.h, begin, n, part.m, 2 * a.F);
-    gr_grouped_slab x = shared_pairs(a, a.x, begin, n, part.n);
+    gr_grouped_gathered_slab x = shared_pairs(a, a.x, begin, n, part.n);
     gr_quarter sum = {};
     const bool needed = part.m + seat.m < 2 * a.F && part.n + seat.n < a.D;
     gr_grouped_product(dh, x, n, needed, room, seat, sum);

@@ -26,63 +26,123 @@ static __device__ __forceinline__ gr_grouped_seat gr_grouped_seat_here(void) {
     return {warp % 2 * GR_GROUPED_QUARTER, warp / 2 * GR_GROUPED_QUARTER, lane / 4, lane % 4, lane, warp};
 }
 
-/* ---------------------------------------------------------------- operands */
+/* ---------------------------------------------------------------- operands
+ *
+ * `load` starts the copies of a step's numbers from k on, steps in order; WHOLE: none of them is beyond the end.
+ * `left_at` and `right_at` say where a lane's addresses for ldmatrix begin in a step, for a warp whose rows (columns)
+ * begin at `first`; `fragment` loads the i-th 16 rows (columns) at the kk-th 16 k from there. */
 
 enum { GR_GROUPED_EACH = 4 }; /* units a thread copies per step and operand */
 
 /* Rows along k. A thread copies one unit of every 32nd row. */
 typedef struct gr_grouped_rows {
-    const gr_bf16 *row[GR_GROUPED_EACH];
+    const gr_bf16 *unit[GR_GROUPED_EACH];
     int k_end;
-    uint32_t there; /* a bit per row */
 
-    /* row_at(r): row r of the block, NULL where there is none; somewhere: any address. */
-    template <typename F>
-    __device__ __forceinline__ gr_grouped_rows(int k_end_, const gr_bf16 *somewhere, F row_at)
-        : k_end(k_end_), there(0) {
+    /* row_at(r): row r of the block; for those that there are not, any other: what becomes of it is not stored. */
+    template <typename F> __device__ __forceinline__ gr_grouped_rows(int64_t k_end_, F row_at) : k_end((int)k_end_) {
+#pragma unroll
+        for (int i = 0; i < GR_GROUPED_EACH; i++)
+            unit[i] = row_at((int)threadIdx.x / 4 + 32 * i) + (int)threadIdx.x % 4 * GR_GROUPED_UNIT;
+    }
+
+    template <bool WHOLE> __device__ __forceinline__ void load(gr_bf16 *to, int k) {
+        const int column = (int)threadIdx.x % 4;
+        const bool there = WHOLE || k + column * GR_GROUPED_UNIT < k_end;
 #pragma unroll
         for (int i = 0; i < GR_GROUPED_EACH; i++) {
-            const gr_bf16 *p = row_at((int)threadIdx.x / 4 + 32 * i);
-            row[i] = (p ? p : somewhere) + (int)threadIdx.x % 4 * GR_GROUPED_UNIT;
-            there |= (uint32_t)(p != NULL) << i;
+            gr_bf16 *at = to + gr_grouped_row_at((int)threadIdx.x / 4 + 32 * i, column);
+            if (WHOLE)
+                gr_copy_async(at, unit[i]);
+            else
+                gr_copy_async(at, unit[i], there);
+            unit[i] += GR_GROUPED_DEPTH;
         }
     }
 
-    __device__ __forceinline__ void load(gr_bf16 *to, int k) {
-        const int unit = (int)threadIdx.x % 4;
-        const bool inside = k + unit * GR_GROUPED_UNIT < k_end;
+    static __device__ __forceinline__ void left_at(int first, int lane, int (&at)[4]) {
 #pragma unroll
-        for (int i = 0; i < GR_GROUPED_EACH; i++)
-            gr_copy_async(
-                to + gr_grouped_row_at((int)threadIdx.x / 4 + 32 * i, unit), row[i] + k, inside && (there >> i & 1));
+        for (int kk = 0; kk < 2; kk++)
+            at[kk] = gr_grouped_row_at(first + lane % 16, 2 * kk + lane / 16);
     }
 
-    /* 16 rows from `first` on at 16 k: as a left operand, and as two right ones. */
-    static __device__ __forceinline__ void left(const gr_bf16 *from, int first, int kk, int lane, uint32_t (&a)[4]) {
-        gr_load_matrices(from + gr_grouped_row_at(first + lane % 16, 2 * kk + lane / 16), a);
+    static __device__ __forceinline__ void right_at(int first, int lane, int (&at)[4]) {
+#pragma unroll
+        for (int kk = 0; kk < 2; kk++)
+            at[kk] = gr_grouped_row_at(first + lane / 16 * 8 + lane % 8, 2 * kk + lane / 8 % 2);
     }
 
-    static __device__ __forceinline__ void right(const gr_bf16 *from, int first, int kk, int lane, uint32_t (&b)[4]) {
-        gr_load_matrices(from + gr_grouped_row_at(first + lane / 16 * 8 + lane % 8, 2 * kk + lane / 8 % 2), b);
+    static __device__ __forceinline__ void fragment(
+        const gr_bf16 *from, const int (&at)[4], int i, int kk, uint32_t (&x)[4]) {
+        gr_load_matrices(from + at[kk] + i * 16 * GR_GROUPED_DEPTH, x);
     }
 } gr_grouped_rows;
 
-/* Rows of one k each. A thread copies one unit of every 8th k. Steps must be loaded in order: the numbers of gathered
- * rows are read one step ahead. */
-typedef struct gr_grouped_slab {
-    const gr_bf16 *column; /* of row 0 */
-    int64_t ld;
-    const uint32_t *index; /* row of k, or NULL: k */
-    int k_end;
-    bool there;
-    uint32_t next[GR_GROUPED_EACH];
-
-    __device__ __forceinline__ gr_grouped_slab(
-        const gr_bf16 *row0, int64_t ld_, const uint32_t *index_, int k_end_, int64_t first, int64_t width)
-        : ld(ld_), index(index_), k_end(k_end_) {
+/* What slabs have in common. A thread copies one unit of every 8th k; units beyond the width are copies of the first,
+ * what becomes of them is not stored. */
+typedef struct gr_grouped_slab_fragments {
+    static __device__ __forceinline__ int64_t column_of(int64_t first, int64_t width) {
         const int64_t at = first + (int)threadIdx.x % 16 * GR_GROUPED_UNIT;
-        there = at < width;
-        column = row0 + (there ? at : 0);
+        return at < width ? at : 0;
+    }
+
+    template <bool WHOLE>
+    static __device__ __forceinline__ void copy(gr_bf16 *to, int i, const gr_bf16 *from, int k, int k_end) {
+        const int at = (int)threadIdx.x / 16 + 8 * i;
+        to += gr_grouped_slab_at(at, (int)threadIdx.x % 16);
+        if (WHOLE)
+            gr_copy_async(to, from);
+        else
+            gr_copy_async(to, from, k + at < k_end);
+    }
+
+    static __device__ __forceinline__ void left_at(int first, int lane, int (&at)[4]) {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            at[i] = gr_grouped_slab_at(lane / 16 * 8 + lane % 8, first / 8 + 2 * i + lane / 8 % 2);
+    }
+
+    static __device__ __forceinline__ void right_at(int first, int lane, int (&at)[4]) {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            at[i] = gr_grouped_slab_at(lane % 16, first / 8 + 2 * i + lane / 16);
+    }
+
+    static __device__ __forceinline__ void fragment(
+        const gr_bf16 *from, const int (&at)[4], int i, int kk, uint32_t (&x)[4]) {
+        gr_load_turned(from + at[i] + kk * 16 * GR_GROUPED_SIDE, x);
+    }
+} gr_grouped_slab_fragments;
+
+/* Rows of one k each: those of a matrix [k_end, width]. */
+typedef struct gr_grouped_slab : gr_grouped_slab_fragments {
+    const gr_bf16 *unit;
+    int64_t ld;
+    int k_end;
+
+    __device__ __forceinline__ gr_grouped_slab(const gr_bf16 *matrix, int64_t k_end_, int64_t first, int64_t width)
+        : unit(matrix + (int)threadIdx.x / 16 * width + column_of(first, width)), ld(width), k_end((int)k_end_) {
+    }
+
+    template <bool WHOLE> __device__ __forceinline__ void load(gr_bf16 *to, int k) {
+#pragma unroll
+        for (int i = 0; i < GR_GROUPED_EACH; i++)
+            copy<WHOLE>(to, i, unit + i * (8 * ld), k, k_end);
+        unit += GR_GROUPED_DEPTH * ld;
+    }
+} gr_grouped_slab;
+
+/* Of k the row index[k] of a matrix [*, width], or its row k without an index. Indices are read one step ahead. */
+typedef struct gr_grouped_gathered_slab : gr_grouped_slab_fragments {
+    const gr_bf16 *column;
+    const uint32_t *index;
+    uint32_t ld;
+    int k_end;
+    uint32_t row[GR_GROUPED_EACH];
+
+    __device__ __forceinline__ gr_grouped_gathered_slab(
+        const gr_bf16 *matrix, const uint32_t *index_, int64_t k_end_, int64_t first, int64_t width)
+        : column(matrix + column_of(first, width)), index(index_), ld((uint32_t)width), k_end((int)k_end_) {
         look_up(0);
     }
 
@@ -90,44 +150,32 @@ typedef struct gr_grouped_slab {
 #pragma unroll
         for (int i = 0; i < GR_GROUPED_EACH; i++) {
             const int at = k + (int)threadIdx.x / 16 + 8 * i;
-            next[i] = at >= k_end ? 0 : index ? index[at] : (uint32_t)at;
+            row[i] = at >= k_end ? 0 : index ? index[at] : (uint32_t)at;
         }
     }
 
-    __device__ __forceinline__ void load(gr_bf16 *to, int k) {
+    template <bool WHOLE> __device__ __forceinline__ void load(gr_bf16 *to, int k) {
 #pragma unroll
-        for (int i = 0; i < GR_GROUPED_EACH; i++) {
-            const int at = (int)threadIdx.x / 16 + 8 * i;
-            gr_copy_async(to + gr_grouped_slab_at(at, (int)threadIdx.x % 16), column + (int64_t)next[i] * ld,
-                there && k + at < k_end);
-        }
+        for (int i = 0; i < GR_GROUPED_EACH; i++)
+            copy<WHOLE>(to, i, column + (uint64_t)row[i] * ld, k, k_end);
         look_up(k + GR_GROUPED_DEPTH);
     }
-
-    static __device__ __forceinline__ void left(const gr_bf16 *from, int first, int kk, int lane, uint32_t (&a)[4]) {
-        gr_load_turned(from + gr_grouped_slab_at(16 * kk + lane / 16 * 8 + lane % 8, first / 8 + lane / 8 % 2), a);
-    }
-
-    static __device__ __forceinline__ void right(const gr_bf16 *from, int first, int kk, int lane, uint32_t (&b)[4]) {
-        gr_load_turned(from + gr_grouped_slab_at(16 * kk + lane % 16, first / 8 + lane / 16), b);
-    }
-} gr_grouped_slab;
+} gr_grouped_gathered_slab;
 
 /* ---------------------------------------------------------------- the product */
 
 /* sum += the quarter's product of one step. */
 template <typename A, typename B>
 static __device__ __forceinline__ void gr_grouped_step(
-    const gr_bf16 *stage, const gr_grouped_seat &seat, gr_quarter &sum) {
+    const gr_bf16 *stage, const int (&left)[4], const int (&right)[4], gr_quarter &sum) {
 #pragma unroll
     for (int kk = 0; kk < GR_GROUPED_DEPTH / 16; kk++) {
         uint32_t a[4][4], b[4][4];
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            A::left(stage, seat.m + 16 * i, kk, seat.lane, a[i]);
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-            B::right(stage + GR_GROUPED_OPERAND, seat.n + 16 * j, kk, seat.lane, b[j]);
+        for (int i = 0; i < 4; i++) {
+            A::fragment(stage, left, i, kk, a[i]);
+            B::fragment(stage + GR_GROUPED_OPERAND, right, i, kk, b[i]);
+        }
 #pragma unroll
         for (int i = 0; i < 4; i++)
 #pragma unroll
@@ -138,32 +186,40 @@ static __device__ __forceinline__ void gr_grouped_step(
     }
 }
 
+template <typename A, typename B>
+static __device__ __forceinline__ void gr_grouped_load(A &a, B &b, int k, int k_end, gr_bf16 *stage) {
+    if (k + GR_GROUPED_DEPTH <= k_end) {
+        a.template load<true>(stage, k);
+        b.template load<true>(stage + GR_GROUPED_OPERAND, k);
+    } else if (k < k_end) {
+        a.template load<false>(stage, k);
+        b.template load<false>(stage + GR_GROUPED_OPERAND, k);
+    }
+    gr_copy_commit(); /* of nothing, too: waits count commits */
+}
+
 /* The whole sum over k < k_end; a warp whose quarter is not needed only copies. Afterwards the room is free. */
 template <typename A, typename B>
 static __device__ __forceinline__ void gr_grouped_product(
     A &a, B &b, int k_end, bool needed, gr_bf16 *room, const gr_grouped_seat &seat, gr_quarter &sum) {
-    constexpr int AHEAD = GR_GROUPED_STAGES - 1;
-    const int n_step = (k_end + GR_GROUPED_DEPTH - 1) / GR_GROUPED_DEPTH;
-    for (int s = 0; s < AHEAD; s++) {
-        if (s < n_step) {
-            a.load(room + s * GR_GROUPED_STAGE, s * GR_GROUPED_DEPTH);
-            b.load(room + s * GR_GROUPED_STAGE + GR_GROUPED_OPERAND, s * GR_GROUPED_DEPTH);
+    constexpr int STAGES = GR_GROUPED_STAGES, AHEAD = STAGES - 1, DEPTH = GR_GROUPED_DEPTH;
+    int left[4], right[4];
+    A::left_at(seat.m, seat.lane, left);
+    B::right_at(seat.n, seat.lane, right);
+#pragma unroll
+    for (int s = 0; s < AHEAD; s++)
+        gr_grouped_load(a, b, s * DEPTH, k_end, room + s * GR_GROUPED_STAGE);
+    for (int k = 0; k < k_end; k += STAGES * DEPTH)
+#pragma unroll
+        for (int s = 0; s < STAGES; s++) {
+            if (k + s * DEPTH >= k_end)
+                break;
+            gr_copy_wait<AHEAD - 1>();
+            __syncthreads(); /* this step is there for all, and all are done with the one before it */
+            gr_grouped_load(a, b, k + (s + AHEAD) * DEPTH, k_end, room + (s + AHEAD) % STAGES * GR_GROUPED_STAGE);
+            if (needed)
+                gr_grouped_step<A, B>(room + s * GR_GROUPED_STAGE, left, right, sum);
         }
-        gr_copy_commit();
-    }
-    for (int s = 0; s < n_step; s++) {
-        gr_copy_wait<AHEAD - 1>();
-        __syncthreads(); /* step s is there for all, and all are done with the one before it */
-        const int later = s + AHEAD;
-        if (later < n_step) {
-            gr_bf16 *to = room + later % GR_GROUPED_STAGES * GR_GROUPED_STAGE;
-            a.load(to, later * GR_GROUPED_DEPTH);
-            b.load(to + GR_GROUPED_OPERAND, later * GR_GROUPED_DEPTH);
-        }
-        gr_copy_commit();
-        if (needed)
-            gr_grouped_step<A, B>(room + s % GR_GROUPED_STAGES * GR_GROUPED_STAGE, seat, sum);
-    }
     gr_copy_wait<0>();
     __syncthreads();
 }

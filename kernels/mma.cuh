@@ -38,8 +38,13 @@ static __device__ __forceinline__ void gr_load_matrices(const gr_bf16 *row, uint
                  : "memory");
 }
 
-/* 16 bytes to shared memory while the thread goes on, zeros where there is nothing to copy (`from` is then not read).
+/* 16 bytes to shared memory while the thread goes on; zeros where there is nothing to copy (`from` is then not read).
  * Copies belong to the thread's next commit; a wait returns when all but its last N commits have arrived. */
+static __device__ __forceinline__ void gr_copy_async(gr_bf16 *to, const gr_bf16 *from) {
+    const uint32_t address = (uint32_t)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+}
+
 static __device__ __forceinline__ void gr_copy_async(gr_bf16 *to, const gr_bf16 *from, bool there) {
     const uint32_t address = (uint32_t)__cvta_generic_to_shared(to);
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(there ? 16 : 0)

@@ -115,8 +115,8 @@ static void a_layer_writes_json_and_csv(void **state) {
     gr_json *doc = read_json();
     const gr_json_node *root = gr_json_root(doc), *parts = gr_json_get(root, "parts");
     has_keys(root,
-        "bench backend dtype ranks threads shape tokens_per_rank width expert_width experts top_k load routes "
-        "repeats seed load_cv load_max imbalance pairs rows_sent peak_flops_per_s bytes bytes_kept plan_ms "
+        "bench backend expert_kernels dtype ranks threads shape tokens_per_rank width expert_width experts top_k load "
+        "routes repeats seed load_cv load_max imbalance pairs rows_sent peak_flops_per_s bytes bytes_kept plan_ms "
         "error norm_out norm_dx norm_dw13 norm_dw2 parts");
     assert_string_equal(gr_json_get(root, "load")->string, "skewed");
     assert_int_equal(parts->n_child, 3);
@@ -126,7 +126,7 @@ static void a_layer_writes_json_and_csv(void **state) {
     assert_true(number_of(both, "flops") == 1769472);
     assert_true(fabs(number_of(both, "tflops_per_s") * number_of(both, "median_ms") * 1e9 / 1769472 - 1) < 1e-6);
     gr_json_close(doc);
-    check_csv(3, 29 + 7);
+    check_csv(3, 30 + 7);
 }
 
 /* ---------------------------------------------------------------- step */
@@ -182,6 +182,7 @@ static void wrong_arguments_are_refused(void **state) {
     expect_refused("kernals", GR_USAGE, "did you mean kernels?");
     expect_refused("kernels --shape small --config x", GR_USAGE, "expected --shape or --config, got both");
     expect_refused("layer --cv 0.1 --hot 2", GR_USAGE, "expected one of --cv, --hot and --routes, got --cv and --hot");
+    expect_refused("layer --tokens 8 --expert-kernels mna", GR_CONFIG, "expected auto, cublas, mma or wgmma");
     expect_refused("layer --routes x --top-k 2", GR_USAGE, "--top-k: expected only without --routes");
     expect_refused("step", GR_USAGE, "expected a config file, got none");
     expect_refused("step " CONFIG " --steps 0", GR_USAGE, "--steps: expected an integer in [1, 100000]");

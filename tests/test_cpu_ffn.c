@@ -197,6 +197,16 @@ static void widths_that_are_no_multiples_of_tiles(void **state) {
     check_counts(2, (const uint32_t[]){20, 3}, 384, 344);
 }
 
+/* Every way of the backend to compute experts, against the reference and so against each other; AUTO is the last. */
+static void all_ways_agree(void **state) {
+    (void)state;
+    for (int way = GR_EXPERTS_CUBLAS; way <= (int)backend->experts_best; way++) {
+        backend->experts = (gr_experts)way;
+        check_counts(5, (const uint32_t[]){0, 1, 130, 64, 9}, 72, 136);
+    }
+    backend->experts = GR_EXPERTS_AUTO;
+}
+
 static void one_expert_is_spread_over_the_rows(void **state) {
     (void)state;
     static const uint32_t offset[] = {0, 131};
@@ -318,6 +328,7 @@ int main(void) {
         cmocka_unit_test(experts_match_the_reference),
         cmocka_unit_test(experts_of_any_number_of_rows),
         cmocka_unit_test(widths_that_are_no_multiples_of_tiles),
+        cmocka_unit_test(all_ways_agree),
         cmocka_unit_test(one_expert_is_spread_over_the_rows),
         cmocka_unit_test(more_threads_than_experts_give_the_same),
         cmocka_unit_test(pairs_may_be_rows_and_gates_may_be_absent),

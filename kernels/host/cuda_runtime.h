@@ -3,9 +3,10 @@
  * block, 0, stream>>>(arguments) has become gr_host::grid(grid, block, 0, stream).run(NAME, arguments).
  *
  * Blocks run one after the other, the threads of a block as fibers of one thread that change at barriers and shuffles
- * only: an order that a GPU could take, and by gr_host_set_order its reverse. A result that differs between the two has
- * a race. Ends the process where threads wait for ones that returned or took another way, which CUDA leaves undefined.
- * What it cannot show: races between fibers that never change, memory out of bounds (a sanitizer does), speed. */
+ * only, a warp for as long as it can: an order that a GPU could take, and by gr_host_set_order its reverse. A result
+ * that differs between the two has a race. Ends the process where threads wait for ones that returned or took another
+ * way, which CUDA leaves undefined. What it cannot show: races between fibers that never change, memory out of bounds
+ * (a sanitizer does), speed. */
 #ifndef GROUTER_HOST_CUDA_RUNTIME_H
 #define GROUTER_HOST_CUDA_RUNTIME_H
 
@@ -60,7 +61,7 @@ void copy_later(void *to, const void *from, size_t n_byte);
 void copies_commit(void);
 void copies_wait(int but);
 
-/* This thread's warp in the block, and the addresses that its lanes hand over, when all have. */
+/* The addresses that the lanes of this warp hand over, when all have. */
 const void *const *hand_over(const void *p);
 
 template <typename T> T shuffle(collective what, unsigned lanes, T value, int from) {

@@ -204,11 +204,11 @@ static void resume(fiber *f) {
         _longjmp(f->here, 1);
 }
 
-/* Gives each ready thread its turn; how many had one. */
-static int run_round(void) {
+/* Gives each ready thread of a warp its turn; how many had one. */
+static int run_warp(int first, int n_lane) {
     int n_run = 0;
-    for (int i = 0; i < host.n_thread; i++) {
-        host.current = place(i, host.n_thread);
+    for (int i = 0; i < n_lane; i++) {
+        host.current = first + place(i, n_lane);
         fiber *f = &host.thread[host.current];
         if (f->at != READY)
             continue;
@@ -219,6 +219,19 @@ static int run_round(void) {
     return n_run;
 }
 
+/* Each warp goes on for as long as it can, so that what it does too early meets warps that are far behind; whether any
+ * did. */
+static bool run_round(void) {
+    const int n_warp = (host.n_thread + WARP - 1) / WARP;
+    bool ran = false;
+    for (int i = 0; i < n_warp; i++) {
+        const int first = place(i, n_warp) * WARP, left = host.n_thread - first;
+        while (run_warp(first, left < WARP ? left : WARP) > 0)
+            ran = true;
+    }
+    return ran;
+}
+
 static void run_block(void) {
     host.n_at_barrier = 0;
     for (warp &w : host.warps)
@@ -226,7 +239,7 @@ static void run_block(void) {
     open_room(host.n_room);
     for (int i = 0; i < host.n_thread; i++)
         start_thread(i);
-    while (run_round() > 0) {
+    while (run_round()) {
     }
     for (int i = 0; i < host.n_thread; i++)
         if (host.thread[i].at != IDLE) {

@@ -251,12 +251,14 @@ static gr_ffn far_ffn(copies *all, const gr_ffn *a) {
 static gr_err ffn_forward(gr_backend *b, gr_lane lane, const gr_ffn *a) {
     copies all = copies_for(b);
     gr_ffn g = far_ffn(&all, a);
+    real(b)->experts = b->experts;
     return finish(&all, real(b)->ffn_forward(real(b), lane, &g));
 }
 
 static gr_err ffn_backward(gr_backend *b, gr_lane lane, const gr_ffn *a) {
     copies all = copies_for(b);
     gr_ffn g = far_ffn(&all, a);
+    real(b)->experts = b->experts;
     return finish(&all, real(b)->ffn_backward(real(b), lane, &g));
 }
 
@@ -480,6 +482,7 @@ gr_err far_open(gr_backend **opened, gr_backend *inner) {
     b->dtype = inner->dtype;
     b->elem_size = inner->elem_size;
     b->logits_room = inner->logits_room;
+    b->experts_best = inner->experts_best;
     b->host_memory = true; /* of the arrays that ops are given */
     return GR_OK;
 }

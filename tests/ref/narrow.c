@@ -148,12 +148,14 @@ static gr_ffn narrow_ffn(copies *all, const gr_ffn *a) {
 static gr_err ffn_forward(gr_backend *b, gr_lane lane, const gr_ffn *a) {
     copies all = {0};
     gr_ffn g = narrow_ffn(&all, a);
+    real(b)->experts = b->experts;
     return finish(&all, real(b)->ffn_forward(real(b), lane, &g));
 }
 
 static gr_err ffn_backward(gr_backend *b, gr_lane lane, const gr_ffn *a) {
     copies all = {0};
     gr_ffn g = narrow_ffn(&all, a);
+    real(b)->experts = b->experts;
     return finish(&all, real(b)->ffn_backward(real(b), lane, &g));
 }
 

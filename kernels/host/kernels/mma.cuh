@@ -54,6 +54,10 @@ static inline void gr_load_turned(const gr_bf16 *row, uint32_t (&b)[4]) {
     __syncwarp();
 }
 
+static inline void gr_copy_async(gr_bf16 *to, const gr_bf16 *from) {
+    gr_host::copy_later(to, from, 16);
+}
+
 static inline void gr_copy_async(gr_bf16 *to, const gr_bf16 *from, bool there) {
     gr_host::copy_later(to, from, there ? 16 : 0);
 }
