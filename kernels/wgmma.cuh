@@ -96,6 +96,31 @@ static __device__ __forceinline__ void gr_units_arrive(uint32_t barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" : : "r"(barrier) : "memory");
 }
 
+/* n_byte bytes, a multiple of 16, one after the other, both sides at 16 bytes; reported to the barrier. */
+static __device__ __forceinline__ void gr_copy_row(uint32_t to, const void *from, uint32_t n_byte, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 :
+                 : "r"(to), "l"(from), "r"(n_byte), "r"(barrier)
+                 : "memory");
+}
+
+/* The same out of shared memory: what this thread began to write since the last commit is one group. */
+static __device__ __forceinline__ void gr_write_row(void *to, uint32_t from, uint32_t n_byte) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;"
+                 :
+                 : "l"(to), "r"(from), "r"(n_byte)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void gr_rows_commit(void) {
+    asm volatile("cp.async.bulk.commit_group;" : : : "memory");
+}
+
+/* Until all that this thread began to write has been read out of shared memory. */
+static __device__ __forceinline__ void gr_rows_wait(void) {
+    asm volatile("cp.async.bulk.wait_group.read 0;" : : : "memory");
+}
+
 /* n_byte bytes, a multiple of 16, on their way into the second-level cache; `from` at 16 bytes. */
 static __device__ __forceinline__ void gr_cache_row(const void *from, uint32_t n_byte) {
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" : : "l"(from), "r"(n_byte) : "memory");

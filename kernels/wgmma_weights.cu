@@ -58,7 +58,7 @@ __device__ __forceinline__ void add_lines(const patch_rows &p, uint32_t room, co
 
 template <int N> struct weights {
     static constexpr int COLUMNS = N, ROOM = SIDE * SIDE * 4 / 4; /* of a warpgroup: that of its four warps */
-    static constexpr bool GATHERED = true, HALVES = false, WEIGHTS = true;
+    static constexpr bool GATHERED = true, HALVES = false, WEIGHTS = true, FETCHES = false;
     static constexpr int TURNED_A = 1, TURNED_B = 1;
 };
 
