@@ -6,8 +6,6 @@
  * there is room. A stage's barriers: `full` when its copies are there, `empty` when all 8 warps have multiplied.
  *   b, and a where its rows follow each other: by TMA, one thread.
  *   a where rows are gathered: by cp.async, 8 units of 16 bytes a thread, which report themselves when they are there.
- * Half-way through a tile the copying warpgroup also asks for what its end will read, so that it is in the second-level
- * cache by then (Op::cache).
  * Jobs of one tile of rows are neighbours, so that its rows and the expert's weights come from the second-level cache.
  *
  * Of the last block of k only the steps of 16 that are needed are multiplied. Outside of arrays all is zero; rows of b
@@ -192,8 +190,6 @@ template <class Op> __device__ __forceinline__ void gather(const call &c, ring<O
                 find_rows<Op>(c, next, 0, row);
             else if (Op::WEIGHTS)
                 find_rows<Op>(c, j, block + 1, row);
-            if (block == n_block / 2)
-                Op::cache(c, j);
             r.next();
         }
         j = next;

@@ -54,7 +54,8 @@ __device__ __forceinline__ void write_panel(
     __syncwarp();
 }
 
-/* Of four groups of 8 columns, of which each lane of a quad holds a pair of numbers, lane t gets the t-th as a whole. */
+/* Of four groups of 8 columns, of which each lane of a quad holds a pair of numbers, lane t gets the t-th as a whole.
+ */
 __device__ __forceinline__ void turn_quad(uint32_t (&v)[4]) {
     const bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
 #pragma unroll
@@ -100,8 +101,6 @@ template <int N> struct up {
     static constexpr int COLUMNS = N, ROOM = 16 * 128;
     static constexpr bool GATHERED = true, HALVES = true, WEIGHTS = false, FETCHES = false;
     static constexpr int TURNED_A = 0, TURNED_B = 0;
-    static __device__ __forceinline__ void cache(const call &, const job &) {
-    } /* nothing is read */
     static __device__ __forceinline__ void end(
         const call &c, const job &j, int warp, uint32_t room, const float (&d)[N / 2]) {
         constexpr int GROUPS = N / 16; /* of 8 columns in each half */
@@ -166,8 +165,6 @@ template <int N> struct down_input {
     static constexpr int COLUMNS = N, PITCH = 4 * N + 16 /* rows lie in different banks */, ROOM = 16 * PITCH;
     static constexpr bool GATHERED = true, HALVES = false, WEIGHTS = false, FETCHES = true;
     static constexpr int TURNED_A = 0, TURNED_B = 1;
-    static __device__ __forceinline__ void cache(const call &, const job &) {
-    } /* fetch does */
     static __device__ __forceinline__ int64_t left_of(const call &c, const job &j) {
         return columns_left(c.F, N, j.n);
     }
@@ -190,8 +187,8 @@ template <int N> struct down_input {
         gr_copy_row(room + (uint32_t)(lane * PITCH) + 2 * N, h + c.F, n_byte, barrier);
     }
     /* Groups `group` and the next of 8 columns: a of row lane / 4 and of that + 8, and what they add to dgate. */
-    static __device__ __forceinline__ void turn_pair(uint32_t at, const float *d, const float (&g)[2], int64_t left,
-        float (&dgate)[2], uint32_t (&a)[2][2]) {
+    static __device__ __forceinline__ void turn_pair(
+        uint32_t at, const float *d, const float (&g)[2], int64_t left, float (&dgate)[2], uint32_t (&a)[2][2]) {
         uint32_t v1[4], v3[4];
         gr_load_four(at, v1);
         gr_load_four(at + 2 * N, v3);
