@@ -7,7 +7,7 @@ bool gr_kernel_wgmma_fits(gr_dtype dtype, const gr_ffn *a) {
 
 int gr_wgmma_columns(int64_t n, int n_part) {
     static const int widths[] = {256, 192, 128};
-    const int64_t extra = 24; /* what a tile costs beside its columns, in columns: its rows */
+    const int64_t extra = 64; /* what a tile costs beside its columns, in columns: its rows, its beginning and end */
     int best = 0;
     int64_t least = INT64_MAX;
     for (size_t i = 0; i < sizeof widths / sizeof *widths; i++) {

@@ -96,9 +96,29 @@ static __device__ __forceinline__ void gr_units_arrive(uint32_t barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" : : "r"(barrier) : "memory");
 }
 
-/* n_byte bytes, a multiple of 16, on their way into the second-level cache; `from` at 16 bytes. */
-static __device__ __forceinline__ void gr_cache_row(const void *from, uint32_t n_byte) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" : : "l"(from), "r"(n_byte) : "memory");
+/* n_byte bytes, a multiple of 16, one after the other, both sides at 16 bytes; reported to the barrier. */
+static __device__ __forceinline__ void gr_copy_row(uint32_t to, const void *from, uint32_t n_byte, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 :
+                 : "r"(to), "l"(from), "r"(n_byte), "r"(barrier)
+                 : "memory");
+}
+
+/* The same out of shared memory: what this thread began to write since the last commit is one group. */
+static __device__ __forceinline__ void gr_write_row(void *to, uint32_t from, uint32_t n_byte) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;"
+                 :
+                 : "l"(to), "r"(from), "r"(n_byte)
+                 : "memory");
+}
+
+static __device__ __forceinline__ void gr_rows_commit(void) {
+    asm volatile("cp.async.bulk.commit_group;" : : : "memory");
+}
+
+/* Until all that this thread began to write has been read out of shared memory. */
+static __device__ __forceinline__ void gr_rows_wait(void) {
+    asm volatile("cp.async.bulk.wait_group.read 0;" : : : "memory");
 }
 
 /* ---------------------------------------------------------------- products */
@@ -179,13 +199,6 @@ static __device__ __forceinline__ void gr_load_four(uint32_t from, uint32_t (&m)
                  : "memory");
 }
 
-static __device__ __forceinline__ void gr_store_unit(uint32_t to, uint4 x) {
-    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};"
-                 :
-                 : "r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
-                 : "memory");
-}
-
 static __device__ __forceinline__ uint4 gr_load_unit(uint32_t from) {
     uint4 x;
     asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -195,12 +208,14 @@ static __device__ __forceinline__ uint4 gr_load_unit(uint32_t from) {
     return x;
 }
 
-static __device__ __forceinline__ void gr_store_pair(uint32_t to, float x, float y) {
-    asm volatile("st.shared.v2.f32 [%0], {%1,%2};" : : "r"(to), "f"(x), "f"(y) : "memory");
+/* Added to memory by the second-level cache: nothing waits for it. */
+static __device__ __forceinline__ void gr_add_number(float *to, float x) {
+    asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" : : "l"(to), "f"(x) : "memory");
 }
 
-static __device__ __forceinline__ void gr_store_number(uint32_t to, float x) {
-    asm volatile("st.shared.f32 [%0], %1;" : : "r"(to), "f"(x) : "memory");
+/* Two neighbours, at 8 bytes. */
+static __device__ __forceinline__ void gr_add_pair(float *to, float x, float y) {
+    asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1,%2};" : : "l"(to), "f"(x), "f"(y) : "memory");
 }
 
 /* Neighbours rounded into one register, the lower one in the lower half, and back. */

@@ -6,8 +6,6 @@
  * there is room. A stage's barriers: `full` when its copies are there, `empty` when all 8 warps have multiplied.
  *   b, and a where its rows follow each other: by TMA, one thread.
  *   a where rows are gathered: by cp.async, 8 units of 16 bytes a thread, which report themselves when they are there.
- * Half-way through a tile the copying warpgroup also asks for what its end will read, so that it is in the second-level
- * cache by then (Op::cache).
  * Jobs of one tile of rows are neighbours, so that its rows and the expert's weights come from the second-level cache.
  *
  * Of the last block of k only the steps of 16 that are needed are multiplied. Outside of arrays all is zero; rows of b
@@ -55,7 +53,8 @@ typedef struct job {
 } job;
 
 /* Op: COLUMNS of a tile; GATHERED: a's rows; TURNED_A, TURNED_B: see wgmma.cuh; HALVES: the columns of b are those of
- * two matrices of F rows each; WEIGHTS: products over pairs; ROOM: bytes of shared memory for each warp's end. */
+ * two matrices of F rows each; WEIGHTS: products over pairs; ROOM: bytes of shared memory for each warp's end; FETCHES:
+ * Op::fetch begins to read what the end needs into that room when the tile's first products have begun. */
 template <class Op> struct layout {
     static constexpr int B_BYTES = Op::TURNED_B ? (Op::COLUMNS + 63) / 64 * 8192 : Op::COLUMNS * 128;
     static constexpr int STAGE = A_BYTES + B_BYTES;
@@ -79,6 +78,9 @@ template <class Op> struct ring {
     }
     __device__ __forceinline__ uint32_t empty(uint32_t i) const {
         return full(layout<Op>::STAGES + i);
+    }
+    __device__ __forceinline__ uint32_t fetched(uint32_t warp) const {
+        return full(2 * layout<Op>::STAGES + warp);
     }
     __device__ __forceinline__ uint32_t room(uint32_t warp) const {
         return base + layout<Op>::STAGES * layout<Op>::STAGE + warp * Op::ROOM;
@@ -188,8 +190,6 @@ template <class Op> __device__ __forceinline__ void gather(const call &c, ring<O
                 find_rows<Op>(c, next, 0, row);
             else if (Op::WEIGHTS)
                 find_rows<Op>(c, j, block + 1, row);
-            if (block == n_block / 2)
-                Op::cache(c, j);
             r.next();
         }
         j = next;
@@ -213,11 +213,13 @@ template <class Op> __device__ __forceinline__ void copy(const call &c, ring<Op>
 
 /* STEPS of 16 of k from the next stage. The stage before is given back when this one's products have begun. */
 template <class Op, int STEPS>
-__device__ __forceinline__ void multiply_stage(int group, bool is_first, ring<Op> &r, float (&d)[Op::COLUMNS / 2]) {
+__device__ __forceinline__ void multiply_stage(
+    const call &c, const job &j, bool is_first, ring<Op> &r, float (&d)[Op::COLUMNS / 2]) {
+    const uint32_t warp = threadIdx.x / 32 - 4, group = warp / 4;
     gr_barrier_wait(r.full(r.stage), r.parity);
     if (Op::GATHERED)
         gr_proxy_fence();
-    const uint64_t a = gr_panel_descriptor<Op::TURNED_A>(r.a() + (uint32_t)group * 8192);
+    const uint64_t a = gr_panel_descriptor<Op::TURNED_A>(r.a() + group * 8192);
     const uint64_t b = gr_panel_descriptor<Op::TURNED_B>(r.a() + A_BYTES);
     gr_products_begin();
 #pragma unroll
@@ -225,6 +227,9 @@ __device__ __forceinline__ void multiply_stage(int group, bool is_first, ring<Op
         gr_wgmma<Op::COLUMNS, Op::TURNED_A, Op::TURNED_B>(
             d, a + i * GR_K16_STEP<Op::TURNED_A>, b + i * GR_K16_STEP<Op::TURNED_B>, !is_first || i > 0);
     gr_products_commit();
+    if constexpr (Op::FETCHES)
+        if (is_first)
+            Op::fetch(c, j, (int)warp, r.room(warp), r.fetched(warp));
     gr_products_wait<1>();
     if (!is_first && threadIdx.x % 32 == 0)
         gr_barrier_arrive(r.empty(r.back(1)));
@@ -233,19 +238,20 @@ __device__ __forceinline__ void multiply_stage(int group, bool is_first, ring<Op
 
 /* d [64, COLUMNS] of a warpgroup; n_step > 0. */
 template <class Op>
-__device__ __forceinline__ void multiply(int n_step, int group, ring<Op> &r, float (&d)[Op::COLUMNS / 2]) {
+__device__ __forceinline__ void multiply(
+    const call &c, const job &j, int n_step, ring<Op> &r, float (&d)[Op::COLUMNS / 2]) {
     int step = 0;
     for (; step + 4 <= n_step; step += 4)
-        multiply_stage<Op, 4>(group, step == 0, r, d);
+        multiply_stage<Op, 4>(c, j, step == 0, r, d);
     switch (n_step - step) {
     case 3:
-        multiply_stage<Op, 3>(group, step == 0, r, d);
+        multiply_stage<Op, 3>(c, j, step == 0, r, d);
         break;
     case 2:
-        multiply_stage<Op, 2>(group, step == 0, r, d);
+        multiply_stage<Op, 2>(c, j, step == 0, r, d);
         break;
     case 1:
-        multiply_stage<Op, 1>(group, step == 0, r, d);
+        multiply_stage<Op, 1>(c, j, step == 0, r, d);
         break;
     default:
         break;
@@ -263,6 +269,8 @@ template <class Op> __device__ __forceinline__ void run(const call &c) {
             gr_barrier_open(r.full(i), Op::GATHERED ? GR_WARPGROUP + 1 : 1);
             gr_barrier_open(r.empty(i), WARPS);
         }
+        for (uint32_t i = 0; i < WARPS; i++)
+            gr_barrier_open(r.fetched(i), 1);
         gr_barriers_show();
     }
     __syncthreads();
@@ -275,6 +283,7 @@ template <class Op> __device__ __forceinline__ void run(const call &c) {
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
         const int warp = (int)threadIdx.x / 32 - 4;
+        uint32_t turn = 0; /* parity of `fetched` */
         job next = job_of<Op>(c, blockIdx.x);
         for (uint32_t index = blockIdx.x; index < c.n_job; index += gridDim.x) {
             const job j = next;
@@ -283,9 +292,14 @@ template <class Op> __device__ __forceinline__ void run(const call &c) {
             if (n_step == 0)
                 continue;
             float d[Op::COLUMNS / 2];
-            multiply<Op>(n_step, warp / 4, r, d);
+            multiply<Op>(c, j, n_step, r, d);
+            if constexpr (Op::FETCHES) {
+                gr_barrier_wait(r.fetched((uint32_t)warp), turn);
+                turn ^= 1;
+            }
             Op::end(c, j, warp, r.room((uint32_t)warp), d);
         }
+        gr_rows_wait();
     }
 }
 

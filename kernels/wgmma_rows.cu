@@ -54,33 +54,22 @@ __device__ __forceinline__ void write_panel(
     __syncwarp();
 }
 
-/* Lines of a panel, zeros outside; for read_panel. */
-__device__ __forceinline__ void fetch_panel(
-    const gr_bf16 *from, int64_t ld, int n_row, int64_t n_column, uint4 (&x)[4]) {
-    const int lane = (int)threadIdx.x % 32;
+/* Of four groups of 8 columns, of which each lane of a quad holds a pair of numbers, lane t gets the t-th as a whole.
+ */
+__device__ __forceinline__ void turn_quad(uint32_t (&v)[4]) {
+    const bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const int row = lane / 8 + 4 * i, column = lane % 8 * 8;
-        x[i] = make_uint4(0, 0, 0, 0);
-        if (row < n_row && column < n_column)
-            x[i] = *(const uint4 *)(from + row * ld + column);
+    for (int i = 0; i < 4; i += 2) {
+        const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? v[i] : v[i + 1], 1);
+        v[i] = odd ? got : v[i];
+        v[i + 1] = odd ? v[i + 1] : got;
     }
-}
-
-__device__ __forceinline__ void read_panel(uint32_t room, const uint4 (&x)[4], uint32_t (&v)[16]) {
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-        gr_store_unit(line_unit(room, i), x[i]);
-    __syncwarp();
-#pragma unroll
-    for (int j = 0; j < 8; j += 2) {
-        uint32_t m[4];
-        gr_load_four(matrix_row(room, (uint32_t)j), m);
-#pragma unroll
-        for (int k = 0; k < 4; k++)
-            v[2 * j + k] = m[k];
+    for (int i = 0; i < 2; i++) {
+        const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? v[i] : v[i + 2], 2);
+        v[i] = upper ? got : v[i];
+        v[i + 2] = upper ? v[i + 2] : got;
     }
-    __syncwarp();
 }
 
 /* Gates of the lane's two rows. */
@@ -110,10 +99,8 @@ __device__ __forceinline__ int64_t columns_left(int64_t width, int in_tile, int6
 
 template <int N> struct up {
     static constexpr int COLUMNS = N, ROOM = 16 * 128;
-    static constexpr bool GATHERED = true, HALVES = true, WEIGHTS = false;
+    static constexpr bool GATHERED = true, HALVES = true, WEIGHTS = false, FETCHES = false;
     static constexpr int TURNED_A = 0, TURNED_B = 0;
-    static __device__ __forceinline__ void cache(const call &, const job &) {
-    } /* nothing is read */
     static __device__ __forceinline__ void end(
         const call &c, const job &j, int warp, uint32_t room, const float (&d)[N / 2]) {
         constexpr int GROUPS = N / 16; /* of 8 columns in each half */
@@ -144,7 +131,7 @@ template <int N> struct up {
 /* down and input: out [n_pair, width]. */
 template <int N, int TURNED> struct onward {
     static constexpr int COLUMNS = N, ROOM = 16 * 128;
-    static constexpr bool GATHERED = false, HALVES = false, WEIGHTS = false;
+    static constexpr bool GATHERED = false, HALVES = false, WEIGHTS = false, FETCHES = false;
     static constexpr int TURNED_A = 0, TURNED_B = TURNED;
     static __device__ __forceinline__ void end(
         const call &c, const job &j, int warp, uint32_t room, const float (&d)[N / 2]) {
@@ -173,57 +160,82 @@ __device__ __forceinline__ void write_shares(const call &c, const job &j, int wa
     }
 }
 
+/* Each warp's rows of [h1 | h3] wait in its room for da and become [dh1 | dh3] there; row l is moved by lane l. */
 template <int N> struct down_input {
-    static constexpr int COLUMNS = N, ROOM = 16 * 128;
-    static constexpr bool GATHERED = true, HALVES = false, WEIGHTS = false;
+    static constexpr int COLUMNS = N, PITCH = 4 * N + 16 /* rows lie in different banks */, ROOM = 16 * PITCH;
+    static constexpr bool GATHERED = true, HALVES = false, WEIGHTS = false, FETCHES = true;
     static constexpr int TURNED_A = 0, TURNED_B = 1;
-    static __device__ __forceinline__ void cache(const call &c, const job &j) {
-        const int row = (int)threadIdx.x;
-        if (row >= j.n_row)
+    static __device__ __forceinline__ int64_t left_of(const call &c, const job &j) {
+        return columns_left(c.F, N, j.n);
+    }
+    /* Where the lane's row is. */
+    static __device__ __forceinline__ gr_bf16 *row_of(const call &c, const job &j, int warp) {
+        return c.h + ((int64_t)j.first + 16 * warp + threadIdx.x % 32) * 2 * c.F + j.n;
+    }
+    static __device__ __forceinline__ void fetch(
+        const call &c, const job &j, int warp, uint32_t room, uint32_t barrier) {
+        const int lane = (int)threadIdx.x % 32, n_row = (int)gr_at_most(16, rows_left(j, warp));
+        const uint32_t n_byte = (uint32_t)left_of(c, j) * 2;
+        gr_rows_wait(); /* what the end before left here */
+        if (lane == 0)
+            gr_barrier_arrive_for(barrier, n_row > 0 ? (uint32_t)n_row * 2 * n_byte : 0);
+        __syncwarp();
+        if (lane >= n_row)
             return;
-        const gr_bf16 *h = c.h + ((int64_t)j.first + row) * 2 * c.F + j.n;
-        const uint32_t n_byte = (uint32_t)gr_at_most((int64_t)N, c.F - j.n) * 2;
-        gr_cache_row(h, n_byte);
-        gr_cache_row(h + c.F, n_byte);
+        const gr_bf16 *h = row_of(c, j, warp);
+        gr_copy_row(room + (uint32_t)(lane * PITCH), h, n_byte, barrier);
+        gr_copy_row(room + (uint32_t)(lane * PITCH) + 2 * N, h + c.F, n_byte, barrier);
+    }
+    /* Groups `group` and the next of 8 columns: a of row lane / 4 and of that + 8, and what they add to dgate. */
+    static __device__ __forceinline__ void turn_pair(
+        uint32_t at, const float *d, const float (&g)[2], int64_t left, float (&dgate)[2], uint32_t (&a)[2][2]) {
+        uint32_t v1[4], v3[4];
+        gr_load_four(at, v1);
+        gr_load_four(at + 2 * N, v3);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float gate = g[i % 2];
+            const gr_swiglu_gradient low = gr_swiglu_backward(gate, gr_low(v1[i]), gr_low(v3[i]), d[2 * i]);
+            const gr_swiglu_gradient high = gr_swiglu_backward(gate, gr_high(v1[i]), gr_high(v3[i]), d[2 * i + 1]);
+            dgate[i % 2] += i / 2 * 8 < left ? low.dgate + high.dgate : 0.0f; /* beyond is what was there before */
+            a[i % 2][i / 2] = gr_rounded(low.a, high.a);
+            v1[i] = gr_rounded(low.du, high.du);
+            v3[i] = gr_rounded(low.dv, high.dv);
+        }
+        gr_store_four(at, v1[0], v1[1], v1[2], v1[3]);
+        gr_store_four(at + 2 * N, v3[0], v3[1], v3[2], v3[3]);
     }
     static __device__ __forceinline__ void end(
         const call &c, const job &j, int warp, uint32_t room, const float (&d)[N / 2]) {
-        const int n_row = rows_left(j, warp);
-        const int64_t row = (int64_t)j.first + 16 * warp, ld = 2 * c.F;
-        float g[2];
+        const int lane = (int)threadIdx.x % 32, n_row = rows_left(j, warp);
+        const int64_t left = left_of(c, j);
+        const uint32_t at = room + (uint32_t)(lane % 16 * PITCH + lane / 16 * 16);
+        gr_bf16 *act = c.act + ((int64_t)j.first + 16 * warp + lane / 4) * c.F + j.n + lane % 4 * 8;
+        float g[2], dgate[2] = {};
         gates_of(c, j, warp, g);
-        gr_bf16 *h = c.h + row * ld + j.n;
-        uint4 next1[4], next3[4]; /* of the panel after this */
-        fetch_panel(h, ld, n_row, columns_left(c.F, N, j.n), next1);
-        fetch_panel(h + c.F, ld, n_row, columns_left(c.F, N, j.n), next3);
-        float dgate[2] = {};
 #pragma unroll
-        for (int first = 0; first < N / 8; first += 8) {
-            const int64_t column = j.n + 8 * first, left = columns_left(c.F, N - 8 * first, column);
-            uint32_t v1[16], v3[16], va[16];
-            read_panel(room, next1, v1);
-            read_panel(room, next3, v3);
-            if (first + 8 < N / 8) {
-                fetch_panel(h + 8 * (first + 8), ld, n_row, left - 64, next1);
-                fetch_panel(h + c.F + 8 * (first + 8), ld, n_row, left - 64, next3);
-            }
+        for (int column = 0; column < N; column += 32) {
+            if (column >= left)
+                break;
+            uint32_t near[2][2], far[2][2]; /* [row][group] */
+            turn_pair(at + 2 * column, d + column / 2, g, left - column, dgate, near);
+            turn_pair(at + 2 * column + 32, d + column / 2 + 8, g, left - column - 16, dgate, far);
 #pragma unroll
-            for (int i = 0; i < 16; i++) {
-                constexpr int LAST = N / 8;
-                const int group = first + i / 2;
-                const int from = group < LAST ? 4 * group + 2 * (i % 2) : 0;
-                const gr_swiglu_gradient low = gr_swiglu_backward(g[i % 2], gr_low(v1[i]), gr_low(v3[i]), d[from]);
-                const gr_swiglu_gradient high =
-                    gr_swiglu_backward(g[i % 2], gr_high(v1[i]), gr_high(v3[i]), d[from + 1]);
-                dgate[i % 2] += group < LAST ? low.dgate + high.dgate : 0.0f;
-                va[i] = gr_rounded(low.a, high.a);
-                v1[i] = gr_rounded(low.du, high.du);
-                v3[i] = gr_rounded(low.dv, high.dv);
+            for (int i = 0; i < 2; i++) {
+                uint32_t v[4] = {near[i][0], near[i][1], far[i][0], far[i][1]};
+                turn_quad(v);
+                if (lane / 4 + 8 * i < n_row && column + lane % 4 * 8 < left)
+                    *(uint4 *)(act + 8 * i * c.F + column) = make_uint4(v[0], v[1], v[2], v[3]);
             }
-            write_panel(room, v1, h + 8 * first, ld, n_row, left);
-            write_panel(room, v3, h + c.F + 8 * first, ld, n_row, left);
-            write_panel(room, va, c.act + row * c.F + column, c.F, n_row, left);
         }
+        gr_proxy_fence();
+        __syncwarp();
+        if (lane < n_row && lane < 16) {
+            gr_bf16 *h = row_of(c, j, warp);
+            gr_write_row(h, room + (uint32_t)(lane * PITCH), (uint32_t)left * 2);
+            gr_write_row(h + c.F, room + (uint32_t)(lane * PITCH) + 2 * N, (uint32_t)left * 2);
+        }
+        gr_rows_commit();
         if (c.share)
             write_shares(c, j, warp, dgate);
     }
