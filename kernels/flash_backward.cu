@@ -15,7 +15,7 @@
  * Grid: queries as flash_forward.cu; keys (window, key/value head) x blocks of 64 keys, 4 warps of 16. The other
  * side's tiles are in shared memory (17 KiB at 128), the block's own rows in registers.
  * Bytes: q, k, v, o, dout, dq, dk, dv once from memory, tiles again from the second-level cache. Flops: 14 head_dim
- * per query and key of the tiles. Limits: T < 2^22.
+ * per query and key of the tiles. Limits: T <= 65535 * 64.
  * No rows: nothing is launched. CPU: cpu_attention.c. */
 #include "kernels/flash.cuh"
 

@@ -11,7 +11,7 @@
  * Grid: (window, head) x blocks of 64 query rows, the last, longest of a causal window first; 4 warps of 16 rows. A
  * tile of k and one of v in shared memory (35 KiB at 128) are read by all warps; rows of q stay in registers.
  * Bytes: q, o once; k, v once per block of queries, from the second-level cache. Flops: 4 head_dim per query and key
- * of the tiles, up to 63 keys more than seen. Limits: T < 2^22.
+ * of the tiles, up to 63 keys more than seen. Limits: T <= 65535 * 64.
  * No rows: nothing is launched. CPU: cpu_attention.c. */
 #include "kernels/flash.cuh"
 

@@ -36,8 +36,11 @@ bool gr_kernel_attend_aligned(const gr_attention *a) {
            is_at_16_bytes(a->dk, a->ldk) && is_at_16_bytes(a->dv, a->ldv);
 }
 
+/* As many blocks of 64 rows as a grid has in its second dimension. */
+#define GR_FLASH_T_MAX (65535 * 64)
+
 bool gr_kernel_flash_fits(gr_dtype dtype, const gr_attention *a) {
-    return dtype == GR_BF16 && a->head_dim <= 128 && a->T < 1 << 22 && a->n_window * a->H <= INT32_MAX &&
+    return dtype == GR_BF16 && a->head_dim <= 128 && a->T <= GR_FLASH_T_MAX && a->n_window * a->H <= INT32_MAX &&
            gr_kernel_attend_aligned(a);
 }
 

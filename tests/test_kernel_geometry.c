@@ -145,6 +145,18 @@ static void arrays_of_attention_do_not_overlap(void **state) {
     assert_true(forward.n_byte < 2 * scores); /* nothing of backward */
 }
 
+/* A grid has at most 65535 blocks of 64 rows in its second dimension. */
+static void flash_takes_windows_as_long_as_a_grid(void **state) {
+    (void)state;
+    gr_attention a = {.n_window = 1, .T = 65535 * 64, .H = 2, .H_kv = 1, .head_dim = 128};
+    assert_true(gr_kernel_flash_fits(GR_BF16, &a));
+    a.T++;
+    assert_false(gr_kernel_flash_fits(GR_BF16, &a));
+    a.T = 64;
+    a.head_dim = 136;
+    assert_false(gr_kernel_flash_fits(GR_BF16, &a));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sub_rows_follow_each_other_in_their_rows),
@@ -156,6 +168,7 @@ int main(void) {
         cmocka_unit_test(rows_see_what_their_mask_and_document_allow),
         cmocka_unit_test(blocks_hold_all_keys_that_their_rows_see),
         cmocka_unit_test(arrays_of_attention_do_not_overlap),
+        cmocka_unit_test(flash_takes_windows_as_long_as_a_grid),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
