@@ -82,7 +82,10 @@ one() {
     fi
     now=$(date +%s.%N)
     case $code in
-    0) verdict=PASS ;;
+    0)
+        verdict=PASS
+        [[ $what != *.sh ]] || reason=$(tail -n 1 "$out/$name.log")
+        ;;
     77) verdict=SKIP reason=$(grep -E 'skipped' "$out/$name.log" | tail -n 1 || true) ;;
     124 | 137) verdict=FAIL reason="not done in $limit s" ;;
     *) verdict=FAIL reason="code $code: $(grep -E '^FAILED|\[  ERROR|error\[E|: error: ' "$out/$name.log" | head -n 1 || true)" ;;
