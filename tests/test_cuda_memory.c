@@ -151,7 +151,23 @@ static void ops_and_uploads_wait_for_nothing(void **state) {
         .dw13 = memory_of(N_EXPERT * 2 * F * D * size),
         .dw2 = memory_of(N_EXPERT * D * F * size),
         .dx = memory_of(N_PAIR * D * size)};
-    double *sum = memory_of(sizeof *sum);
+    double *sum = memory_of(2 * sizeof *sum); /* squares, loss */
+    gr_decision *decision = memory_of(sizeof *decision);
+    float *moments = memory_of(2 * N_EXPERT * 2 * F * D * size);
+    const gr_adamw_range range = {.n = N_EXPERT * 2 * F * D, .decay = true};
+    gr_adamw update = {.n = range.n,
+        .step = 1,
+        .lr = 1e-3f,
+        .beta1 = 0.9f,
+        .beta2 = 0.95f,
+        .eps = 1e-8f,
+        .decision = decision,
+        .range = &range,
+        .n_range = 1,
+        .p = (float *)(uintptr_t)a.w13,
+        .m = moments,
+        .v = moments + range.n,
+        .g = a.dw13};
     void *rows = memory_of(sizeof row);
     a.pair_row = rows;
     uint64_t n_sync = 0, n_download = 0;
@@ -161,6 +177,10 @@ static void ops_and_uploads_wait_for_nothing(void **state) {
         assert_int_equal(backend->ffn_forward(backend, GR_LANE_COMPUTE, &a), 0);
         assert_int_equal(backend->ffn_backward(backend, GR_LANE_COMPUTE, &a), 0);
         assert_int_equal(backend->sum_squares(backend, GR_LANE_COMPUTE, a.dw13, N_EXPERT * 2 * F * D, sum), 0);
+        assert_int_equal(backend->decide(backend, GR_LANE_COMPUTE,
+                             &(gr_decide){.clip = 1, .squares = sum, .loss = sum + 1, .out = decision}),
+            0);
+        assert_int_equal(backend->adamw(backend, GR_LANE_COMPUTE, &update), 0);
         if (step > 0) {
             assert_int_equal(backend->n_sync, n_sync);
             assert_int_equal(backend->n_download, n_download);
@@ -173,7 +193,8 @@ static void ops_and_uploads_wait_for_nothing(void **state) {
     assert_int_equal(backend->sync(backend), 0);
     assert_int_equal(backend->n_download, n_download + 1);
     assert_true(backend->n_sync > n_sync);
-    const void *all[] = {a.x, a.w13, a.w2, a.h, a.a, a.y, a.dy, a.da, a.dw13, a.dw2, a.dx, sum, rows};
+    const void *all[] = {
+        a.x, a.w13, a.w2, a.h, a.a, a.y, a.dy, a.da, a.dw13, a.dw2, a.dx, sum, decision, moments, rows};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         backend->release(backend, (void *)(uintptr_t)all[i]);
 }
