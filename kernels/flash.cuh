@@ -1,10 +1,11 @@
 /* flash.cuh: tiles and products that the kernels of flash_forward.cu and flash_backward.cu share.
  *
- * A block owns rows of one side (queries, or keys) and walks over tiles of the other side's rows, two stages in shared
- * memory: a tile arrives by cp.async while the one before it is worked on. A warp owns MT times 16 rows, of which a
- * lane holds g and g + 8 of each 16 (see mma.cuh); the more rows a warp has, the fewer bytes of a tile it reads per
- * product. HD is head_dim or more: a multiple of 16, the columns beyond are zeros. Rows begin at 16 bytes. Positions
- * in a window fit into an int (T < 2^22). */
+ * A block owns rows of one side (queries, or keys) and walks over the other side's rows in stages of two arrays, two
+ * stages in shared memory: one arrives by cp.async while the one before it is worked on, tile after tile. A warp owns
+ * MT times 16 rows, of which a lane holds g and g + 8 of each 16 (see mma.cuh). Each operand that a warp reads from
+ * shared memory serves its MT products: at 16 rows a warp, reading takes longer than the products, at 32 not.
+ * HD is head_dim or more: a multiple of 16, the columns beyond are zeros. Rows begin at 16 bytes. Positions in a window
+ * fit into an int (T < 2^22). */
 #ifndef GROUTER_KERNELS_FLASH_CUH
 #define GROUTER_KERNELS_FLASH_CUH
 
@@ -12,7 +13,7 @@
 #include "kernels/warp.cuh"
 
 /* TILE: rows that a warp works on at once, STEPS of them in a stage. HELD: the block's own rows are in registers, not
- * in shared memory. BLOCKS: of a multiprocessor, for the compiler. */
+ * in shared memory. BLOCKS: of a multiprocessor, for the compiler. Every loop over a stage must take all its steps. */
 template <int HD_, int MT_, int WARPS_, int TILE_, int STEPS_, bool HELD_, int BLOCKS_> struct gr_flash_shape {
     static constexpr int HD = HD_, MT = MT_, TILE = TILE_, STEPS = STEPS_, STAGE = TILE_ * STEPS_, BLOCKS = BLOCKS_;
     static constexpr bool HELD = HELD_;
@@ -25,6 +26,7 @@ template <int HD_, int MT_, int WARPS_, int TILE_, int STEPS_, bool HELD_, int B
     static constexpr int room(int own) {
         return !HELD ? STAGES + own * ROWS * LD : STAGES > own * ROWS * LD ? STAGES : own * ROWS * LD;
     }
+    static_assert(HD % 16 == 0 && TILE % 16 == 0, "whole products");
     typedef float scores[MT][TILE / 8][4];
     typedef float sums[MT][HD / 8][4];
 };
@@ -64,8 +66,8 @@ static __device__ __forceinline__ void gr_flash_fetch(const gr_flash_rows &from,
 
 /* This warp's sums, times one factor a row, to rows [first, ...) by way of the patch, WARP_ROWS rows of its own. */
 template <typename S>
-static __device__ __forceinline__ void gr_flash_store(const gr_flash_rows &to, int first, const typename S::sums &sum,
-    const float (&factor)[S::MT][2], gr_bf16 *patch) {
+static __device__ __forceinline__ void gr_flash_store(
+    const gr_flash_rows &to, int first, const typename S::sums &sum, const float (&factor)[S::MT][2], gr_bf16 *patch) {
     const int lane = (int)threadIdx.x % GR_WARP, g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int m = 0; m < S::MT; m++)
@@ -196,7 +198,8 @@ static __device__ __forceinline__ gr_flash_view gr_flash_view_of(
     const int last = (int)gr_at_most(row + n_row, a.T) - 1;
     if (last < row)
         return {{0, 0}, {0, 0}};
-    const gr_flash_range upper = gr_flash_seen(a, of_keys, window, row), lower = gr_flash_seen(a, of_keys, window, last);
+    const gr_flash_range upper = gr_flash_seen(a, of_keys, window, row),
+                         lower = gr_flash_seen(a, of_keys, window, last);
     return {{upper.first, lower.end}, {lower.first, upper.end}};
 }
 
@@ -253,10 +256,21 @@ static __device__ __forceinline__ gr_flash_place gr_flash_place_of(const gr_flas
 
 /* ---------------------------------------------------------------- launching (host) */
 
+/* Bytes of a block's shared memory: a block of sm_80 has at most 163 KiB. */
+template <typename S, int OWN> constexpr int gr_flash_bytes(void) {
+    constexpr int BYTES = S::room(OWN) * (int)sizeof(gr_bf16);
+    static_assert(BYTES <= 160 * 1024, "shared memory");
+    return BYTES;
+}
+
 /* Sections of 16 MiB of rows of two arrays. */
 template <typename S> static inline gr_flash_order gr_flash_order_of(const gr_attention *a, int64_t n_head) {
     const int64_t most = (INT64_C(4) << 20) / (a->T * S::HD);
     return {(int)n_head, (int)gr_ceil_div(a->T, S::ROWS), (int)gr_at_most(most < 1 ? 1 : most, n_head)};
+}
+
+static inline unsigned gr_flash_blocks(const gr_flash_order &o) {
+    return (unsigned)o.n_head * (unsigned)o.n_block;
 }
 
 static inline float gr_flash_scale(const gr_attention *a) {

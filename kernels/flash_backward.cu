@@ -1,3 +1,21 @@
+/* flash_backward.cu: gradients of attention in bf16 without scores in memory, on the tensor cores by mma.sync.
+ *
+ *   queries  delta = <dout, o>;  ds = p (dp - delta),  dq = scale ds k
+ *   keys     dv = p^T dout,  dk = scale ds^T q,  summed over the query heads of a key/value head
+ *   with p = exp(scale q k^T - lse) over the keys a row sees, dp = dout v^T
+ *
+ * Two kernels, each with one owner for what it writes, make p and dp once each: 7 products where one kernel with
+ * atomics would make 5, but the same bits at every call. delta is taken from the rounded o, as everywhere but in
+ * cpu_attention.c and attention.cu: its error is a rounding of o against the distance of a value from o.
+ * Shapes and layout: gr_attention as flash_forward.cu; scratch: lse in powers of 2 and delta, fp32 [n_window, H,
+ * gr_flash_padded(T)] each, zeros beyond T, by queries for keys. Sums in fp32; p and ds are rounded for the products.
+ * Order: tiles from the first stage that counts; query heads in order; within a tile as the tensor cores add.
+ * Grid: see flash.cuh; blocks of 128 queries, and of 128 keys of a key/value head, the longest of a causal window
+ * first. Registers choose the rest: sums of dq, or of dk and dv, and two arrays of scores leave room for 32 rows of the
+ * other side at once, and the block's own rows go to shared memory where they would not fit.
+ * Bytes: q, k, v, o, dout, dq, dk, dv once from memory, tiles again from the second-level cache. Flops: 14 head_dim
+ * per query and key of the tiles. Limits: as flash_forward.cu.
+ * No rows: nothing is launched. CPU: cpu_attention.c. */
 #include "kernels/flash.cuh"
 
 namespace {
@@ -101,8 +119,8 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS)
                 for (int j = 0; j < S::PIECES; j++)
 #pragma unroll
                     for (int i = 0; i < 4; i++)
-                        s[m][j][i] = gr_exp2(s[m][j][i] * (scale * GR_LOG2_E) - lse[m][i / 2]) *
-                                     (dp[m][j][i] - delta[m][i / 2]);
+                        s[m][j][i] =
+                            gr_exp2(s[m][j][i] * (scale * GR_LOG2_E) - lse[m][i / 2]) * (dp[m][j][i] - delta[m][i / 2]);
             gr_flash_add<S>(s, k, dq);
         }
     }
@@ -208,26 +226,32 @@ saved saved_of(const gr_attention *a, void *scratch) {
 }
 
 template <typename S> int launch_queries(cudaStream_t stream, const gr_attention *a, void *scratch) {
-    constexpr int BYTES = S::room(2) * (int)sizeof(gr_bf16);
+    constexpr int BYTES = gr_flash_bytes<S, 2>();
+    static_assert(S::ROWS % GR_FLASH_PAD == 0, "every padded row of lse and delta is written");
+    static_assert(S::STAGES >= S::ROWS * S::LD, "room for dq");
     const gr_flash_order order = gr_flash_order_of<S>(a, a->n_window * a->H);
     const cudaError_t set =
         cudaFuncSetAttribute((const void *)of_queries<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
     if (set != cudaSuccess)
         return set;
-    of_queries<S><<<(unsigned)order.n_head * (unsigned)order.n_block, S::THREADS, BYTES, stream>>>(
-        *a, gr_flash_scale(a), order, (int)gr_flash_padded(a->T), saved_of(a, scratch));
+    const int padded = (int)gr_flash_padded(a->T);
+    of_queries<S><<<gr_flash_blocks(order), S::THREADS, BYTES, stream>>>(
+        *a, gr_flash_scale(a), order, padded, saved_of(a, scratch));
     return gr_launched();
 }
 
 template <typename S> int launch_keys(cudaStream_t stream, const gr_attention *a, void *scratch) {
-    constexpr int BYTES = S::room(2) * (int)sizeof(gr_bf16);
+    constexpr int BYTES = gr_flash_bytes<S, 2>();
+    static_assert(GR_FLASH_PAD % S::STAGE == 0 && S::STAGE / 2 <= S::THREADS, "whole stages of lse and delta");
+    static_assert(S::STAGES >= S::ROWS * S::LD, "room for dk, dv");
     const gr_flash_order order = gr_flash_order_of<S>(a, a->n_window * a->H_kv);
     const cudaError_t set =
         cudaFuncSetAttribute((const void *)of_keys<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
     if (set != cudaSuccess)
         return set;
-    of_keys<S><<<(unsigned)order.n_head * (unsigned)order.n_block, S::THREADS, BYTES, stream>>>(
-        *a, gr_flash_scale(a), order, (int)gr_flash_padded(a->T), saved_of(a, scratch));
+    const int padded = (int)gr_flash_padded(a->T);
+    of_keys<S><<<gr_flash_blocks(order), S::THREADS, BYTES, stream>>>(
+        *a, gr_flash_scale(a), order, padded, saved_of(a, scratch));
     return gr_launched();
 }
 
@@ -248,11 +272,11 @@ int gr_kernel_flash_backward(void *stream, const gr_attention *a, void *scratch)
         return launch_backward<gr_flash_shape<32, 2, 4, 32, 2, true, 2>, gr_flash_shape<32, 2, 4, 32, 2, true, 2>>(
             queue, a, scratch);
     if (a->head_dim <= 48)
-        return launch_backward<gr_flash_shape<48, 2, 4, 32, 2, true, 2>, gr_flash_shape<48, 2, 4, 32, 2, true, 2>>(
+        return launch_backward<gr_flash_shape<48, 2, 4, 32, 2, true, 2>, gr_flash_shape<48, 2, 4, 32, 2, false, 2>>(
             queue, a, scratch);
     if (a->head_dim <= 64)
-        return launch_backward<gr_flash_shape<64, 2, 4, 32, 2, true, 2>, gr_flash_shape<64, 2, 4, 32, 2, false, 2>>(
+        return launch_backward<gr_flash_shape<64, 2, 4, 32, 2, true, 2>, gr_flash_shape<64, 2, 4, 32, 4, false, 2>>(
             queue, a, scratch);
-    return launch_backward<gr_flash_shape<128, 2, 4, 32, 1, false, 2>, gr_flash_shape<128, 1, 8, 32, 2, true, 1>>(
+    return launch_backward<gr_flash_shape<128, 2, 4, 32, 1, false, 2>, gr_flash_shape<128, 1, 8, 64, 1, false, 1>>(
         queue, a, scratch);
 }

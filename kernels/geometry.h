@@ -143,9 +143,10 @@ GR_EVERYWHERE gr_attend_seen gr_attend_seen_by(
     return s;
 }
 
-/* Rows of flash_backward.cu's scratch: whole tiles. */
+/* Rows of a head in flash_backward.cu's scratch: whole blocks of queries, so that each is written, and whole stages. */
+enum { GR_FLASH_PAD = 128 };
 GR_EVERYWHERE int64_t gr_flash_padded(int64_t T) {
-    return gr_round_up(T, 128);
+    return gr_round_up(T, GR_FLASH_PAD);
 }
 
 /* Arrays in an op's scratch: bytes from its start. Probabilities lie on the scores where both are fp32. */

@@ -31,10 +31,10 @@ static bool is_at_16_bytes(const void *p, int64_t ld) {
 
 bool gr_kernel_flash_fits(gr_dtype dtype, const gr_attention *a) {
     return dtype == GR_BF16 && a->head_dim > 0 && a->head_dim <= 128 && a->head_dim % 8 == 0 && a->T < 1 << 22 &&
-           a->H_kv > 0 && a->H % a->H_kv == 0 && a->n_window * a->H * gr_ceil_div(a->T, 64) <= INT32_MAX && is_at_16_bytes(a->q, a->ldq) &&
-           is_at_16_bytes(a->k, a->ldk) && is_at_16_bytes(a->v, a->ldv) && is_at_16_bytes(a->o, a->ldo) &&
-           is_at_16_bytes(a->dout, a->ldo) && is_at_16_bytes(a->dq, a->ldq) && is_at_16_bytes(a->dk, a->ldk) &&
-           is_at_16_bytes(a->dv, a->ldv);
+           a->H_kv > 0 && a->H % a->H_kv == 0 && a->n_window * a->H * gr_ceil_div(a->T, 64) <= INT32_MAX &&
+           is_at_16_bytes(a->q, a->ldq) && is_at_16_bytes(a->k, a->ldk) && is_at_16_bytes(a->v, a->ldv) &&
+           is_at_16_bytes(a->o, a->ldo) && is_at_16_bytes(a->dout, a->ldo) && is_at_16_bytes(a->dq, a->ldq) &&
+           is_at_16_bytes(a->dk, a->ldk) && is_at_16_bytes(a->dv, a->ldv);
 }
 
 size_t gr_kernel_flash_backward_scratch(const gr_attention *a) {
