@@ -4,16 +4,14 @@
  *   o = softmax(scale q k^T) v over the keys a row sees, lse = log sum exp(scale q k^T)
  *
  * Shapes and layout: gr_attention; head_dim a multiple of 8 up to 128, computed as 32, 48, 64 or 128 columns; rows at
- * 16 bytes. Scores, sums and lse in fp32; probabilities are relative to a base of the row, within a factor of 2^8 of its
- * largest one so far; they are rounded for the product with v and summed before they are.
+ * 16 bytes. Scores, sums and lse in fp32; probabilities are relative to a base of the row, at most 2^8 and rounded for
+ * the product with v, but summed before they are.
  * Order: tiles of 32 keys up to 48 columns, else of 64, from the first that any row of the block sees; within a tile
  * as the tensor cores add; a row's sum over its four lanes. The same bits at every call.
  * Grid: see flash.cuh; blocks of 128 query rows, the last, longest of a causal window first; 4 warps of 32 rows. Two
- * blocks share a multiprocessor, up to 48 columns three, so that exponentials of one run under products of another. q
- * stays in registers where they suffice, else in shared memory.
+ * blocks share a multiprocessor, up to 48 columns three, so that exponentials of one run under products of another.
  * Bytes: q, o once; k, v once per block of queries, from the second-level cache. Flops: 4 head_dim per query and key
- * of the tiles, for a warp up to 94 keys more than seen. Limits: T < 2^22; shared memory of 163 KiB a block, which
- * sm_80 and sm_90 have.
+ * of the tiles, for a warp up to 94 keys more than seen. Limits: T < 2^22; shared memory of 163 KiB a block.
  * No rows: nothing is launched. CPU: cpu_attention.c. */
 #include "kernels/flash.cuh"
 
