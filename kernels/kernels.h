@@ -4,10 +4,14 @@
  * cudaErrorInvalidValue for a shape it cannot do. It never waits and never allocates. Arrays are in device memory
  * unless said otherwise; their shapes and meaning are those of the argument structs in grouter/backend.h. `dtype` is
  * the storage type behind "act": GR_F32 or GR_BF16. Rows are found with 64-bit offsets. No rows: 0, nothing is
- * launched. Sums are in fixed order, none by atomics on floats, so the same call gives the same bits.
+ * launched. Sums are in fixed order, so the same call gives the same bits.
  *
  * Scratch is the caller's: `gr_kernel_<op>_scratch` (C of the host, kernels/<family>.c) says how many bytes; it need
- * not be zeroed, is aligned to 256 bytes and may be reused by the next call on the same stream. */
+ * not be zeroed, is aligned to 256 bytes and may be reused by the next call on the same stream.
+ *
+ * "Measured" in a kernel's head: on one H100 (80 GB HBM3, 2026-11-26), where a large copy moves 2.82 TB/s and a large bf16
+ * product runs at 896 TFLOP/s, by
+ *   grouter-train bench kernels --backend cuda --shape mini-qwen3 --tokens 32768 --dtype bf16 */
 #ifndef GROUTER_KERNELS_H
 #define GROUTER_KERNELS_H
 

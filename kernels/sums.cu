@@ -1,4 +1,4 @@
-/* sums.cu: sums that end an op: of partial sums of rows, and of a number per token. Not yet run on a GPU.
+/* sums.cu: sums that end an op: of partial sums of rows, and of a number per token.
  *
  *   partials  out[j] += sum_p partial[p,j]              n_partial rows of ld floats, `width` of them summed
  *   tokens    *out += factor * sum_i x[i]               doubles
@@ -9,7 +9,8 @@
  * part, so that a thread has at most GR_PARTIAL_MAX / 32 = 32 loads one after the other. Tokens: one block of 1024
  * threads: a token's number is 8 bytes, 32,768 of them 256 KiB, a few microseconds.
  * Bytes: 4 n_partial width, 8 n. No partials, no tokens: nothing is launched, out keeps its value.
- * CPU: the last loops of cpu_norm.c, cpu_layer_norm.c, cpu_loss.c, cpu_router.c, cpu_divergence.c. */
+ * CPU: the last loops of cpu_norm.c, cpu_layer_norm.c, cpu_loss.c, cpu_router.c, cpu_divergence.c.
+ * Measured (kernels.h): sum_squares 1.43 TB/s; the others are in the times of their ops. */
 #include "kernels/warp.cuh"
 
 namespace {

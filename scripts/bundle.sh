@@ -55,7 +55,7 @@ mkdir -p "$root/bin/tests" "$root/lib" "$root/share/openmpi" "$root/tests"
 strip -o "$root/bin/grouter-train" "$build/grouter-train"
 strip -o "$root/lib/libgrouter_core.so" "$build/libgrouter_core.so"
 for program in "$build"/tests/*; do # but those that play a GPU
-    if [[ -f $program && -x $program && ! ${program##*/} =~ ^(kernels?|double)_ ]]; then
+    if [[ -f $program && -x $program && ! ${program##*/} =~ ^((kernels?|double)_|test_cuda_cudnn$|.*\.so$) ]]; then
         strip -o "$root/bin/tests/${program##*/}" "$program"
     fi
 done

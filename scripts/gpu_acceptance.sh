@@ -54,7 +54,7 @@ done
 for program in "$programs"/test_cpu_* "$programs"/test_divergence* "$programs"/test_cuda_*; do
     name=${program##*/}
     case $name in
-    *.* | *_real | *'*') continue ;;
+    *.* | *_real | test_cuda_cudnn | *'*') continue ;; # the last needs no GPU
     test_cuda_*) add "${name#test_}" "$program" ;;
     *) name=${name#test_} && add "cuda_${name#cpu_}" "$program" ;;
     esac

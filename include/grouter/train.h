@@ -214,7 +214,8 @@ typedef struct gr_train_measured {
     int64_t n_parameter, n_active; /* of the model; of those, per token */
     double tokens_per_step, flops_per_token;
     double peak_flops;                        /* per second, of all ranks together: the best matrix product */
-    uint64_t bytes_predicted, bytes_measured; /* of this rank; measured: grown in host memory since before, 0 unknown */
+    uint64_t bytes_predicted, bytes_measured; /* of this rank, on its device if it has one; measured: what more
+                                                   is in use than before, 0 unknown */
 } gr_train_measured;
 
 /* Trains a language model for config.train.steps steps as gr_train_run does, from initial weights, without validation,

@@ -11,7 +11,7 @@
  * one sees every key, so that it sets the fp32 sums of dk and dv and the others add to them; they are rounded once.
  *
  * Products: 4 T^2 head_dim flops per head in forward and 10 in backward, half of that where the mask is causal and
- * blocks are short. Not yet run on a GPU. */
+ * blocks are short. */
 #include "kernels/kernels.h"
 
 #include "cuda.h"

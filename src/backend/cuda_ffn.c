@@ -8,7 +8,7 @@
  * Backward  gather dy | da products | SwiGLU backward | dW2 products | gather x | dW13 and dx products
  * where a | is a join of the workers. Rows are gathered into memory that the pairs own anyway and that is written
  * later: y in forward, dx in backward and in a forward that only makes h. Counts of rows are known on the host, so
- * nothing is waited for. An op of one expert stays on its lane. Not yet run on a GPU. */
+ * nothing is waited for. An op of one expert stays on its lane. */
 #include "kernels/kernels.h"
 
 #include "cuda.h"

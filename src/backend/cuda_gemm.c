@@ -7,9 +7,7 @@
  * fp32 is CUBLAS_COMPUTE_32F, which uses no TF32; bf16 products are summed in fp32 too, and where the library splits
  * the inner dimension their parts are added in fp32 in a step of its own: the same bits at every call. Each queue has
  * its own workspace, since the library writes there. cuBLAS itself does batches, and what cuBLASLt has no algorithm
- * for.
- *
- * Not yet run on a GPU. */
+ * for. */
 #include "cuda.h"
 #include "cuda_blas.h"
 

@@ -1,6 +1,6 @@
 /* cuda_loss.c: head and cross-entropy, a chunk of tokens at a time: logits by a product, one kernel that turns them
  * into losses and their gradients in place, two products of those. The losses of all tokens are summed once, at the
- * end, in their order. Not yet run on a GPU. */
+ * end, in their order. */
 #include "kernels/kernels.h"
 
 #include "cuda.h"

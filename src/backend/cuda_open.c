@@ -42,9 +42,11 @@ static void say(const gr_cuda *s, int n_device) {
     gr_info("backend cuda: %s, device %d of %d, %.1f of %.1f GiB free, CUDA %d.%d, %s", found.name, s->device, n_device,
         (double)n_free / 0x1p30, (double)n_total / 0x1p30, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10,
         gr_cuda_library());
-    gr_warn("backend cuda: its kernels have been compared with the CPU's on the CPU only, never on a GPU; before a "
-            "long run "
-            "try `ctest -L cuda`, and compare some steps with --set parallel.backend=cpu");
+    if (found.major != 9)
+        gr_warn(
+            "backend cuda: its tests have run on GPUs of compute capability 9.0 only, this one is of %d.%d; before a "
+            "long run try scripts/gpu_acceptance.sh",
+            found.major, found.minor);
 }
 
 static void cuda_close(gr_backend *b) {

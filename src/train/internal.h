@@ -140,7 +140,7 @@ struct gr_trainer {
     double peak_flops;                  /* of all ranks together */
     double flops_per_token;             /* model FLOPs */
     gr_memory_table memory;
-    uint64_t resident_before; /* this process's bytes before the arenas existed */
+    uint64_t room_before; /* gr_trainer_room before the arenas existed */
 
     gr_micro ready;     /* prepared ahead: the next micro-batch */
     bool is_last_micro; /* of its step: the one that is computed */
@@ -177,6 +177,9 @@ bool gr_trainer_exchanges_beside(const gr_trainer *t);
  * their memory; then all memory; then the best GEMM rate. A dry run stops between them. */
 GR_MUST gr_err gr_trainer_shape(gr_trainer *t);
 GR_MUST gr_err gr_trainer_survey(gr_trainer *t);
+/* Bytes that are still free where the arenas lie: of the device, with what others use of it, else 2^64 - 1 less what this
+ * process has in memory. Only differences mean something. */
+uint64_t gr_trainer_room(const gr_trainer *t);
 GR_MUST gr_err gr_trainer_allocate(gr_trainer *t);
 GR_MUST gr_err gr_trainer_peak(gr_trainer *t);
 /* What part of a window the routes of the run are made from. */

@@ -39,7 +39,7 @@ static gr_err run_steps(gr_trainer *t, gr_step_record *record) {
 static void describe(const gr_trainer *t, gr_train_measured *out) {
     gr_model_count n;
     gr_model_count_config(&t->config->model, t->config->data.seq_len, &n);
-    const uint64_t now = gr_memory_resident(), before = t->resident_before;
+    const uint64_t now = gr_trainer_room(t), before = t->room_before;
     *out = (gr_train_measured){.n_rank = t->comm->size[GR_WORLD],
         .R_ep = t->comm->size[GR_EP],
         .backend = t->backend->name,
@@ -49,8 +49,8 @@ static void describe(const gr_trainer *t, gr_train_measured *out) {
         .tokens_per_step = t->tokens_per_step,
         .flops_per_token = t->flops_per_token,
         .peak_flops = t->peak_flops,
-        .bytes_predicted = t->memory.total,
-        .bytes_measured = now > before ? now - before : 0};
+        .bytes_predicted = t->backend->host_memory ? t->memory.total : t->memory.device,
+        .bytes_measured = now < before ? before - now : 0};
 }
 
 gr_err gr_train_measure(const gr_config *config, gr_comm *comm, gr_step_record *record, gr_train_measured *out) {

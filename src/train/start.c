@@ -273,8 +273,13 @@ gr_err gr_trainer_survey(gr_trainer *t) {
     return gr_comm_agree(t->comm, gr_forecast_memory(t, gr_feed_limits(t->feed), valid, &t->memory));
 }
 
+uint64_t gr_trainer_room(const gr_trainer *t) {
+    const gr_backend *b = t->backend;
+    return b->host_memory || !b->room ? UINT64_MAX - gr_memory_resident() : b->room(t->backend);
+}
+
 gr_err gr_trainer_allocate(gr_trainer *t) {
-    t->resident_before = gr_memory_resident();
+    t->room_before = gr_trainer_room(t);
     GR_TRY(gr_feed_allocate(t->feed));
     if (t->valid)
         GR_TRY(gr_feed_allocate(t->valid));

@@ -185,11 +185,12 @@ static bool evaluation_due(const gr_trainer *t, int64_t done) {
 
 /* The forecast's proof: after the third step all that this rank will ever touch has been touched. */
 static void compare_memory(const gr_trainer *t) {
-    uint64_t now = gr_memory_resident(), before = t->resident_before;
+    const uint64_t now = gr_trainer_room(t), before = t->room_before;
+    const uint64_t expected = t->backend->host_memory ? t->memory.total : t->memory.device;
     char measured[32], predicted[32];
-    if (now > before)
-        gr_info("memory after 3 steps: %s measured, %s predicted", gr_bytes_text(now - before, measured),
-            gr_bytes_text(t->memory.total, predicted));
+    if (now < before)
+        gr_info("memory after 3 steps: %s measured, %s predicted", gr_bytes_text(before - now, measured),
+            gr_bytes_text(expected, predicted));
 }
 
 /* How often the host waited for the backend in the step that is over. */

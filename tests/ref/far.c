@@ -382,12 +382,14 @@ static gr_attention far_attention(copies *all, const gr_attention *a) {
 static gr_err attention_forward(gr_backend *b, gr_lane lane, const gr_attention *a) {
     copies all = copies_for(b);
     gr_attention g = far_attention(&all, a);
+    real(b)->attention = b->attention;
     return finish(&all, real(b)->attention_forward(real(b), lane, &g));
 }
 
 static gr_err attention_backward(gr_backend *b, gr_lane lane, const gr_attention *a) {
     copies all = copies_for(b);
     gr_attention g = far_attention(&all, a);
+    real(b)->attention = b->attention;
     return finish(&all, real(b)->attention_backward(real(b), lane, &g));
 }
 
@@ -494,6 +496,8 @@ gr_err far_open(gr_backend **opened, gr_backend *inner) {
     b->elem_size = inner->elem_size;
     b->logits_room = inner->logits_room;
     b->experts_best = inner->experts_best;
+    b->attention = inner->attention;
+    b->attention_best = inner->attention_best;
     b->host_memory = true; /* of the arrays that ops are given */
     return GR_OK;
 }

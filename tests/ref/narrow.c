@@ -225,12 +225,14 @@ static gr_attention narrow_attention(copies *all, const gr_attention *a) {
 static gr_err attention_forward(gr_backend *b, gr_lane lane, const gr_attention *a) {
     copies all = {0};
     gr_attention g = narrow_attention(&all, a);
+    real(b)->attention = b->attention;
     return finish(&all, real(b)->attention_forward(real(b), lane, &g));
 }
 
 static gr_err attention_backward(gr_backend *b, gr_lane lane, const gr_attention *a) {
     copies all = {0};
     gr_attention g = narrow_attention(&all, a);
+    real(b)->attention = b->attention;
     return finish(&all, real(b)->attention_backward(real(b), lane, &g));
 }
 
