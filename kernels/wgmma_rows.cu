@@ -9,8 +9,7 @@
  * Shapes: gr_ffn, bf16; sums in fp32. a is made of the rounded h, as backward makes it again. da stays in registers.
  * Tiles: 128 pairs of one expert x 128 to 256 columns, whichever leaves the least over; of up, half as many of h1 and
  * the same ones of h3, so that both halves of a pair meet in a thread.
- * Ends: each warp lays its 16 rows out in shared memory, from where bulk copies move them while the next tile is
- * multiplied; a leaves by 64 bytes of a row.
+ * Ends: each warp turns 16 rows x 64 columns in shared memory and moves whole lines.
  * Bytes of a pair, flops: up 2D + 6F, 4DF; down 2F + 2D, 2DF; down_input 2D + 10F, 2DF; input 4F + 2D, 4DF; weights
  * once for each expert.
  * Limits: D, F multiples of 8; arrays at 16 bytes; n_pair < 2^31. No tiles: nothing is launched.
@@ -25,34 +24,33 @@ __device__ __forceinline__ int rows_left(const job &j, int warp) {
     return j.n_row - 16 * warp;
 }
 
-/* Bytes between a room's rows of n_byte bytes, a multiple of 128: eight rows lie in different banks. */
-constexpr int pitch_of(int n_byte) {
-    return n_byte + 16;
-}
-
-/* Where the lane points for matrices of 16 rows and two groups of 8 columns. */
-__device__ __forceinline__ uint32_t matrix_row(uint32_t room, int pitch) {
+/* Where lane's rows of a panel are for whole lines: row lane / 8 + 4i, unit lane % 8. */
+__device__ __forceinline__ uint32_t line_unit(uint32_t room, int i) {
     const uint32_t lane = threadIdx.x % 32;
-    return room + lane % 16 * (uint32_t)pitch + lane / 16 * 16;
+    return room + gr_swizzle(lane / 8 + 4 * (uint32_t)i, lane % 8);
 }
 
-/* Groups of 8 columns of d from group `first` to `end`, rounded, to the columns of a room. */
-template <int N> __device__ __forceinline__ void round_to(uint32_t at, const float (&d)[N], int first, int end) {
+/* Where the lane points for groups `group` and `group` + 1 of 8 columns as matrices: rows 0-7, rows 8-15 of each. */
+__device__ __forceinline__ uint32_t matrix_row(uint32_t room, uint32_t group) {
+    const uint32_t lane = threadIdx.x % 32;
+    return room + gr_swizzle(lane % 16, group + lane / 16);
+}
+
+/* v[2j], v[2j+1]: rows 0-7 and 8-15 of group j. Writes rows < n_row, columns < n_column (a multiple of 8). */
+__device__ __forceinline__ void write_panel(
+    uint32_t room, const uint32_t (&v)[16], gr_bf16 *to, int64_t ld, int n_row, int64_t n_column) {
+    const int lane = (int)threadIdx.x % 32;
 #pragma unroll
-    for (int i = first; i < end; i += 2)
-        gr_store_four(at + 16 * (i - first), gr_rounded(d[4 * i], d[4 * i + 1]), gr_rounded(d[4 * i + 2], d[4 * i + 3]),
-            gr_rounded(d[4 * i + 4], d[4 * i + 5]), gr_rounded(d[4 * i + 6], d[4 * i + 7]));
-}
-
-/* A warp's room may be written again. */
-__device__ __forceinline__ void take_room(void) {
-    gr_rows_wait();
+    for (int j = 0; j < 8; j += 2)
+        gr_store_four(matrix_row(room, (uint32_t)j), v[2 * j], v[2 * j + 1], v[2 * j + 2], v[2 * j + 3]);
     __syncwarp();
-}
-
-/* What the warp wrote into its room may be read by bulk copies. */
-__device__ __forceinline__ void show_room(void) {
-    gr_proxy_fence();
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const uint4 x = gr_load_unit(line_unit(room, i));
+        const int row = lane / 8 + 4 * i, column = lane % 8 * 8;
+        if (row < n_row && column < n_column)
+            *(uint4 *)(to + row * ld + column) = x;
+    }
     __syncwarp();
 }
 
@@ -83,78 +81,69 @@ __device__ __forceinline__ void gates_of(const call &c, const job &j, int warp, 
     }
 }
 
+/* The panel from group `first` of d on, rounded; groups from `end` on are 0. */
+template <int N>
+__device__ __forceinline__ void round_panel(const float (&d)[N], int first, int end, uint32_t (&v)[16]) {
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        const bool there = first + j < end;
+        v[2 * j] = there ? gr_rounded(d[there ? 4 * (first + j) : 0], d[there ? 4 * (first + j) + 1 : 0]) : 0;
+        v[2 * j + 1] = there ? gr_rounded(d[there ? 4 * (first + j) + 2 : 0], d[there ? 4 * (first + j) + 3 : 0]) : 0;
+    }
+}
+
 /* Columns of a panel that are both in the tile and in the matrix. */
 __device__ __forceinline__ int64_t columns_left(int64_t width, int in_tile, int64_t first) {
     return gr_at_most((int64_t)in_tile, width - first);
 }
 
-/* h by rows out of the warp's room, a by quads of lanes. */
 template <int N> struct up {
-    static constexpr int COLUMNS = N, HALF = N / 2, PITCH = pitch_of(2 * N), ROOM = 16 * PITCH;
+    static constexpr int COLUMNS = N, ROOM = 16 * 128;
     static constexpr bool GATHERED = true, HALVES = true, WEIGHTS = false, FETCHES = false;
     static constexpr int TURNED_A = 0, TURNED_B = 0;
-    /* a of columns column, column + 1 of both rows of the lane, out of the rounded h. */
-    static __device__ __forceinline__ void activate(
-        const float (&d)[N / 2], int group, const float (&g)[2], uint32_t (&a)[2]) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const int from = 4 * group + 2 * i;
-            const uint32_t h1 = gr_rounded(d[from], d[from + 1]);
-            const uint32_t h3 = gr_rounded(d[from + N / 4], d[from + N / 4 + 1]);
-            a[i] = gr_rounded(gr_swiglu(g[i], gr_low(h1), gr_low(h3)), gr_swiglu(g[i], gr_high(h1), gr_high(h3)));
-        }
-    }
     static __device__ __forceinline__ void end(
         const call &c, const job &j, int warp, uint32_t room, const float (&d)[N / 2]) {
-        const int lane = (int)threadIdx.x % 32, n_row = rows_left(j, warp);
-        const int64_t row = (int64_t)j.first + 16 * warp, left = columns_left(c.F, HALF, j.n);
+        constexpr int GROUPS = N / 16; /* of 8 columns in each half */
+        const int n_row = rows_left(j, warp);
+        const int64_t row = (int64_t)j.first + 16 * warp;
         float g[2];
         gates_of(c, j, warp, g);
-        take_room();
-        round_to(matrix_row(room, PITCH), d, 0, N / 16);
-        round_to(matrix_row(room, PITCH) + N, d, N / 16, N / 8);
-        show_room();
-        if (lane < n_row && lane < 16) {
-            gr_bf16 *h = c.h + (row + lane) * 2 * c.F + j.n;
-            gr_write_row(h, room + (uint32_t)(lane * PITCH), (uint32_t)left * 2);
-            gr_write_row(h + c.F, room + (uint32_t)(lane * PITCH) + N, (uint32_t)left * 2);
-        }
-        gr_rows_commit();
-        if (!c.act)
-            return;
-        gr_bf16 *act = c.act + (row + lane / 4) * c.F + j.n + lane % 4 * 8;
 #pragma unroll
-        for (int column = 0; column < HALF; column += 32) {
-            uint32_t v[4][2]; /* [group][row] */
+        for (int first = 0; first < GROUPS; first += 8) {
+            const int64_t column = j.n + 8 * first, left = columns_left(c.F, 8 * (GROUPS - first), column);
+            gr_bf16 *h = c.h + row * 2 * c.F + column;
+            uint32_t v1[16], v3[16];
+            round_panel(d, first, GROUPS, v1);
+            write_panel(room, v1, h, 2 * c.F, n_row, left);
+            round_panel(d, GROUPS + first, 2 * GROUPS, v3);
+            write_panel(room, v3, h + c.F, 2 * c.F, n_row, left);
+            if (!c.act)
+                continue;
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-                activate(d, column / 8 + i, g, v[i]);
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                uint32_t q[4] = {v[0][i], v[1][i], v[2][i], v[3][i]};
-                turn_quad(q);
-                if (lane / 4 + 8 * i < n_row && column + lane % 4 * 8 < left)
-                    *(uint4 *)(act + 8 * i * c.F + column) = make_uint4(q[0], q[1], q[2], q[3]);
-            }
+            for (int i = 0; i < 16; i++)
+                v1[i] = gr_rounded(gr_swiglu(g[i % 2], gr_low(v1[i]), gr_low(v3[i])),
+                    gr_swiglu(g[i % 2], gr_high(v1[i]), gr_high(v3[i])));
+            write_panel(room, v1, c.act + row * c.F + column, c.F, n_row, left);
         }
     }
 };
 
 /* down and input: out [n_pair, width]. */
 template <int N, int TURNED> struct onward {
-    static constexpr int COLUMNS = N, PITCH = pitch_of(2 * N), ROOM = 16 * PITCH;
+    static constexpr int COLUMNS = N, ROOM = 16 * 128;
     static constexpr bool GATHERED = false, HALVES = false, WEIGHTS = false, FETCHES = false;
     static constexpr int TURNED_A = 0, TURNED_B = TURNED;
     static __device__ __forceinline__ void end(
         const call &c, const job &j, int warp, uint32_t room, const float (&d)[N / 2]) {
-        const int lane = (int)threadIdx.x % 32;
-        take_room();
-        round_to(matrix_row(room, PITCH), d, 0, N / 8);
-        show_room();
-        if (lane < rows_left(j, warp) && lane < 16)
-            gr_write_row(c.out + ((int64_t)j.first + 16 * warp + lane) * c.D + j.n, room + (uint32_t)(lane * PITCH),
-                (uint32_t)columns_left(c.D, N, j.n) * 2);
-        gr_rows_commit();
+        const int64_t row = (int64_t)j.first + 16 * warp;
+#pragma unroll
+        for (int first = 0; first < N / 8; first += 8) {
+            const int64_t column = j.n + 8 * first;
+            uint32_t v[16];
+            round_panel(d, first, N / 8, v);
+            write_panel(
+                room, v, c.out + row * c.D + column, c.D, rows_left(j, warp), columns_left(c.D, N - 8 * first, column));
+        }
     }
 };
 
@@ -173,7 +162,7 @@ __device__ __forceinline__ void write_shares(const call &c, const job &j, int wa
 
 /* Each warp's rows of [h1 | h3] wait in its room for da and become [dh1 | dh3] there; row l is moved by lane l. */
 template <int N> struct down_input {
-    static constexpr int COLUMNS = N, PITCH = pitch_of(4 * N), ROOM = 16 * PITCH;
+    static constexpr int COLUMNS = N, PITCH = 4 * N + 16 /* rows lie in different banks */, ROOM = 16 * PITCH;
     static constexpr bool GATHERED = true, HALVES = false, WEIGHTS = false, FETCHES = true;
     static constexpr int TURNED_A = 0, TURNED_B = 1;
     static __device__ __forceinline__ int64_t left_of(const call &c, const job &j) {
@@ -220,7 +209,7 @@ template <int N> struct down_input {
         const call &c, const job &j, int warp, uint32_t room, const float (&d)[N / 2]) {
         const int lane = (int)threadIdx.x % 32, n_row = rows_left(j, warp);
         const int64_t left = left_of(c, j);
-        const uint32_t at = matrix_row(room, PITCH);
+        const uint32_t at = room + (uint32_t)(lane % 16 * PITCH + lane / 16 * 16);
         gr_bf16 *act = c.act + ((int64_t)j.first + 16 * warp + lane / 4) * c.F + j.n + lane % 4 * 8;
         float g[2], dgate[2] = {};
         gates_of(c, j, warp, g);
@@ -239,7 +228,8 @@ template <int N> struct down_input {
                     *(uint4 *)(act + 8 * i * c.F + column) = make_uint4(v[0], v[1], v[2], v[3]);
             }
         }
-        show_room();
+        gr_proxy_fence();
+        __syncwarp();
         if (lane < n_row && lane < 16) {
             gr_bf16 *h = row_of(c, j, warp);
             gr_write_row(h, room + (uint32_t)(lane * PITCH), (uint32_t)left * 2);
