@@ -58,10 +58,10 @@ typedef struct job {
 template <class Op> struct layout {
     static constexpr int B_BYTES = Op::TURNED_B ? (Op::COLUMNS + 63) / 64 * 8192 : Op::COLUMNS * 128;
     static constexpr int STAGE = A_BYTES + B_BYTES;
-    static constexpr int REST = WARPS * Op::ROOM + 1024 /* alignment */ + 256 /* barriers */;
-    static constexpr int STAGES_MAX = (SHARED_MAX - REST) / STAGE;
+    static constexpr int REST = WARPS * (Op::ROOM + 8 /* barrier */) + 1024 /* alignment */;
+    static constexpr int STAGES_MAX = (SHARED_MAX - REST) / (STAGE + 16 /* barriers */);
     static constexpr int STAGES = STAGES_MAX < 8 ? STAGES_MAX : 8;
-    static constexpr int BYTES = STAGES * STAGE + REST;
+    static constexpr int BYTES = STAGES * (STAGE + 16) + REST;
     static_assert(STAGES >= 3, "one multiplied, one to multiply, one copied");
 };
 
