@@ -58,10 +58,10 @@ typedef struct job {
 template <class Op> struct layout {
     static constexpr int B_BYTES = Op::TURNED_B ? (Op::COLUMNS + 63) / 64 * 8192 : Op::COLUMNS * 128;
     static constexpr int STAGE = A_BYTES + B_BYTES;
-    static constexpr int REST = WARPS * Op::ROOM + 1024 /* alignment */ + 256 /* barriers */;
-    static constexpr int STAGES_MAX = (SHARED_MAX - REST) / STAGE;
+    static constexpr int REST = WARPS * (Op::ROOM + 8 /* barrier */) + 1024 /* alignment */;
+    static constexpr int STAGES_MAX = (SHARED_MAX - REST) / (STAGE + 16 /* barriers */);
     static constexpr int STAGES = STAGES_MAX < 8 ? STAGES_MAX : 8;
-    static constexpr int BYTES = STAGES * STAGE + REST;
+    static constexpr int BYTES = STAGES * (STAGE + 16) + REST;
     static_assert(STAGES >= 3, "one multiplied, one to multiply, one copied");
 };
 
@@ -145,53 +145,88 @@ __device__ __forceinline__ void copy_boxes(const call &c, const job &j, int bloc
                 Op::WEIGHTS ? 0 : e, full);
 }
 
-/* The rows that this thread copies units of: of the tile, or of a block of pairs. */
-template <class Op>
-__device__ __forceinline__ void find_rows(const call &c, const job &j, int block, uint32_t (&row)[8]) {
-    const int t = (int)threadIdx.x;
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        const int r = Op::TURNED_A ? block * DEPTH + t / 16 + 8 * i : t / 8 + 16 * i;
-        row[i] = r >= j.n_row ? NO_ROW : c.pair_row ? c.pair_row[j.first + (uint32_t)r] : j.first + (uint32_t)r;
-    }
+/* The pair of the job's row r. */
+__device__ __forceinline__ uint32_t pair_at(const call &c, const job &j, int r) {
+    if (r >= j.n_row)
+        return NO_ROW;
+    return c.pair_row ? c.pair_row[j.first + (uint32_t)r] : j.first + (uint32_t)r;
 }
 
-template <class Op>
-__device__ __forceinline__ void copy_rows(
-    const call &c, const job &j, int block, const uint32_t (&row)[8], uint32_t to) {
-    const uint32_t t = threadIdx.x;
-    const int64_t column = Op::TURNED_A ? j.m + (int64_t)(t % 16) * 8 : (int64_t)block * DEPTH + (t % 8) * 8;
-    to += Op::TURNED_A ? t % 16 / 8 * 8192 + gr_swizzle(t / 16, t % 8) : gr_swizzle(t / 8, t % 8);
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        const bool there = row[i] != NO_ROW && column < c.D;
-        gr_copy_unit(
-            to + i * (Op::TURNED_A ? 1024 : 2048), c.in + (there ? (int64_t)row[i] * c.D + column : 0), there ? 16 : 0);
-    }
+/* 16 bytes of it from `column` on; zeros beyond the rows and columns that there are. */
+__device__ __forceinline__ void copy_unit(const call &c, uint32_t row, int64_t column, uint32_t to) {
+    const bool there = row != NO_ROW && column < c.D;
+    gr_copy_unit(to, c.in + (there ? (int64_t)row * c.D + column : 0), there ? 16 : 0);
 }
 
-/* The warpgroup that copies, with gathered rows: all its threads. Rows are looked up a stage ahead. */
-template <class Op> __device__ __forceinline__ void gather(const call &c, ring<Op> r) {
+/* The warpgroup that copies, with gathered rows: all its threads. Those of a tile: thread t copies units t % 8 of rows
+ * t / 8 + 16 i, which it looks up a tile ahead. */
+template <class Op> __device__ __forceinline__ void gather_tiles(const call &c, ring<Op> r) {
+    const uint32_t t = threadIdx.x, at = gr_swizzle(t / 8, t % 8);
     uint32_t row[8];
     uint32_t index = blockIdx.x;
     job j = job_of<Op>(c, index);
-    find_rows<Op>(c, j, 0, row);
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        row[i] = pair_at(c, j, (int)t / 8 + 16 * i);
     while (index < c.n_job) {
         index += gridDim.x;
         const job next = job_of<Op>(c, index);
         const int n_block = (steps_of<Op>(c, j) + 3) / 4;
         for (int block = 0; block < n_block; block++) {
             gr_barrier_wait(r.empty(r.stage), r.parity ^ 1);
-            if (threadIdx.x == 0)
+            if (t == 0)
                 copy_boxes<Op>(c, j, block, r);
-            copy_rows<Op>(c, j, block, row, r.a());
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                copy_unit(c, row[i], (int64_t)block * DEPTH + t % 8 * 8, r.a() + at + 2048 * i);
             gr_units_arrive(r.full(r.stage));
-            if (block + 1 == n_block)
-                find_rows<Op>(c, next, 0, row);
-            else if (Op::WEIGHTS)
-                find_rows<Op>(c, j, block + 1, row);
             r.next();
         }
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            row[i] = pair_at(c, next, (int)t / 8 + 16 * i);
+        j = next;
+    }
+}
+
+/* Those of 64 pairs: thread t copies units t % 16 of rows t / 16 + 8 i. A warp has 16 of these rows, lanes l and l + 16
+ * look up the one of i = l / 2, lane / 16 = l % 2: so that a lookup is one register, AHEAD blocks before its rows are
+ * copied. Looked up later they would make each block of k wait for the second-level cache. */
+template <class Op> __device__ __forceinline__ void gather_pairs(const call &c, ring<Op> r) {
+    constexpr int AHEAD = 4;
+    const uint32_t t = threadIdx.x, lane = t % 32, at = t % 16 / 8 * 8192 + gr_swizzle(t / 16, t % 8);
+    const int mine = (int)(lane % 16 / 2 * 8 + t / 32 * 2 + lane % 2);
+    uint32_t row[AHEAD];
+    uint32_t index = blockIdx.x;
+    job j = job_of<Op>(c, index);
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++)
+        row[i] = pair_at(c, j, i * DEPTH + mine);
+    while (index < c.n_job) {
+        index += gridDim.x;
+        const job next = job_of<Op>(c, index);
+        const int n_block = (steps_of<Op>(c, j) + 3) / 4;
+        for (int first = 0; first < n_block; first += AHEAD)
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++) {
+                const int block = first + k;
+                if (block >= n_block)
+                    break;
+                gr_barrier_wait(r.empty(r.stage), r.parity ^ 1);
+                if (t == 0)
+                    copy_boxes<Op>(c, j, block, r);
+                __syncwarp();
+#pragma unroll
+                for (int i = 0; i < 8; i++)
+                    copy_unit(c, __shfl_sync(0xffffffffu, row[k], 2 * i + lane / 16), j.m + (int64_t)(t % 16) * 8,
+                        r.a() + at + 1024 * i);
+                gr_units_arrive(r.full(r.stage));
+                row[k] = pair_at(c, j, (block + AHEAD) * DEPTH + mine);
+                r.next();
+            }
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++)
+            row[i] = pair_at(c, next, i * DEPTH + mine);
         j = next;
     }
 }
@@ -276,8 +311,10 @@ template <class Op> __device__ __forceinline__ void run(const call &c) {
     __syncthreads();
     if (threadIdx.x < GR_WARPGROUP) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
-        if constexpr (Op::GATHERED)
-            gather<Op>(c, r);
+        if constexpr (Op::WEIGHTS)
+            gather_pairs<Op>(c, r);
+        else if constexpr (Op::GATHERED)
+            gather_tiles<Op>(c, r);
         else if (threadIdx.x == 0)
             copy<Op>(c, r);
     } else {

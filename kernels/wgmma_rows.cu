@@ -9,7 +9,8 @@
  * Shapes: gr_ffn, bf16; sums in fp32. a is made of the rounded h, as backward makes it again. da stays in registers.
  * Tiles: 128 pairs of one expert x 128 to 256 columns, whichever leaves the least over; of up, half as many of h1 and
  * the same ones of h3, so that both halves of a pair meet in a thread.
- * Ends: each warp turns 16 rows x 64 columns in shared memory and moves whole lines.
+ * Ends: each warp turns its 16 rows in shared memory; down and input move whole lines of 64 columns from there, up and
+ * down_input leave whole rows of h in the tile to bulk copies.
  * Bytes of a pair, flops: up 2D + 6F, 4DF; down 2F + 2D, 2DF; down_input 2D + 10F, 2DF; input 4F + 2D, 4DF; weights
  * once for each expert.
  * Limits: D, F multiples of 8; arrays at 16 bytes; n_pair < 2^31. No tiles: nothing is launched.
@@ -81,15 +82,11 @@ __device__ __forceinline__ void gates_of(const call &c, const job &j, int warp, 
     }
 }
 
-/* The panel from group `first` of d on, rounded; groups from `end` on are 0. */
-template <int N>
-__device__ __forceinline__ void round_panel(const float (&d)[N], int first, int end, uint32_t (&v)[16]) {
+/* The panel from group `first` of d on, rounded. */
+template <int N> __device__ __forceinline__ void round_panel(const float (&d)[N], int first, uint32_t (&v)[16]) {
 #pragma unroll
-    for (int j = 0; j < 8; j++) {
-        const bool there = first + j < end;
-        v[2 * j] = there ? gr_rounded(d[there ? 4 * (first + j) : 0], d[there ? 4 * (first + j) + 1 : 0]) : 0;
-        v[2 * j + 1] = there ? gr_rounded(d[there ? 4 * (first + j) + 2 : 0], d[there ? 4 * (first + j) + 3 : 0]) : 0;
-    }
+    for (int j = 0; j < 16; j++)
+        v[j] = gr_rounded(d[4 * first + 2 * j], d[4 * first + 2 * j + 1]);
 }
 
 /* Columns of a panel that are both in the tile and in the matrix. */
@@ -97,34 +94,71 @@ __device__ __forceinline__ int64_t columns_left(int64_t width, int in_tile, int6
     return gr_at_most((int64_t)in_tile, width - first);
 }
 
+/* One half of h after the other lies in the warp's room, from where bulk copies move it by whole rows of the tile while
+ * the next products are made: there is room for the fourth stage of the ring beside it. a leaves by quads of lanes. */
 template <int N> struct up {
-    static constexpr int COLUMNS = N, ROOM = 16 * 128;
+    static constexpr int COLUMNS = N, HALF = N / 2, PITCH = N + 16 /* rows lie in different banks */,
+                         ROOM = 15 * PITCH + N;
     static constexpr bool GATHERED = true, HALVES = true, WEIGHTS = false, FETCHES = false;
     static constexpr int TURNED_A = 0, TURNED_B = 0;
-    static __device__ __forceinline__ void end(
-        const call &c, const job &j, int warp, uint32_t room, const float (&d)[N / 2]) {
-        constexpr int GROUPS = N / 16; /* of 8 columns in each half */
-        const int n_row = rows_left(j, warp);
-        const int64_t row = (int64_t)j.first + 16 * warp;
+    /* Half `half` of d, rounded, to h. */
+    static __device__ __forceinline__ void write_half(
+        const call &c, const job &j, int warp, uint32_t room, const float (&d)[N / 2], int half) {
+        const int lane = (int)threadIdx.x % 32;
+        const uint32_t at = room + (uint32_t)(lane % 16 * PITCH + lane / 16 * 16);
+        gr_rows_wait();
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < N / 16; i += 2) {
+            const int from = 4 * i + half * N / 4;
+            gr_store_four(at + 16 * i, gr_rounded(d[from], d[from + 1]), gr_rounded(d[from + 2], d[from + 3]),
+                gr_rounded(d[from + 4], d[from + 5]), gr_rounded(d[from + 6], d[from + 7]));
+        }
+        gr_proxy_fence();
+        __syncwarp();
+        if (lane < 16 && lane < rows_left(j, warp))
+            gr_write_row(c.h + (((int64_t)j.first + 16 * warp + lane) * 2 + half) * c.F + j.n,
+                room + (uint32_t)(lane * PITCH), (uint32_t)columns_left(c.F, HALF, j.n) * 2);
+        gr_rows_commit();
+    }
+    /* a of two neighbouring columns of group `group`, of both rows of the lane, out of the rounded h. */
+    static __device__ __forceinline__ void activate(
+        const float (&d)[N / 2], int group, const float (&g)[2], uint32_t (&a)[2]) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int from = 4 * group + 2 * i;
+            const uint32_t h1 = gr_rounded(d[from], d[from + 1]);
+            const uint32_t h3 = gr_rounded(d[from + N / 4], d[from + N / 4 + 1]);
+            a[i] = gr_rounded(gr_swiglu(g[i], gr_low(h1), gr_low(h3)), gr_swiglu(g[i], gr_high(h1), gr_high(h3)));
+        }
+    }
+    static __device__ __forceinline__ void write_act(const call &c, const job &j, int warp, const float (&d)[N / 2]) {
+        const int lane = (int)threadIdx.x % 32, n_row = rows_left(j, warp);
+        const int64_t left = columns_left(c.F, HALF, j.n);
+        gr_bf16 *act = c.act + ((int64_t)j.first + 16 * warp + lane / 4) * c.F + j.n + lane % 4 * 8;
         float g[2];
         gates_of(c, j, warp, g);
 #pragma unroll
-        for (int first = 0; first < GROUPS; first += 8) {
-            const int64_t column = j.n + 8 * first, left = columns_left(c.F, 8 * (GROUPS - first), column);
-            gr_bf16 *h = c.h + row * 2 * c.F + column;
-            uint32_t v1[16], v3[16];
-            round_panel(d, first, GROUPS, v1);
-            write_panel(room, v1, h, 2 * c.F, n_row, left);
-            round_panel(d, GROUPS + first, 2 * GROUPS, v3);
-            write_panel(room, v3, h + c.F, 2 * c.F, n_row, left);
-            if (!c.act)
-                continue;
+        for (int column = 0; column < HALF; column += 32) {
+            uint32_t v[4][2]; /* [group][row] */
 #pragma unroll
-            for (int i = 0; i < 16; i++)
-                v1[i] = gr_rounded(gr_swiglu(g[i % 2], gr_low(v1[i]), gr_low(v3[i])),
-                    gr_swiglu(g[i % 2], gr_high(v1[i]), gr_high(v3[i])));
-            write_panel(room, v1, c.act + row * c.F + column, c.F, n_row, left);
+            for (int i = 0; i < 4; i++)
+                activate(d, column / 8 + i, g, v[i]);
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                uint32_t q[4] = {v[0][i], v[1][i], v[2][i], v[3][i]};
+                turn_quad(q);
+                if (lane / 4 + 8 * i < n_row && column + lane % 4 * 8 < left)
+                    *(uint4 *)(act + 8 * i * c.F + column) = make_uint4(q[0], q[1], q[2], q[3]);
+            }
         }
+    }
+    static __device__ __forceinline__ void end(
+        const call &c, const job &j, int warp, uint32_t room, const float (&d)[N / 2]) {
+        write_half(c, j, warp, room, d, 0);
+        if (c.act)
+            write_act(c, j, warp, d);
+        write_half(c, j, warp, room, d, 1);
     }
 };
 
@@ -140,7 +174,7 @@ template <int N, int TURNED> struct onward {
         for (int first = 0; first < N / 8; first += 8) {
             const int64_t column = j.n + 8 * first;
             uint32_t v[16];
-            round_panel(d, first, N / 8, v);
+            round_panel(d, first, v);
             write_panel(
                 room, v, c.out + row * c.D + column, c.D, rows_left(j, warp), columns_left(c.D, N - 8 * first, column));
         }

@@ -5,11 +5,12 @@
  * Shapes: gr_ffn; bf16 in, fp32 out; sums over exactly the expert's pairs. In both the gathered rows give the 128 rows
  * of a tile; the second is computed as its transpose and stored turned.
  * Tiles: 128 x 128, 192 or 256; those of one expert are neighbours, experts in the order of their pairs, most first.
- * Each element is added to once in a launch, by the second-level cache in whole sectors: no order to depend on, nothing
- * to wait for. Experts without pairs: nothing is added. Bytes: for each expert the rows from the second-level cache
- * once per tile, gradients twice. Flops: 2DF and 4DF a pair. Limits: D, F multiples of 8; arrays at 16 bytes; n_pair <
- * 2^31. The last rows of the last 64 of k are those of the next expert, met by zeros: they must be finite. Twins:
- * grouped.cu; CPU: cpu_ffn.c. */
+ * The second-level cache adds in whole sectors, nothing waits for it. The same bits at every call: each element gets
+ * one addition in a launch, of a sum made with k ascending, so there is no order of additions that could vary.
+ * Experts without pairs: nothing is added. Bytes: for each expert the rows from the second-level cache once per tile,
+ * gradients twice. Flops: 2DF and 4DF a pair. Limits: D, F multiples of 8; arrays at 16 bytes; n_pair < 2^31. The last
+ * rows of the last 64 of k are those of the next expert, met by zeros: they must be finite.
+ * Twins: grouped.cu; CPU: cpu_ffn.c. */
 #include "kernels/wgmma_core.cuh"
 
 namespace {
