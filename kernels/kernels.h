@@ -9,9 +9,9 @@
  * Scratch is the caller's: `gr_kernel_<op>_scratch` (C of the host, kernels/<family>.c) says how many bytes; it need
  * not be zeroed, is aligned to 256 bytes and may be reused by the next call on the same stream.
  *
- * "Measured" in a kernel's head: on one H100 (80 GB HBM3, 2026-11-26), where a large copy moves 2.82 TB/s and a large bf16
- * product runs at 896 TFLOP/s, by
- *   grouter-train bench kernels --backend cuda --shape mini-qwen3 --tokens 32768 --dtype bf16 */
+ * "Measured" in a kernel's head: on one H100 (80 GB HBM3, 2026-11-26), where a large copy moves 2.82 TB/s and a large
+ * bf16 product runs at 896 TFLOP/s, by grouter-train bench kernels --backend cuda --shape mini-qwen3 --tokens 32768
+ * --dtype bf16 */
 #ifndef GROUTER_KERNELS_H
 #define GROUTER_KERNELS_H
 

@@ -263,7 +263,8 @@ static void one_document_is_the_whole_window_bit_for_bit(void **state) {
     document_rows rows;
     divide(130, 0, NULL, &rows);
     const gr_attention_kernels wanted = backend->attention;
-    if (backend->attention_best == GR_ATTENTION_CUDNN) /* which takes no documents, so others would compute one of both */
+    if (backend->attention_best ==
+        GR_ATTENTION_CUDNN) /* which takes no documents, so others would compute one of both */
         backend->attention = GR_ATTENTION_FLASH;
     for (int mask = 0; mask < 2; mask++) {
         gr_attention shape =

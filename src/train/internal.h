@@ -177,8 +177,8 @@ bool gr_trainer_exchanges_beside(const gr_trainer *t);
  * their memory; then all memory; then the best GEMM rate. A dry run stops between them. */
 GR_MUST gr_err gr_trainer_shape(gr_trainer *t);
 GR_MUST gr_err gr_trainer_survey(gr_trainer *t);
-/* Bytes that are still free where the arenas lie: of the device, with what others use of it, else 2^64 - 1 less what this
- * process has in memory. Only differences mean something. */
+/* Bytes that are still free where the arenas lie: of the device, with what others use of it, else 2^64 - 1 less what
+ * this process has in memory. Only differences mean something. */
 uint64_t gr_trainer_room(const gr_trainer *t);
 GR_MUST gr_err gr_trainer_allocate(gr_trainer *t);
 GR_MUST gr_err gr_trainer_peak(gr_trainer *t);
