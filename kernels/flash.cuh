@@ -256,10 +256,10 @@ static __device__ __forceinline__ gr_flash_place gr_flash_place_of(const gr_flas
 
 /* ---------------------------------------------------------------- launching (host) */
 
-/* Bytes of a block's shared memory: a block of sm_80 has at most 163 KiB. */
+/* Bytes of a block's shared memory, beside up to 3 KiB more: within gr_kernel_flash_shared. */
 template <typename S, int OWN> constexpr int gr_flash_bytes(void) {
     constexpr int BYTES = S::room(OWN) * (int)sizeof(gr_bf16);
-    static_assert(BYTES <= 160 * 1024, "shared memory");
+    static_assert(BYTES <= (S::HD <= 48 ? 96 : 160) * 1024, "shared memory");
     return BYTES;
 }
 

@@ -71,8 +71,11 @@ GR_MUST int gr_kernel_attend_round(
 /* Heads of bf16 that can be read 16 bytes at a time: head_dim is a multiple of 8, every row that is there begins at 16
  * bytes. */
 bool gr_kernel_attend_aligned(const gr_attention *a);
-/* Whether these kernels do the op: bf16, aligned heads of up to 128. */
+/* Whether these kernels do the op: bf16, aligned heads of up to 128, T < 2^22, at most 2^31 - 1 blocks, and of
+ * documents both arrays or none. */
 bool gr_kernel_flash_fits(gr_dtype dtype, const gr_attention *a);
+/* Bytes of shared memory that a block needs at most: more than GPUs of 8.6, 8.9 and 12.x have for heads above 48. */
+size_t gr_kernel_flash_shared(int64_t head_dim);
 GR_MUST int gr_kernel_flash_forward(void *stream, const gr_attention *a);
 GR_MUST int gr_kernel_flash_backward(void *stream, const gr_attention *a, void *scratch);
 size_t gr_kernel_flash_backward_scratch(const gr_attention *a);
@@ -113,8 +116,8 @@ GR_MUST int gr_kernel_swiglu_backward(void *stream, gr_dtype dtype, const gr_ffn
 /* ---------------------------------------------------------------- grouped.cu: all experts' products in one launch
  * By mma.sync, bf16 only. */
 
-/* Whether these kernels do the op: bf16, tiles and what follows them are there, D and F are multiples of 8, and all
- * arrays that are there begin at 16 bytes. */
+/* Whether these kernels do the op: bf16, tiles and what follows them are there, D and F are multiples of 8, none
+ * of 2 D, 2 F and n_pair is near 2^31, and all arrays that are there begin at 16 bytes. */
 bool gr_kernel_grouped_fits(gr_dtype dtype, const gr_ffn *a);
 
 /* x to h, and with y also to a. */

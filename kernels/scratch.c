@@ -37,8 +37,12 @@ bool gr_kernel_attend_aligned(const gr_attention *a) {
 }
 
 bool gr_kernel_flash_fits(gr_dtype dtype, const gr_attention *a) {
-    return dtype == GR_BF16 && a->head_dim <= 128 && a->T < 1 << 22 &&
+    return dtype == GR_BF16 && a->head_dim <= 128 && a->T < 1 << 22 && !a->documents.first == !a->documents.end &&
            a->n_window * a->H * gr_ceil_div(a->T, 64) <= INT32_MAX && gr_kernel_attend_aligned(a);
+}
+
+size_t gr_kernel_flash_shared(int64_t head_dim) {
+    return (size_t)(head_dim <= 48 ? 99 : 163) << 10;
 }
 
 size_t gr_kernel_flash_backward_scratch(const gr_attention *a) {

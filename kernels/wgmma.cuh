@@ -16,7 +16,7 @@
 #ifndef GROUTER_KERNELS_WGMMA_CUH
 #define GROUTER_KERNELS_WGMMA_CUH
 
-#include "kernels/device.cuh"
+#include "kernels/mma.cuh"
 
 #include <cuda.h>
 
@@ -216,20 +216,6 @@ static __device__ __forceinline__ void gr_add_number(float *to, float x) {
 /* Two neighbours, at 8 bytes. */
 static __device__ __forceinline__ void gr_add_pair(float *to, float x, float y) {
     asm volatile("red.relaxed.gpu.global.add.v2.f32 [%0], {%1,%2};" : : "l"(to), "f"(x), "f"(y) : "memory");
-}
-
-/* Neighbours rounded into one register, the lower one in the lower half, and back. */
-static __device__ __forceinline__ uint32_t gr_rounded(float low, float high) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return *(const uint32_t *)&pair;
-}
-
-static __device__ __forceinline__ float gr_low(uint32_t pair) {
-    return __uint_as_float(pair << 16);
-}
-
-static __device__ __forceinline__ float gr_high(uint32_t pair) {
-    return __uint_as_float(pair & 0xffff0000u);
 }
 
 #endif

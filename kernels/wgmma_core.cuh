@@ -39,9 +39,9 @@ typedef struct call {
     float *dw;
     float *share; /* [n_column][n_pair], of gradients of gates */
     int64_t D, F, n_pair;
-    int32_t depth;             /* of products of rows */
-    int32_t n_column, n_m;     /* tiles in a row, and in a column of an expert's gradient */
-    uint32_t n_job, last_pair; /* last_pair: unused rows */
+    int32_t depth;         /* of products of rows */
+    int32_t n_column, n_m; /* tiles in a row, and in a column of an expert's gradient */
+    uint32_t n_job;
 } call;
 
 /* One tile of a product. */

@@ -89,7 +89,7 @@ __device__ __forceinline__ void gates_of(const call &c, const job &j, int warp, 
 template <int N> __device__ __forceinline__ void round_panel(const float (&d)[N], int first, uint32_t (&v)[16]) {
 #pragma unroll
     for (int j = 0; j < 16; j++)
-        v[j] = gr_rounded(d[4 * first + 2 * j], d[4 * first + 2 * j + 1]);
+        v[j] = gr_pair(d[4 * first + 2 * j], d[4 * first + 2 * j + 1]);
 }
 
 /* Columns of a panel that are both in the tile and in the matrix. */
@@ -114,8 +114,8 @@ template <int N> struct up {
 #pragma unroll
         for (int i = 0; i < N / 16; i += 2) {
             const int from = 4 * i + half * N / 4;
-            gr_store_four(at + 16 * i, gr_rounded(d[from], d[from + 1]), gr_rounded(d[from + 2], d[from + 3]),
-                gr_rounded(d[from + 4], d[from + 5]), gr_rounded(d[from + 6], d[from + 7]));
+            gr_store_four(at + 16 * i, gr_pair(d[from], d[from + 1]), gr_pair(d[from + 2], d[from + 3]),
+                gr_pair(d[from + 4], d[from + 5]), gr_pair(d[from + 6], d[from + 7]));
         }
         gr_proxy_fence();
         __syncwarp();
@@ -130,9 +130,9 @@ template <int N> struct up {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const int from = 4 * group + 2 * i;
-            const uint32_t h1 = gr_rounded(d[from], d[from + 1]);
-            const uint32_t h3 = gr_rounded(d[from + N / 4], d[from + N / 4 + 1]);
-            a[i] = gr_rounded(gr_swiglu(g[i], gr_low(h1), gr_low(h3)), gr_swiglu(g[i], gr_high(h1), gr_high(h3)));
+            const uint32_t h1 = gr_pair(d[from], d[from + 1]);
+            const uint32_t h3 = gr_pair(d[from + N / 4], d[from + N / 4 + 1]);
+            a[i] = gr_pair(gr_swiglu(g[i], gr_low(h1), gr_low(h3)), gr_swiglu(g[i], gr_high(h1), gr_high(h3)));
         }
     }
     static __device__ __forceinline__ void write_act(const call &c, const job &j, int warp, const float (&d)[N / 2]) {
@@ -235,9 +235,9 @@ template <int N> struct down_input {
             const gr_swiglu_gradient low = gr_swiglu_backward(gate, gr_low(v1[i]), gr_low(v3[i]), d[2 * i]);
             const gr_swiglu_gradient high = gr_swiglu_backward(gate, gr_high(v1[i]), gr_high(v3[i]), d[2 * i + 1]);
             dgate[i % 2] += i / 2 * 8 < left ? low.dgate + high.dgate : 0.0f; /* beyond is what was there before */
-            a[i % 2][i / 2] = gr_rounded(low.a, high.a);
-            v1[i] = gr_rounded(low.du, high.du);
-            v3[i] = gr_rounded(low.dv, high.dv);
+            a[i % 2][i / 2] = gr_pair(low.a, high.a);
+            v1[i] = gr_pair(low.du, high.du);
+            v3[i] = gr_pair(low.dv, high.dv);
         }
         gr_store_four(at, v1[0], v1[1], v1[2], v1[3]);
         gr_store_four(at + 2 * N, v3[0], v3[1], v3[2], v3[3]);
@@ -295,7 +295,10 @@ call call_of(const gr_ffn *a) {
 /* n columns of the whole product, n_tile tiles of COLUMNS for them. */
 template <class Op> int launch_rows(void *stream, const gr_ffn *a, call *c, int64_t n) {
     c->n_column = tiles_of(n, Op::HALVES ? Op::COLUMNS / 2 : Op::COLUMNS);
-    c->n_job = (uint32_t)(a->n_tile * c->n_column);
+    const int64_t n_job = a->n_tile * c->n_column;
+    if (!gr_kernel_wgmma_fits(GR_BF16, a) || n_job > INT32_MAX)
+        return cudaErrorInvalidValue;
+    c->n_job = (uint32_t)n_job;
     return launch<Op>(stream, *c);
 }
 

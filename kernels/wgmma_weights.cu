@@ -6,12 +6,12 @@
  * of a tile; the second is computed as its transpose and stored turned.
  * Tiles: 128 x 128, 192 or 256; those of one expert are neighbours, experts in the order of their pairs, most first.
  * The second-level cache adds in whole sectors, nothing waits for it. The same bits at every call: each element gets
- * one addition in a launch, of a sum made with k ascending, so there is no order of additions that could vary.
- * Experts without pairs: nothing is added. Bytes: for each expert the rows from the second-level cache once per tile,
- * gradients twice. Flops: 2DF and 4DF a pair. Limits: D, F multiples of 8; arrays at 16 bytes; n_pair < 2^31. The last
- * rows of the last 64 of k are those of the next expert, met by zeros: they must be finite.
- * Twins: grouped.cu; CPU: cpu_ffn.c.
- * Measured (as wgmma_rows.cu): down_weights 333, 448, 489, 445, 535; up_weights 419, 521, 518, 503, 530. */
+ * one addition in a launch, of a sum made with k ascending, so there is no order of additions that could vary; sums
+ * below 2^-126 become 0. Experts without pairs: nothing is added. Bytes: for each expert the rows from the second-level
+ * cache once per tile, gradients twice. Flops: 2DF and 4DF a pair. Limits: D, F multiples of 8; arrays at 16 bytes;
+ * n_pair < 2^31. At most 15 rows of the last 16 of k are those of the next experts, met by zeros: where they are not
+ * finite, dW of this expert is not either. Twins: grouped.cu; CPU: cpu_ffn.c. Measured (as wgmma_rows.cu): down_weights
+ * 333, 448, 489, 445, 535; up_weights 419, 521, 518, 503, 530. */
 #include "kernels/wgmma_core.cuh"
 
 namespace {
@@ -66,7 +66,10 @@ template <int N> struct up_weights : weights<N> {
 template <class Op> int launch_weights(void *stream, const gr_ffn *a, call *c, int64_t n) {
     c->n_m = tiles_of(a->D, ROWS);
     c->n_column = tiles_of(n, Op::COLUMNS);
-    c->n_job = (uint32_t)((int64_t)a->n_expert * c->n_m * c->n_column);
+    const int64_t n_job = (int64_t)a->n_expert * c->n_m * c->n_column;
+    if (!gr_kernel_wgmma_fits(GR_BF16, a) || n_job > INT32_MAX)
+        return cudaErrorInvalidValue;
+    c->n_job = (uint32_t)n_job;
     return launch<Op>(stream, *c);
 }
 

@@ -85,8 +85,8 @@ cp -r "/usr/$libraries/pmix2/share" "$root/pmix2/"
 for library in lapack/liblapack.so.3 blas/libblas.so.3; do
     [[ ! -e /usr/$libraries/$library ]] || cp -L "/usr/$libraries/$library" "$root/lib/"
 done
-find "$root" -type f \( -name '*.so*' -o -path '*/bin/*' \) -print0 |
-    LD_LIBRARY_PATH="$root/lib" xargs -0 ldd 2>/dev/null | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' | sort -u |
+find "$root" -type f \( -name '*.so*' -o -path "$root/bin/*" \) -print0 |
+    { LD_LIBRARY_PATH="$root/lib" xargs -0 ldd 2>/dev/null || true; } | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' | sort -u |
     grep -v -E '/(libc|libm|libdl|librt|libpthread|libresolv|libutil|libcuda|ld-linux[^/]*)\.so' |
     while read -r library; do
         [[ -e $root/lib/${library##*/} ]] || cp -L "$library" "$root/lib/"

@@ -42,7 +42,7 @@ binary=$(realpath "$folder")/grouter-train programs=$(realpath "$folder")/tests
 
 # Names of tests, and what each runs: as in tests/CMakeLists.txt.
 names=()
-declare -A runs
+declare -A runs attention
 add() {
     [[ $1 =~ $only ]] || return 0
     names+=("$1")
@@ -58,6 +58,10 @@ for program in "$programs"/test_cpu_* "$programs"/test_divergence* "$programs"/t
     test_cuda_*) add "${name#test_}" "$program" ;;
     *) name=${name#test_} && add "cuda_${name#cpu_}" "$program" ;;
     esac
+done
+for way in cublas flash cudnn; do
+    add "cuda_attention_$way" "$programs/test_cpu_attention_bf16"
+    attention[cuda_attention_$way]=$way
 done
 if [ $list = yes ]; then
     printf '%s\n' "${names[@]}"
@@ -77,7 +81,7 @@ one() {
         timeout -k 10 "$limit" bash "$what" "$binary" "$out/$name.work" >"$out/$name.log" 2>&1 </dev/null || code=$?
     else
         mkdir -p "$out/$name.work"
-        (cd "$out/$name.work" && CHECK_BACKEND=cuda OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
+        (cd "$out/$name.work" && CHECK_BACKEND=cuda ${attention[$name]:+CHECK_ATTENTION=${attention[$name]}} OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
             timeout -k 10 "$limit" "$what") >"$out/$name.log" 2>&1 </dev/null || code=$?
     fi
     now=$(date +%s.%N)

@@ -90,13 +90,23 @@ step() { # title, command...: a step that fails counts as one failure and ends t
     exit 1
 }
 
-trap 'echo "$passed passed, $failed failed, $skipped skipped"' EXIT
+end() {
+    [[ -z $building ]] || kill "$building" 2>/dev/null || true
+    echo "$passed passed, $failed failed, $skipped skipped"
+}
+building=
+trap end EXIT
 
 step "setup" scripts/setup.sh
 step "build (build/)" scripts/build.sh build all
+if [[ $sanitize == yes ]]; then # beside the tests, with what they leave of the cores while they wait
+    nice -n 19 scripts/build.sh build-asan all -DGROUTER_SANITIZE=address,undefined &
+    building=$!
+fi
 step "test (build/)" run_tests build "${exclude[@]}"
 if [[ $sanitize == yes ]]; then
-    step "build with sanitizers (build-asan/)" scripts/build.sh build-asan all -DGROUTER_SANITIZE=address,undefined
+    step "build with sanitizers (build-asan/)" wait "$building"
+    building=
     # Of several ranks the test programs, in fp32, and the wrong inputs; scripts of whole runs take minutes there and
     # compute nothing that these do not, nor do tests of ops once more on far memory.
     scripts_of_runs='mpi_(bench|bench_layer|bf16|device|distill|dry_run|fold|kill|leak|learned|online|placement|resume|route|train)'

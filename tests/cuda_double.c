@@ -329,11 +329,19 @@ cudaError_t cudaGetDeviceCount(int *n) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device) {
-    if (attribute != cudaDevAttrComputeCapabilityMajor && attribute != cudaDevAttrComputeCapabilityMinor)
+    switch (attribute) {
+    case cudaDevAttrComputeCapabilityMajor:
+        *value = device == 0 ? 8 : 9;
+        return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+        *value = 0;
+        return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+        *value = 163 << 10;
+        return cudaSuccess;
+    default:
         double_die("an attribute that is not known here");
-    const int major = device == 0 ? 8 : 9;
-    *value = attribute == cudaDevAttrComputeCapabilityMajor ? major : 0;
-    return cudaSuccess;
+    }
 }
 
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *out, int device) {

@@ -139,6 +139,7 @@ gr_err __wrap_gr_backend_open(gr_backend **out, const char *name, gr_dtype dtype
     b->experts_best = GR_EXPERTS_MMA;
     b->attention_best = GR_ATTENTION_FLASH;
     state_of(b)->cpu = cpu;
+    state_of(b)->cuda.shared_max = SIZE_MAX;
     gr_cuda_set_ops(b);
     return GR_OK;
 }

@@ -14,6 +14,8 @@
 #include "kernels/grouped.h"
 #include "kernels/kernels.h"
 
+#include "experts_fixture.h"
+
 /* ---------------------------------------------------------------- shared memory */
 
 typedef int (*place)(int row, int unit);
@@ -160,24 +162,6 @@ static void shares_of_gate_gradients_fit_where_da_was(void **state) {
 }
 
 /* ---------------------------------------------------------------- which calls */
-
-static gr_ffn whole_call(void) {
-    static uint8_t memory[4096] __attribute__((aligned(64)));
-    return (gr_ffn){.n_expert = 2,
-        .D = 16,
-        .F = 8,
-        .n_pair = 3,
-        .x = memory,
-        .w13 = memory,
-        .w2 = memory,
-        .h = memory,
-        .a = memory,
-        .y = memory,
-        .tiles = (const gr_row_tile *)memory,
-        .n_tile = 2,
-        .expert_order = (const uint32_t *)memory,
-        .device_offset = (const uint32_t *)memory};
-}
 
 static void calls_that_the_kernels_cannot_do_are_refused(void **state) {
     (void)state;

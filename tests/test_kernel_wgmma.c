@@ -9,23 +9,7 @@
 
 #include "kernels/kernels.h"
 
-static gr_ffn whole_call(void) {
-    static uint8_t memory[4096] __attribute__((aligned(64)));
-    return (gr_ffn){.n_expert = 2,
-        .D = 16,
-        .F = 8,
-        .n_pair = 3,
-        .x = memory,
-        .w13 = memory,
-        .w2 = memory,
-        .h = memory,
-        .a = memory,
-        .y = memory,
-        .tiles = (const gr_row_tile *)memory,
-        .n_tile = 2,
-        .expert_order = (const uint32_t *)memory,
-        .device_offset = (const uint32_t *)memory};
-}
+#include "experts_fixture.h"
 
 static void a_call_takes_the_last_kernels_that_may_and_fit(void **state) {
     (void)state;

@@ -197,7 +197,8 @@ typedef struct gr_rope {
  * document if documents are given; lse saved for backward. In blocks: scratch of scores has a bound, whatever T. */
 typedef enum gr_attend { GR_ATTEND_CAUSAL, GR_ATTEND_BIDIRECTIONAL } gr_attend;
 /* Positions in the window: row t sees keys of [first[t], end[t]) only; first <= t < end, neither ever falls in a
- * window. NULL: one document. */
+ * window. Both NULL: one document. What is not finite in a token may also reach rows that do not see it, in o and in
+ * gradients: some kernels multiply it by 0. */
 typedef struct gr_documents {
     const uint32_t *first, *end; /* [n_window*T] */
 } gr_documents;

@@ -80,12 +80,13 @@ typedef struct gr_update {
     bool skipped;           /* weights and moments untouched */
     double loss[GR_LOSSES]; /* over the global batch; [0] per token */
     /* Of the host: where the backend works behind it, what it waited for and the time of giving out work. */
-    double reduce_ms;    /* sums over groups and the norm */
-    double optimizer_ms; /* AdamW, with ZeRO-1 also the gathering of weights */
+    double reduce_ms; /* sums over groups and the norm, without the parts that went beside backward */
+    double
+        optimizer_ms; /* AdamW, with ZeRO-1 also the gathering of weights, but for parts gathered in the next forward */
 } gr_update;
 
 /* One update of the weights (with zero 1 and weights_act those this rank owns, else whole) in `step` (0-based; it also
- * counts when skipped) with the loss of the global batch: sums gradients over
+ * counts when skipped) with the loss of the global batch, of which rank 0's counts: sums gradients over
  * their groups (with ZeRO-1 those of other owners are undefined afterwards), takes the global norm, clips, decides (the
  * same on every rank: proceeds only if the global loss is finite and the clipped norm's square fits fp32, as second
  * moments must), applies AdamW. The fourth skip in a row is 71, agreed by all ranks. The moment correction counts

@@ -30,6 +30,7 @@ typedef struct gr_cuda_scratch_room {
 
 typedef struct gr_cuda {
     int device;
+    size_t shared_max; /* bytes of shared memory that a block may ask for */
     cudaStream_t queue[GR_CUDA_QUEUES];
     cudaEvent_t mark[GR_CUDA_QUEUES]; /* of whoever waits for a queue: recorded just before */
     gr_cuda_products *products;

@@ -1,6 +1,6 @@
-/* cuda_attention.c: attention over packed windows. In bf16, where heads are of a usual size and rows begin at 16 bytes,
- * by cuDNN (cuda_cudnn.c) or by kernels that keep no scores (kernels/flash_*.cu), whose lse is the same number; for
- * every other shape, and in fp32, by products of cuBLAS and the kernels between them, the plain path:
+/* cuda_attention.c: attention over packed windows, in one of three ways (gr_attention_kernels): by cuDNN
+ * (cuda_cudnn.c), by kernels that keep no scores (kernels/flash_*.cu), whose lse is the same number, or, for every
+ * shape, by products of cuBLAS and the kernels between them, the plain path:
  *
  * A block of query rows against all keys they may see, for one query head of each of several key/value heads at once:
  * the heads of a batch lie side by side in a row, so their products are one strided batch. Scores take
@@ -202,13 +202,19 @@ static gr_err forward_plain(gr_backend *b, gr_lane lane, const gr_attention *a) 
     return each_batch(&t, forward_batch);
 }
 
+static bool may_flash(const gr_backend *b, const gr_attention *a) {
+    const gr_cuda *s = b->state;
+    return may(b, GR_ATTENTION_FLASH) && gr_kernel_flash_fits(b->dtype, a) &&
+           gr_kernel_flash_shared(a->head_dim) <= s->shared_max;
+}
+
 gr_err gr_cuda_attention_forward(gr_backend *b, gr_lane lane, const gr_attention *a) {
     bool done = false;
     if (may(b, GR_ATTENTION_CUDNN))
         GR_TRY(gr_cuda_cudnn_attention(b, lane, a, false, &done));
     if (done)
         return GR_OK;
-    if (may(b, GR_ATTENTION_FLASH) && gr_kernel_flash_fits(b->dtype, a))
+    if (may_flash(b, a))
         return gr_cuda_check(gr_kernel_flash_forward(b->lane_native(b, lane), a), "attention");
     return forward_plain(b, lane, a);
 }
@@ -234,7 +240,7 @@ gr_err gr_cuda_attention_backward(gr_backend *b, gr_lane lane, const gr_attentio
         GR_TRY(gr_cuda_cudnn_attention(b, lane, a, true, &done));
     if (done)
         return GR_OK;
-    if (may(b, GR_ATTENTION_FLASH) && gr_kernel_flash_fits(b->dtype, a))
+    if (may_flash(b, a))
         return flash_backward(b, lane, a);
     return backward_plain(b, lane, a);
 }

@@ -135,7 +135,8 @@ gr_err gr_cuda_cudnn_attention(gr_backend *b, gr_lane lane, const gr_attention *
         return GR_OK;
     const gr_attend_part part =
         backward ? gr_attend_part_of(a, gr_cuda_attend_room()) : (gr_attend_part){a->n_window, a->H_kv};
-    if (part.n_window == 0)
+    const bool whole = part.n_window == a->n_window && part.H_kv == a->H_kv;
+    if (part.n_window == 0 || (!whole && a->T % 4 != 0)) /* lse of every part must begin at 16 bytes */
         return GR_OK;
     const gr_cudnn_shape shape = shape_of(a, backward, part);
     const gr_cudnn_plan *p = plan_of(c, &shape);

@@ -1,7 +1,7 @@
-/* cuda_ffn.c: grouped SwiGLU experts, in one of two ways (gr_experts).
+/* cuda_ffn.c: grouped SwiGLU experts, by kernels of our own (two sets) or by a library (gr_experts).
  *
- * Own kernels: each product of all experts is one launch on the op's lane, rows are gathered by the kernels, and there
- * is nothing else to do.
+ * Own kernels: each product of all experts is one launch (one more adds up dgate) on the op's lane, rows are gathered
+ * by the kernels, and there is nothing else to do.
  *
  * The library: cuBLASLt products of every expert on several streams, all else in one launch.
  * Forward   gather x | up products | SwiGLU | down products

@@ -65,13 +65,17 @@ static void cuda_close(gr_backend *b) {
 }
 
 /* Compute capability 8.0 is the least there is; wgmma is 9.0's alone. */
-static gr_err find_experts(int device, gr_experts *best) {
-    int major = 0, minor = 0;
+static gr_err find_kernels(gr_cuda *s, gr_experts *best) {
+    const int device = s->device;
+    int major = 0, minor = 0, shared = 0;
     cudaError_t status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     if (!status)
         status = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    if (!status)
+        status = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    s->shared_max = (size_t)shared;
     *best = major == 9 && minor == 0 ? GR_EXPERTS_WGMMA : GR_EXPERTS_MMA;
-    return gr_cuda_check((int)status, "reading a GPU's compute capability");
+    return gr_cuda_check((int)status, "reading what a GPU has");
 }
 
 static gr_err open_state(gr_backend *b, const survey *found) {
@@ -83,10 +87,11 @@ static gr_err open_state(gr_backend *b, const survey *found) {
     GR_TRY(gr_cuda_queues_open(s));
     say(s, found->n_device);
     GR_TRY(gr_cuda_staging_open(s));
-    GR_TRY(find_experts(s->device, &b->experts_best));
+    GR_TRY(find_kernels(s, &b->experts_best));
     GR_TRY(gr_cuda_products_open(b, &s->products));
     GR_TRY(gr_cuda_cudnn_open(b->dtype, &s->cudnn));
-    b->attention_best = s->cudnn ? GR_ATTENTION_CUDNN : GR_ATTENTION_FLASH;
+    /* in fp32 neither takes a call, and asking for either is no mistake */
+    b->attention_best = s->cudnn || b->dtype != GR_BF16 ? GR_ATTENTION_CUDNN : GR_ATTENTION_FLASH;
     return GR_OK;
 }
 

@@ -6,7 +6,7 @@
 
 bool gr_library_attends(gr_dtype dtype, const gr_attention *a) {
     return dtype == GR_BF16 && a->head_dim <= 256 && a->n_window > 0 && a->T >= 64 && !a->documents.first &&
-           !a->documents.end && gr_kernel_attend_aligned(a);
+           !a->documents.end && gr_kernel_attend_aligned(a) && (uintptr_t)a->lse % 16 == 0;
 }
 
 /* The largest divisor of n that is at most `most`; 0 where that is 0. */

@@ -334,6 +334,12 @@ static gr_err warm_up(nccl *s, gr_group g) {
     GR_TRY(call_begin(s, g, "the first sum"));
     rc = s->call.ncclAllReduce(out, out, n, ncclFloat32, ncclSum, s->comm[g], s->stream);
     GR_TRY(call_end(s, g, rc, s->limits.start_s));
+    GR_TRY(call_begin(s, g, "the first reduction to one"));
+    rc = s->call.ncclReduce(out, out, n, ncclFloat32, ncclSum, 0, s->comm[g], s->stream);
+    GR_TRY(call_end(s, g, rc, s->limits.start_s));
+    GR_TRY(call_begin(s, g, "the first broadcast"));
+    rc = s->call.ncclBroadcast(out, out, sizeof *out, ncclUint8, 0, s->comm[g], s->stream);
+    GR_TRY(call_end(s, g, rc, s->limits.start_s));
     GR_TRY(call_begin(s, g, "the first reduce-scatter"));
     rc = s->call.ncclReduceScatter(out, out + me, 1, ncclFloat32, ncclSum, s->comm[g], s->stream);
     GR_TRY(call_end(s, g, rc, s->limits.start_s));
