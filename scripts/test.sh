@@ -109,7 +109,7 @@ if [[ $sanitize == yes ]]; then
     building=
     # Of several ranks the test programs, in fp32, and the wrong inputs; scripts of whole runs take minutes there and
     # compute nothing that these do not, nor do tests of ops once more on far memory.
-    scripts_of_runs='mpi_(bench|bench_layer|bf16|device|distill|dry_run|fold|kill|leak|learned|online|placement|resume|route|train)'
+    scripts_of_runs='mpi_(bench|bench_layer|bf16|device|distill|dry_run|fold|kill|leak|learned|online|placement|resume|route|train)|unit_device'
     step "test with sanitizers (build-asan/)" run_tests build-asan --label-regex '^(unit|mpi)$' \
         --exclude-regex "^($scripts_of_runs|mpi_[0-9].*_bf16|mpi_7_nccl|far_.*)\$"
 fi
