@@ -16,7 +16,7 @@ glibc=@GLIBC@
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=${GROUTER_BUNDLE:-$here/grouter-bundle}
 case ${1-} in
-"") usage >&2 && exit 64 ;;
+"") usage >&2 && exit 2 ;;
 -h | --help) usage && exit 0 ;;
 esac
 
@@ -30,7 +30,7 @@ fi
 if [[ ! -e $root/BUNDLE || $here/bundle.tar.xz -nt $root/BUNDLE ]]; then
     if [[ ! -r $here/bundle.tar.xz ]]; then
         echo "run.sh: $here/bundle.tar.xz: not there; keep it beside run.sh, or name an unpacked one in GROUTER_BUNDLE" >&2
-        exit 66
+        exit 69
     fi
     fresh=$(mktemp -d "$(dirname "$root")/unpacking.XXXXXX")
     trap 'rm -rf "$fresh"' EXIT
