@@ -118,6 +118,8 @@ bad 64 'data.windows = "corpus" needs parallel.placement' 'which windows each ra
 bad 64 'parallel.placement = "p", but routing.source = "learned": no placement can fit' 'leave it out' -- \
     train good.json --set parallel.placement=p --set routing.source=learned --set 'data.train=[{"tokens": "t"}]' \
     --set 'data.valid=[]'
+bad 64 'parallel.expert_kernels: expected "auto" or "cublas" or "mma" or "wgmma", got "fast"' -- train good.json --set parallel.expert_kernels=fast
+bad 64 'parallel.attention_kernels: expected "auto" or "cublas" or "flash" or "cudnn", got "fast"' -- train good.json --set parallel.attention_kernels=fast
 bad 64 'parallel.comm: expected' 'got "nccl"' 'use mpi' -- train good.json --set parallel.comm=nccl --set parallel.backend=cpu
 
 bad_end
