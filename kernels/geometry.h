@@ -28,11 +28,6 @@ GR_EVERYWHERE int64_t gr_at_most(int64_t a, int64_t limit) {
     return a < limit ? a : limit;
 }
 
-/* Element offset of sub-row i where n_sub sub-rows of `width` stand at the start of outer rows of ld elements. */
-GR_EVERYWHERE int64_t gr_sub_row_at(int64_t i, int64_t n_sub, int64_t width, int64_t ld) {
-    return n_sub == 1 ? i * ld : i / n_sub * ld + i % n_sub * width;
-}
-
 /* ---------------------------------------------------------------- sums over rows (gradients of norm weights)
  *
  * Rows are cut into partials of equal length, one block each; a block's warps take its rows in turn and keep sums of
@@ -40,10 +35,15 @@ GR_EVERYWHERE int64_t gr_sub_row_at(int64_t i, int64_t n_sub, int64_t width, int
 
 enum { GR_PARTIAL_MAX = 1024, GR_PARTIAL_PARTS = 32, GR_WARPS_MAX = 8 };
 
-/* Rows of one partial: a multiple of the warps, so many that there are at most GR_PARTIAL_MAX partials. */
+/* Of n in all, so many for one partial that there are at most GR_PARTIAL_MAX partials: a multiple of `unit`. */
+GR_EVERYWHERE int64_t gr_partial_each(int64_t n, int64_t unit) {
+    const int64_t least = gr_ceil_div(n, GR_PARTIAL_MAX);
+    return gr_round_up(least < 1 ? 1 : least, unit);
+}
+
+/* Rows of one partial: a multiple of the warps. */
 GR_EVERYWHERE int64_t gr_partial_rows(int64_t n_row) {
-    const int64_t least = gr_ceil_div(n_row, GR_PARTIAL_MAX);
-    return gr_round_up(least < 1 ? 1 : least, GR_WARPS_MAX);
+    return gr_partial_each(n_row, GR_WARPS_MAX);
 }
 
 GR_EVERYWHERE int64_t gr_partial_count(int64_t n_row) {
@@ -62,6 +62,93 @@ GR_EVERYWHERE int gr_partial_warps(int64_t width) {
 /* Bytes for the partials of n_row rows with `width` sums each. */
 GR_EVERYWHERE size_t gr_partial_bytes(int64_t n_row, int64_t width) {
     return (size_t)gr_partial_count(n_row) * (size_t)width * sizeof(float);
+}
+
+/* ---------------------------------------------------------------- heads of q and k (head_norm.cu)
+ *
+ * All heads of q in the order of their rows, then all of k, each kind cut into parts of equal length, the last one
+ * shorter: one block each, whose heads have the same weights. In backward its sum of their gradients is a partial. */
+
+typedef struct gr_heads {
+    int64_t n_row, n_q, n_k;
+    int64_t T; /* position of a row: row % T; 0: there are none */
+} gr_heads;
+
+typedef struct gr_head_parts {
+    int64_t n_q, n_k;       /* parts */
+    int64_t each_q, each_k; /* heads of a part: a multiple of GR_HEAD_UNIT, so that no warp starts without one */
+} gr_head_parts;
+
+enum { GR_HEAD_UNIT = 64, GR_HEAD_EACH = 128 };
+
+GR_EVERYWHERE gr_head_parts gr_head_parts_of(gr_heads h, int64_t each_q, int64_t each_k) {
+    gr_head_parts p;
+    p.each_q = each_q;
+    p.each_k = each_k;
+    p.n_q = gr_ceil_div(h.n_row * h.n_q, each_q);
+    p.n_k = gr_ceil_div(h.n_row * h.n_k, each_k);
+    return p;
+}
+
+GR_EVERYWHERE gr_head_parts gr_head_parts_forward(gr_heads h) {
+    return gr_head_parts_of(h, GR_HEAD_EACH, GR_HEAD_EACH);
+}
+
+/* At most GR_PARTIAL_MAX parts of each kind. */
+GR_EVERYWHERE gr_head_parts gr_head_parts_backward(gr_heads h) {
+    return gr_head_parts_of(
+        h, gr_partial_each(h.n_row * h.n_q, GR_HEAD_UNIT), gr_partial_each(h.n_row * h.n_k, GR_HEAD_UNIT));
+}
+
+/* n heads from the one at `head` of those of their kind in `row` on. */
+typedef struct gr_head_part {
+    int64_t row;
+    int n;
+    uint32_t head, n_head; /* n_head: of this kind in a row */
+    uint32_t column;       /* of the kind's first head in a row */
+    uint32_t position, T;  /* of `row` */
+    bool is_key;
+} gr_head_part;
+
+GR_EVERYWHERE gr_head_part gr_head_part_of(gr_heads h, gr_head_parts parts, int64_t part) {
+    gr_head_part p;
+    p.is_key = part >= parts.n_q;
+    const int64_t n_head = p.is_key ? h.n_k : h.n_q, each = p.is_key ? parts.each_k : parts.each_q;
+    const int64_t first = (p.is_key ? part - parts.n_q : part) * each;
+    p.row = first / n_head;
+    p.n = (int)gr_at_most(each, h.n_row * n_head - first);
+    p.head = (uint32_t)(first % n_head);
+    p.n_head = (uint32_t)n_head;
+    p.column = (uint32_t)(p.is_key ? h.n_q : 0);
+    p.T = (uint32_t)h.T;
+    p.position = h.T ? (uint32_t)(p.row % h.T) : 0;
+    return p;
+}
+
+typedef struct gr_head_place {
+    int64_t row;
+    uint32_t column, position; /* which of all heads of the row; 0 where there are no positions */
+} gr_head_place;
+
+/* Of the part's head i. 32 bits do: parts are shorter than 2^31 heads, and so are rows and windows. */
+GR_EVERYWHERE gr_head_place gr_head_place_of(const gr_head_part *p, int i) {
+    const uint32_t from_row = p->head + (uint32_t)i, rows = from_row / p->n_head;
+    gr_head_place at;
+    at.row = p->row + rows;
+    at.column = p->column + from_row % p->n_head;
+    at.position = p->T ? (p->position + rows) % p->T : 0;
+    return at;
+}
+
+enum { GR_HEAD_LANES_MAX = 32 };
+
+/* Lanes that share a head of n_group groups of pairs, at most one each: a power of two, so that warps hold whole heads.
+ * 0: the head is too wide for a warp. */
+GR_EVERYWHERE int gr_head_lanes(int64_t n_group) {
+    int lanes = 1;
+    while (lanes < n_group && lanes < GR_HEAD_LANES_MAX)
+        lanes *= 2;
+    return lanes < n_group ? 0 : lanes;
 }
 
 /* ---------------------------------------------------------------- rows of one id (gradient of the embedding) */

@@ -28,12 +28,16 @@ GR_MUST int gr_kernel_sum(void *stream, gr_dtype dtype, const gr_sum *a);
 GR_MUST int gr_kernel_pair_gates_forward(void *stream, const gr_pair_gates *a);
 GR_MUST int gr_kernel_pair_gates_backward(void *stream, const gr_pair_gates *a);
 
-/* ---------------------------------------------------------------- norm.cu, layer_norm.cu, rope.cu, embed.cu
- * What blocks take, and their scratch, is in kernels/geometry.h. */
+/* ---------------------------------------------------------------- norm.cu, head_norm.cu, layer_norm.cu, rope.cu,
+ * embed.cu What blocks take, and their scratch, is in kernels/geometry.h. */
 
 GR_MUST int gr_kernel_norm_forward(void *stream, gr_dtype dtype, const gr_norm *a);
 GR_MUST int gr_kernel_norm_backward(void *stream, gr_dtype dtype, const gr_norm *a, void *scratch);
 size_t gr_kernel_norm_backward_scratch(const gr_norm *a);
+
+GR_MUST int gr_kernel_head_norm_forward(void *stream, gr_dtype dtype, const gr_head_norm *a);
+GR_MUST int gr_kernel_head_norm_backward(void *stream, gr_dtype dtype, const gr_head_norm *a, void *scratch);
+size_t gr_kernel_head_norm_backward_scratch(const gr_head_norm *a);
 
 GR_MUST int gr_kernel_layer_norm_forward(void *stream, gr_dtype dtype, const gr_layer_norm *a);
 GR_MUST int gr_kernel_layer_norm_backward(void *stream, gr_dtype dtype, const gr_layer_norm *a, void *scratch);

@@ -1,14 +1,14 @@
-/* norm.cu: RMS norm over rows or over heads inside rows.
+/* norm.cu: RMS norm over rows.
  *
  *   forward   y = x * rstd * w,  rstd = 1/sqrt(mean(x^2) + eps), saved
  *   backward  dx (+)= rstd * (w dy - x rstd^2 mean(w dy x)),  dw += sum_i dy x rstd
  *
- * Shapes and layout: n_row sub-rows of `width`; sub-row i at gr_sub_row_at (geometry.h); x and dx start outer rows
- * every ldx elements, y and dy every ldy. w and dw fp32. dx may be dy: a row's only sum is complete before its first
- * element is written, and every element is written by the lane that read it.
+ * Shapes and layout: n_row rows of `width`, those of x and dx every ldx elements, of y and dy every ldy. w and dw
+ * fp32. dx may be dy: a row's only sum is complete before its first element is written, and every element is written
+ * by the lane that read it. Heads in rows: head_norm.cu.
  * Order: fp32. A row's sum: a lane takes every 32nd group of N elements, then the lanes as gr_warp_sum. dw: a warp's
  * rows ascending, the warps of a block, then the blocks as gr_partials_add; equal on every GPU.
- * Grid: a warp per row, 8 rows a block: widths of 48 to 8192 all keep 32 lanes reading whole lines, and nothing is
+ * Grid: a warp per row, 8 rows a block: widths of 384 to 8192 all keep 32 lanes reading whole lines, and nothing is
  * synchronised. Backward: a block per gr_partial_rows rows, as many warps as have room in shared memory for their
  * own sums of dw (8 up to a width of 1536; wider than 12288: one, whose sums are its partial), which no two lanes
  * share.
@@ -16,7 +16,7 @@
  * element per element for partials. A row is read twice but from memory once: 8 rows stay in the first-level cache.
  * Flops: 4 and 10 per element. Limit: n_row < 2^34.
  * No rows: nothing is launched, dw keeps its value. CPU: cpu_norm.c.
- * Measured (kernels.h): rows 2.09 TB/s forward, 1.90 backward; heads 1.51 and 1.54. */
+ * Measured (kernels.h): 2.09 TB/s forward, 1.90 backward. */
 #include "kernels/warp.cuh"
 
 namespace {
@@ -41,8 +41,8 @@ template <typename A, int N> __global__ void __launch_bounds__(GR_WARP *ROWS) fo
     const int64_t i = (int64_t)blockIdx.x * ROWS + threadIdx.y;
     if (i >= a.n_row)
         return;
-    const A *x = (const A *)a.x + gr_sub_row_at(i, a.n_sub, a.width, a.ldx);
-    A *y = (A *)a.y + gr_sub_row_at(i, a.n_sub, a.width, a.ldy);
+    const A *x = (const A *)a.x + i * a.ldx;
+    A *y = (A *)a.y + i * a.ldy;
     const float rstd = 1.0f / sqrtf(squares<A, N>(x, a.width, lane) / (float)a.width + a.eps);
     if (lane == 0)
         a.rstd[i] = rstd;
@@ -75,9 +75,9 @@ __device__ float along_row(const gr_norm &a, const A *x, const A *dy, float rstd
 
 /* dw: this warp's sums. */
 template <typename A, int N> __device__ void backward_row(const gr_norm &a, int64_t i, int lane, float *dw) {
-    const A *x = (const A *)a.x + gr_sub_row_at(i, a.n_sub, a.width, a.ldx);
-    const A *dy = (const A *)a.dy + gr_sub_row_at(i, a.n_sub, a.width, a.ldy);
-    A *dx = (A *)a.dx + gr_sub_row_at(i, a.n_sub, a.width, a.ldx);
+    const A *x = (const A *)a.x + i * a.ldx;
+    const A *dy = (const A *)a.dy + i * a.ldy;
+    A *dx = (A *)a.dx + i * a.ldx;
     const float rstd = a.rstd[i], along = along_row<A, N>(a, x, dy, rstd, lane);
     for (int64_t j = lane * N; j < a.width; j += GR_WARP * N) {
         float u[N], d[N], w[N], sum[N], out[N] = {};
@@ -154,7 +154,7 @@ template <typename A> int launch_backward_of(cudaStream_t stream, const gr_norm 
 }
 
 bool is_norm(gr_dtype dtype, const gr_norm *a) {
-    return gr_is_act(dtype) && a->n_row >= 0 && a->n_row <= (int64_t)ROWS * 0x7fffffff && a->width > 0 && a->n_sub > 0;
+    return gr_is_act(dtype) && a->n_row >= 0 && a->n_row <= (int64_t)ROWS * 0x7fffffff && a->width > 0;
 }
 
 } // namespace

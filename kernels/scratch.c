@@ -6,6 +6,11 @@ size_t gr_kernel_norm_backward_scratch(const gr_norm *a) {
     return gr_partial_bytes(a->n_row, a->width);
 }
 
+size_t gr_kernel_head_norm_backward_scratch(const gr_head_norm *a) {
+    const gr_head_parts parts = gr_head_parts_backward((gr_heads){.n_row = a->n_row, .n_q = a->n_q, .n_k = a->n_k});
+    return (size_t)(parts.n_q + parts.n_k) * (size_t)a->head_dim * sizeof(float);
+}
+
 size_t gr_kernel_layer_norm_backward_scratch(const gr_layer_norm *a) {
     return gr_partial_bytes(a->n_row, 2 * a->width);
 }

@@ -7,7 +7,7 @@ need_sanitizer
 need_gpu
 export CHECK_BACKEND=cuda
 n=0
-for op in norm rows loss ffn router layer_norm attention; do
+for op in norm head_norm rows loss ffn router layer_norm attention; do
     for program in "$(dirname "$binary")/tests/test_cpu_$op"{,_bf16}; do
         [ -x "$program" ] || continue
         sanitize memcheck "${program##*/}-memcheck" "$program"

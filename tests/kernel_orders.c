@@ -61,7 +61,6 @@ static size_t run_norm(gr_backend *b, uint8_t *out) {
     float *dw = check_zeros(WIDTH);
     const gr_norm a = {.n_row = ROWS,
         .width = WIDTH,
-        .n_sub = 1,
         .ldx = WIDTH,
         .ldy = WIDTH,
         .eps = 1e-6f,
@@ -79,6 +78,48 @@ static size_t run_norm(gr_backend *b, uint8_t *out) {
     n = keep_floats(out, n, rstd, ROWS);
     n = keep_floats(out, n, dx, ROWS * WIDTH);
     return keep_floats(out, n, dw, WIDTH);
+}
+
+static size_t run_heads(gr_backend *b, int64_t hd, uint8_t *out) {
+    enum { N_ROW = 150, N_Q = 3, N_K = 2 };
+    const int64_t width = (N_Q + N_K) * hd, n = N_ROW * width;
+    float *x = check_random(1, n), *wq = check_random(2, hd), *wk = check_random(3, hd), *dy = check_random(4, n);
+    float *y = check_poisoned(n), *rstd = check_poisoned(N_ROW * (N_Q + N_K)), *dx = check_poisoned(n);
+    float *dwq = check_zeros(hd), *dwk = check_zeros(hd), *cosine, *sine;
+    check_angles(N_ROW, hd, 100, &cosine, &sine);
+    const gr_head_norm a = {.n_row = N_ROW,
+        .T = N_ROW,
+        .n_q = N_Q,
+        .n_k = N_K,
+        .head_dim = hd,
+        .ldx = width,
+        .ldy = width,
+        .eps = 1e-6f,
+        .cosine = cosine,
+        .sine = sine,
+        .x = x,
+        .wq = wq,
+        .wk = wk,
+        .y = y,
+        .rstd = rstd,
+        .dy = dy,
+        .dx = dx,
+        .dwq = dwq,
+        .dwk = dwk};
+    assert_int_equal(b->head_norm_forward(b, GR_LANE_COMPUTE, &a), GR_OK);
+    assert_int_equal(b->head_norm_backward(b, GR_LANE_COMPUTE, &a), GR_OK);
+    free(x), free(wq), free(wk), free(dy), free(cosine), free(sine);
+    size_t at = keep_floats(out, 0, y, n);
+    at = keep_floats(out, at, rstd, N_ROW * (N_Q + N_K));
+    at = keep_floats(out, at, dx, n);
+    at = keep_floats(out, at, dwq, hd);
+    return keep_floats(out, at, dwk, hd);
+}
+
+/* Heads that lanes of a warp hold, and others. */
+static size_t run_head_norm(gr_backend *b, uint8_t *out) {
+    const size_t n = run_heads(b, 64, out);
+    return n + run_heads(b, 45, out + n);
 }
 
 static size_t run_layer_norm(gr_backend *b, uint8_t *out) {
@@ -113,6 +154,7 @@ static size_t run_layer_norm(gr_backend *b, uint8_t *out) {
 static void norms_have_the_same_bits_in_any_order(void **state) {
     (void)state;
     check_orders(run_norm);
+    check_orders(run_head_norm);
     check_orders(run_layer_norm);
 }
 

@@ -66,10 +66,10 @@ static const by_hand expected[] = {
     {"sum_f32", "", 64, 580},                         /* 32 2; 4 2 48 + 4 49 */
     {"embed_forward", "", 0, 2112},                   /* 8 256 + 64 */
     {"embed_backward", "", 256, 3136},                /* 12 256 + 64 */
-    {"norm_forward", "rows", 0, 2176},                /* 8 256 + 64 + 64 */
-    {"norm_forward", "heads", 0, 4384},               /* 64 sub-rows of 8: 8 512 + 256 + 32 */
-    {"norm_backward", "rows", 0, 3328},               /* 12 256 + 64 + 192 */
-    {"norm_backward", "heads", 0, 6496},              /* 12 512 + 256 + 96 */
+    {"norm_forward", "", 0, 2176},                    /* 8 256 + 64 + 64 */
+    {"norm_backward", "", 0, 3328},                   /* 12 256 + 64 + 192 */
+    {"head_norm_forward", "", 0, 6848},               /* 8 16 48 + 4 16 6 + 4 8 8 + 64 */
+    {"head_norm_backward", "", 0, 10048},             /* 12 16 48 + 4 16 6 + 4 8 8 + 192 */
     {"rope", "", 0, 4352},                            /* 8 16 32 + 4 8 8 */
     {"pair_gates_forward", "", 0, 416},               /* 13 32 */
     {"pair_gates_backward", "", 0, 544},              /* 13 32 + 4 32 */
@@ -135,7 +135,7 @@ static void every_op_of_the_backend_is_in_the_set(void **state) {
         n_op += wanted;
     }
     fclose(header);
-    assert_true(n_op >= 29);
+    assert_true(n_op >= 31);
 }
 
 /* ---------------------------------------------------------------- results */
@@ -149,6 +149,8 @@ static bool is_scratch(const bench_case *c, int array) {
         LOSS_LOGITS = 7,
         NORM_Y = 2,
         NORM_RSTD = 3,
+        HEADS_Y = 5,
+        HEADS_RSTD = 6,
         LN_Y = 4,
         LN_MEAN = 5,
         LN_RSTD = 6
@@ -162,6 +164,8 @@ static bool is_scratch(const bench_case *c, int array) {
         return array == LOSS_LOGITS;
     if (strcmp(op, "norm_backward") == 0)
         return array == NORM_Y || array == NORM_RSTD;
+    if (strcmp(op, "head_norm_backward") == 0)
+        return array == HEADS_Y || array == HEADS_RSTD;
     if (strcmp(op, "layer_norm_backward") == 0)
         return array == LN_Y || array == LN_MEAN || array == LN_RSTD;
     if (strcmp(op, "router_backward") == 0)
@@ -224,6 +228,8 @@ static void damaged_results_are_seen(void **state) {
         run_damaged(b, &gr_bench_attention_cases[i]);
     for (int i = 0; i < gr_bench_n_row_case; i++)
         run_damaged(b, &gr_bench_row_cases[i]);
+    for (int i = 0; i < gr_bench_n_head_case; i++)
+        run_damaged(b, &gr_bench_head_cases[i]);
     for (int i = 0; i < gr_bench_n_router_case; i++)
         run_damaged(b, &gr_bench_router_cases[i]);
     for (int i = 0; i < gr_bench_n_flat_case; i++)
@@ -239,9 +245,9 @@ static void only_the_ops_asked_for_are_measured(void **state) {
     gr_kernels_report r;
     o.only = "rope,norm_forward";
     assert_int_equal(gr_bench_kernels(&o, &r), GR_OK);
-    assert_int_equal(r.n, 3);
+    assert_int_equal(r.n, 2);
     find(&r, "rope", "");
-    find(&r, "norm_forward", "heads");
+    find(&r, "norm_forward", "");
     o.only = "gem";
     assert_int_equal(gr_bench_kernels(&o, &r), GR_USAGE);
     assert_non_null(strstr(gr_error_text(), "did you mean gemm?"));

@@ -80,6 +80,7 @@ static void every_op_is_there(void **state) {
     assert_true(b->alloc && b->release && b->upload && b->download && b->fill_zero && b->copy && b->wait);
     assert_true(b->lane_native && b->sync && b->gemm && b->gather_rows && b->sum_rows && b->ffn_forward);
     assert_true(b->ffn_backward && b->embed_forward && b->embed_backward && b->norm_forward && b->norm_backward);
+    assert_true(b->head_norm_forward && b->head_norm_backward);
     assert_true(b->rope && b->attention_forward && b->attention_backward && b->cross_entropy && b->sum_squares);
     assert_true(b->sync_lane && b->decide && b->adamw && b->round_weights && b->peak && b->close);
 }

@@ -93,6 +93,7 @@ static void every_op_is_there(void **state) {
     assert_true(b.gemm && b.gather_rows && b.sum_rows && b.gather_f32 && b.sum_f32 && b.router_forward);
     assert_true(b.router_backward && b.pair_gates_forward && b.pair_gates_backward && b.ffn_forward && b.ffn_backward);
     assert_true(b.embed_forward && b.embed_backward && b.norm_forward && b.norm_backward && b.layer_norm_forward);
+    assert_true(b.head_norm_forward && b.head_norm_backward);
     assert_true(b.layer_norm_backward && b.rope && b.attention_forward && b.attention_backward && b.cross_entropy);
     assert_true(b.divergence && b.sum_squares && b.decide && b.adamw && b.round_weights && b.peak);
 }

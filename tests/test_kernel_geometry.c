@@ -11,16 +11,6 @@
 #include "kernels/geometry.h"
 #include "kernels/kernels.h"
 
-static void sub_rows_follow_each_other_in_their_rows(void **state) {
-    (void)state;
-    for (int64_t n_sub = 1; n_sub <= 5; n_sub++)
-        for (int64_t outer = 0, i = 0; outer < 7; outer++)
-            for (int64_t sub = 0; sub < n_sub; sub++, i++)
-                assert_int_equal(gr_sub_row_at(i, n_sub, 6, 100), outer * 100 + sub * 6);
-    assert_true(gr_sub_row_at(INT64_C(3000000000), 1, 4096, 4096) == INT64_C(3000000000) * 4096);
-    assert_true(gr_sub_row_at(INT64_C(3000000001), 2, 64, 192) == INT64_C(1500000000) * 192 + 64);
-}
-
 /* ---------------------------------------------------------------- partial sums of rows */
 
 static void check_partials(int64_t n_row) {
@@ -50,6 +40,76 @@ static void sums_of_all_warps_fit_or_there_is_one_warp(void **state) {
         assert_true(n == GR_WARPS_MAX || (n + 1) * width > GR_SUMS_MANY);
         if (width * GR_WARPS_MAX <= GR_SUMS_FEW)
             assert_int_equal(n, GR_WARPS_MAX);
+    }
+}
+
+/* ---------------------------------------------------------------- heads of q and k */
+
+/* Every head once, in the order of rows, in parts of one kind. */
+static void check_head_parts(gr_heads h, gr_head_parts parts) {
+    const int64_t n_part = parts.n_q + parts.n_k;
+    int64_t row = 0, column = 0;
+    for (int64_t p = 0; p < n_part; p++) {
+        const gr_head_part part = gr_head_part_of(h, parts, p);
+        assert_true(part.is_key == (p >= parts.n_q) && part.n > 0);
+        if (p == parts.n_q) { /* keys begin where queries end */
+            assert_true(row == (h.n_q ? h.n_row : 0) && column == 0);
+            row = 0;
+        }
+        for (int i = 0; i < part.n; i++) {
+            const gr_head_place at = gr_head_place_of(&part, i);
+            assert_true(at.row == row && at.column == column + (part.is_key ? h.n_q : 0));
+            assert_true(at.position == (h.T ? row % h.T : 0));
+            column = (column + 1) % (part.is_key ? h.n_k : h.n_q);
+            row += column == 0;
+        }
+    }
+    assert_true(n_part == 0 || (row == h.n_row && column == 0));
+    assert_true((parts.n_q == 0) == (h.n_row * h.n_q == 0) && (parts.n_k == 0) == (h.n_row * h.n_k == 0));
+}
+
+static void parts_hold_every_head_once(void **state) {
+    (void)state;
+    static const int64_t n_row[] = {0, 1, 2, 21, 64, 129, 1000};
+    for (size_t i = 0; i < sizeof n_row / sizeof *n_row; i++)
+        for (int64_t n_q = 0; n_q < 18; n_q += 1 + n_q / 2)
+            for (int64_t n_k = 0; n_k < 18; n_k += 1 + n_k / 2)
+                for (int64_t T = 0; T < 40; T = 3 * T + 1) {
+                    const gr_heads h = {.n_row = n_row[i], .n_q = n_q, .n_k = n_k, .T = T};
+                    check_head_parts(h, gr_head_parts_forward(h));
+                    check_head_parts(h, gr_head_parts_backward(h));
+                }
+}
+
+/* Of the most heads that there may be (kernels/head_norm.cu), the first and last part and what is around 2^32. */
+static void many_heads_are_found_with_64_bits(void **state) {
+    (void)state;
+    const gr_heads h = {.n_row = INT64_C(1) << 36, .n_q = 3, .n_k = 1, .T = 4099};
+    const gr_head_parts forward = gr_head_parts_forward(h), backward = gr_head_parts_backward(h);
+    assert_true(forward.n_q + forward.n_k <= INT32_MAX + INT64_C(1));
+    assert_true(backward.n_q == GR_PARTIAL_MAX && backward.n_k == GR_PARTIAL_MAX);
+    assert_true(backward.each_q <= INT32_MAX / 2);
+    for (int64_t p = 0; p < backward.n_q; p += 31) {
+        const gr_head_part part = gr_head_part_of(h, backward, p);
+        const gr_head_place at = gr_head_place_of(&part, part.n - 1);
+        const int64_t head = p * backward.each_q + part.n - 1;
+        assert_true(at.row == head / 3 && at.column == head % 3 && at.position == head / 3 % 4099);
+    }
+    const gr_head_part last = gr_head_part_of(h, backward, backward.n_q + backward.n_k - 1);
+    const gr_head_place end = gr_head_place_of(&last, last.n - 1);
+    assert_true(end.row == h.n_row - 1 && end.column == 3);
+    const gr_head_norm a = {.n_row = h.n_row, .n_q = 3, .n_k = 1, .head_dim = 64};
+    assert_true(gr_kernel_head_norm_backward_scratch(&a) == 2 * GR_PARTIAL_MAX * 64 * sizeof(float));
+}
+
+static void lanes_hold_a_head_or_it_is_too_wide(void **state) {
+    (void)state;
+    for (int64_t n_group = 1; n_group < 100; n_group++) {
+        const int lanes = gr_head_lanes(n_group);
+        if (n_group > GR_HEAD_LANES_MAX)
+            assert_int_equal(lanes, 0);
+        else
+            assert_true(lanes >= n_group && (lanes & (lanes - 1)) == 0 && lanes < 2 * n_group);
     }
 }
 
@@ -147,9 +207,11 @@ static void arrays_of_attention_do_not_overlap(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sub_rows_follow_each_other_in_their_rows),
         cmocka_unit_test(partials_cover_all_rows_and_none_is_empty),
         cmocka_unit_test(sums_of_all_warps_fit_or_there_is_one_warp),
+        cmocka_unit_test(parts_hold_every_head_once),
+        cmocka_unit_test(many_heads_are_found_with_64_bits),
+        cmocka_unit_test(lanes_hold_a_head_or_it_is_too_wide),
         cmocka_unit_test(parts_of_tokens_cover_them),
         cmocka_unit_test(lists_of_the_embedding_do_not_overlap),
         cmocka_unit_test(scores_do_not_grow_with_the_square_of_a_window),

@@ -148,11 +148,10 @@ typedef struct gr_embed {
     float *dtable;      /* fp32 [n_vocab, width], accumulated */
 } gr_embed;
 
-/* y = x * rstd * w per row, rstd = 1/sqrt(mean(x^2)+eps). Rows start every ldx / ldy elements (heads inside a wider
- * row: see n_sub). Row i is sub-row i % n_sub of outer row i / n_sub, at (i / n_sub) * ld + (i % n_sub) * width.
+/* y = x * rstd * w per row, rstd = 1/sqrt(mean(x^2)+eps). Rows start every ldx / ldy elements.
  * Backward: dx (+)= rstd * (w dy - x rstd^2 mean(w dy x)); dw += sum_i dy x rstd. dx may be dy. */
 typedef struct gr_norm {
-    int64_t n_row, width, n_sub; /* n_row counts sub-rows; plain rows: n_sub 1 */
+    int64_t n_row, width;
     int64_t ldx, ldy;
     float eps;
     const void *x;  /* act */
@@ -164,6 +163,25 @@ typedef struct gr_norm {
     gr_write dx_write;
     float *dw; /* [width], accumulated */
 } gr_norm;
+
+/* Norm and rotation of queries and keys: y = turn(x * rstd * w) per head, rstd = 1/sqrt(mean(x^2) + eps) over the head,
+ * turned as gr_rope does; the result is rounded once. Each row has n_q heads, whose weights are wq, then n_k with wk.
+ * Backward, with d = dy turned back: dx = rstd * (w d - x rstd^2 mean(w d x)); dw += sum of d x rstd over the heads.
+ * dx may be dy where ldx is ldy. */
+typedef struct gr_head_norm {
+    int64_t n_row, T;
+    int64_t n_q, n_k, head_dim; /* either number may be 0: its arrays are not touched then */
+    int64_t ldx, ldy;           /* elements between rows */
+    float eps;
+    const float *cosine, *sine; /* [T, head_dim/2]; both NULL: heads are not turned, T is of no account */
+    const void *x;              /* act: heads side by side at the start of each row */
+    const float *wq, *wk;       /* [head_dim] fp32 */
+    void *y;                    /* act */
+    float *rstd;                /* [n_row, n_q+n_k]: saved by forward */
+    const void *dy;             /* act, layout of y */
+    void *dx;                   /* act, layout of x; overwritten */
+    float *dwq, *dwk;           /* [head_dim], accumulated */
+} gr_head_norm;
 
 /* y = relu((x - mean) * rstd * w + b) (+ residual) per row, mean and rstd = 1/sqrt(variance + eps) over the row; a
  * NaN in x makes its row of y and dx NaN.
@@ -183,7 +201,7 @@ typedef struct gr_layer_norm {
 } gr_layer_norm;
 
 /* Rotary embedding in place, half-split: dims i and i + hd/2 of each head turn by angle position*theta^(-2i/hd);
- * position = row % T. Backward turns back. */
+ * position = row % T; the last of an odd number stays. Backward turns back. */
 typedef struct gr_rope {
     int64_t n_row, T, n_head, head_dim;
     int64_t ld;                 /* elements between rows */
@@ -345,6 +363,8 @@ struct gr_backend {
     gr_err (*embed_backward)(gr_backend *b, gr_lane lane, const gr_embed *a);
     gr_err (*norm_forward)(gr_backend *b, gr_lane lane, const gr_norm *a);
     gr_err (*norm_backward)(gr_backend *b, gr_lane lane, const gr_norm *a);
+    gr_err (*head_norm_forward)(gr_backend *b, gr_lane lane, const gr_head_norm *a);
+    gr_err (*head_norm_backward)(gr_backend *b, gr_lane lane, const gr_head_norm *a);
     gr_err (*layer_norm_forward)(gr_backend *b, gr_lane lane, const gr_layer_norm *a);
     gr_err (*layer_norm_backward)(gr_backend *b, gr_lane lane, const gr_layer_norm *a);
     gr_err (*rope)(gr_backend *b, gr_lane lane, const gr_rope *a);

@@ -1,4 +1,4 @@
-/* cpu_norm.c: RMS norm over rows or over heads inside rows, and rotary embedding. */
+/* cpu_norm.c: RMS norm over rows, and rotary embedding. */
 #include "cpu_ops.h"
 
 #include <math.h>
@@ -7,14 +7,9 @@
 /* Rows whose weight gradients are summed into one partial sum: fixed, so the sum does not depend on the threads. */
 #define ROWS_PER_PARTIAL 256
 
-/* Element offset of sub-row i in an array whose outer rows start every ld elements. */
-static int64_t row_at(const gr_norm *a, int64_t i, int64_t ld) {
-    return i / a->n_sub * ld + i % a->n_sub * a->width;
-}
-
 static void norm_row(const gr_norm *a, int64_t i) {
-    const gr_act *x = (const gr_act *)a->x + row_at(a, i, a->ldx);
-    gr_act *y = (gr_act *)a->y + row_at(a, i, a->ldy);
+    const gr_act *x = (const gr_act *)a->x + i * a->ldx;
+    gr_act *y = (gr_act *)a->y + i * a->ldy;
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < a->width; j++)
@@ -37,9 +32,9 @@ gr_err GR_CPU(norm_forward)(gr_backend *b, gr_lane lane, const gr_norm *a) {
 
 /* dx may be dy: the row's only sum is taken before anything is written, and dw reads dy[j] before dx[j] is stored. */
 static void norm_row_backward(const gr_norm *a, int64_t i, float *dw) {
-    const gr_act *x = (const gr_act *)a->x + row_at(a, i, a->ldx);
-    const gr_act *dy = (const gr_act *)a->dy + row_at(a, i, a->ldy);
-    gr_act *dx = (gr_act *)a->dx + row_at(a, i, a->ldx);
+    const gr_act *x = (const gr_act *)a->x + i * a->ldx;
+    const gr_act *dy = (const gr_act *)a->dy + i * a->ldy;
+    gr_act *dx = (gr_act *)a->dx + i * a->ldx;
     const float rstd = a->rstd[i];
     float sum = 0;
 #pragma omp simd reduction(+ : sum)

@@ -72,6 +72,8 @@ void GR_CPU(set_ops)(gr_backend *b) {
     b->embed_backward = GR_CPU(embed_backward);
     b->norm_forward = GR_CPU(norm_forward);
     b->norm_backward = GR_CPU(norm_backward);
+    b->head_norm_forward = GR_CPU(head_norm_forward);
+    b->head_norm_backward = GR_CPU(head_norm_backward);
     b->layer_norm_forward = GR_CPU(layer_norm_forward);
     b->layer_norm_backward = GR_CPU(layer_norm_backward);
     b->rope = GR_CPU(rope);

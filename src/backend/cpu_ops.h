@@ -21,6 +21,8 @@ gr_err GR_CPU(embed_forward)(gr_backend *b, gr_lane lane, const gr_embed *a);
 gr_err GR_CPU(embed_backward)(gr_backend *b, gr_lane lane, const gr_embed *a);
 gr_err GR_CPU(norm_forward)(gr_backend *b, gr_lane lane, const gr_norm *a);
 gr_err GR_CPU(norm_backward)(gr_backend *b, gr_lane lane, const gr_norm *a);
+gr_err GR_CPU(head_norm_forward)(gr_backend *b, gr_lane lane, const gr_head_norm *a);
+gr_err GR_CPU(head_norm_backward)(gr_backend *b, gr_lane lane, const gr_head_norm *a);
 gr_err GR_CPU(layer_norm_forward)(gr_backend *b, gr_lane lane, const gr_layer_norm *a);
 gr_err GR_CPU(layer_norm_backward)(gr_backend *b, gr_lane lane, const gr_layer_norm *a);
 gr_err GR_CPU(rope)(gr_backend *b, gr_lane lane, const gr_rope *a);

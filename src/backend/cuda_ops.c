@@ -67,6 +67,16 @@ static gr_err norm_backward(gr_backend *b, gr_lane lane, const gr_norm *a) {
     return LAUNCH("norm_backward", gr_kernel_norm_backward(b->lane_native(b, lane), b->dtype, a, scratch));
 }
 
+static gr_err head_norm_forward(gr_backend *b, gr_lane lane, const gr_head_norm *a) {
+    return LAUNCH("head_norm_forward", gr_kernel_head_norm_forward(b->lane_native(b, lane), b->dtype, a));
+}
+
+static gr_err head_norm_backward(gr_backend *b, gr_lane lane, const gr_head_norm *a) {
+    void *scratch;
+    GR_TRY(gr_cuda_scratch(b, lane, gr_kernel_head_norm_backward_scratch(a), &scratch));
+    return LAUNCH("head_norm_backward", gr_kernel_head_norm_backward(b->lane_native(b, lane), b->dtype, a, scratch));
+}
+
 static gr_err layer_norm_forward(gr_backend *b, gr_lane lane, const gr_layer_norm *a) {
     return LAUNCH("layer_norm_forward", gr_kernel_layer_norm_forward(b->lane_native(b, lane), b->dtype, a));
 }
@@ -146,6 +156,8 @@ void gr_cuda_set_ops(gr_backend *b) {
     b->embed_backward = embed_backward;
     b->norm_forward = norm_forward;
     b->norm_backward = norm_backward;
+    b->head_norm_forward = head_norm_forward;
+    b->head_norm_backward = head_norm_backward;
     b->layer_norm_forward = layer_norm_forward;
     b->layer_norm_backward = layer_norm_backward;
     b->rope = rope;

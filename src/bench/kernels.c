@@ -23,12 +23,13 @@ typedef struct family {
     int n;
 } family;
 
-enum { N_FAMILY = 5 };
+enum { N_FAMILY = 6 };
 
 static family family_of(int i) {
     const family all[N_FAMILY] = {{gr_bench_product_cases, gr_bench_n_product_case},
         {gr_bench_attention_cases, gr_bench_n_attention_case}, {gr_bench_row_cases, gr_bench_n_row_case},
-        {gr_bench_router_cases, gr_bench_n_router_case}, {gr_bench_flat_cases, gr_bench_n_flat_case}};
+        {gr_bench_head_cases, gr_bench_n_head_case}, {gr_bench_router_cases, gr_bench_n_router_case},
+        {gr_bench_flat_cases, gr_bench_n_flat_case}};
     return all[i];
 }
 

@@ -1,6 +1,6 @@
 /* kernels.h: what the files of the kernel benchmark share. kernels.c: time; kernels_product.c: ops of matrix products;
- * kernels_attention.c: attention and the loss; kernels_rows.c: ops over rows; kernels_router.c: routers and divergence;
- * kernels_flat.c: flat arrays. */
+ * kernels_attention.c: attention and the loss; kernels_rows.c: ops over rows; kernels_heads.c: over heads;
+ * kernels_router.c: routers and divergence; kernels_flat.c: flat arrays. */
 #ifndef GROUTER_BENCH_KERNELS_H
 #define GROUTER_BENCH_KERNELS_H
 
@@ -23,6 +23,7 @@ typedef struct bench_kernel {
         gr_ffn ffn;
         gr_embed embed;
         gr_norm norm;
+        gr_head_norm head_norm;
         gr_layer_norm layer_norm;
         gr_rope rope;
         gr_attention attention;
@@ -47,10 +48,14 @@ typedef struct bench_case {
     double (*check)(const bench_kernel *k); /* error of the first run's results */
 } bench_case;
 
+/* A case of an op that is measured in one way only. */
+#define BENCH_CASE(name, f, b, how, o, p, r, c)                                                                        \
+    { .op = name, .variant = "", .flops = f, .bytes = b, .way = how, .open = o, .prepare = p, .run = r, .check = c }
+
 extern const bench_case gr_bench_product_cases[], gr_bench_attention_cases[], gr_bench_row_cases[],
-    gr_bench_router_cases[], gr_bench_flat_cases[];
-extern const int gr_bench_n_product_case, gr_bench_n_attention_case, gr_bench_n_row_case, gr_bench_n_router_case,
-    gr_bench_n_flat_case;
+    gr_bench_head_cases[], gr_bench_router_cases[], gr_bench_flat_cases[];
+extern const int gr_bench_n_product_case, gr_bench_n_attention_case, gr_bench_n_row_case, gr_bench_n_head_case,
+    gr_bench_n_router_case, gr_bench_n_flat_case;
 
 /* Element i of array `id`, before and after the first run. */
 static inline double gr_bench_in(const bench_kernel *k, int id, int64_t i) {

@@ -289,20 +289,17 @@ static double copy_check(const bench_kernel *k) {
 
 /* ---------------------------------------------------------------- the cases */
 
-#define CASE(name, f, b, how, o, p, r, c)                                                                              \
-    { .op = name, .variant = "", .flops = f, .bytes = b, .way = how, .open = o, .prepare = p, .run = r, .check = c }
-
 const bench_case gr_bench_flat_cases[] = {
-    CASE("layer_norm_forward", "", "3 s n W + 8 n + 8 W", FORWARD, layer_norm_open, NULL, layer_norm_forward,
+    BENCH_CASE("layer_norm_forward", "", "3 s n W + 8 n + 8 W", FORWARD, layer_norm_open, NULL, layer_norm_forward,
         layer_norm_check),
-    CASE("layer_norm_backward", "", "3 s n W + 8 n + 24 W", BACKWARD, layer_norm_open, layer_norm_forward,
+    BENCH_CASE("layer_norm_backward", "", "3 s n W + 8 n + 24 W", BACKWARD, layer_norm_open, layer_norm_forward,
         layer_norm_backward, layer_norm_check_back),
-    CASE("sum_squares", "2 n", "4 n", 0, squares_open, NULL, squares_run, squares_check),
-    CASE("adamw", "", "28 n, with s = 2 also 2 n", 0, adamw_open, NULL, adamw_run, adamw_check),
-    CASE("round_weights", "", "(4 + s) n", 0, round_open, NULL, round_run, round_check),
-    CASE("copy", "", "8 n", COPY, copy_open, NULL, copy_run, copy_check),
-    CASE("upload", "", "8 n", UPLOAD, copy_open, NULL, copy_run, copy_check),
-    CASE("download", "", "8 n", DOWNLOAD, copy_open, NULL, copy_run, copy_check),
-    CASE("fill_zero", "", "4 n", ZERO, copy_open, NULL, copy_run, copy_check),
+    BENCH_CASE("sum_squares", "2 n", "4 n", 0, squares_open, NULL, squares_run, squares_check),
+    BENCH_CASE("adamw", "", "28 n, with s = 2 also 2 n", 0, adamw_open, NULL, adamw_run, adamw_check),
+    BENCH_CASE("round_weights", "", "(4 + s) n", 0, round_open, NULL, round_run, round_check),
+    BENCH_CASE("copy", "", "8 n", COPY, copy_open, NULL, copy_run, copy_check),
+    BENCH_CASE("upload", "", "8 n", UPLOAD, copy_open, NULL, copy_run, copy_check),
+    BENCH_CASE("download", "", "8 n", DOWNLOAD, copy_open, NULL, copy_run, copy_check),
+    BENCH_CASE("fill_zero", "", "4 n", ZERO, copy_open, NULL, copy_run, copy_check),
 };
 const int gr_bench_n_flat_case = sizeof gr_bench_flat_cases / sizeof *gr_bench_flat_cases;

@@ -1,5 +1,5 @@
-/* kernels_rows.c: ops over rows: gather, sums, embedding, norms, rotary embedding, gates of pairs. Each with the rows
- * it is measured on and loops in double for what comes of them. */
+/* kernels_rows.c: ops over rows: gather, sums, embedding, norm, gates of pairs. Each with the rows it is measured on
+ * and loops in double for what comes of them. */
 #include <math.h>
 
 #include "kernels.h"
@@ -164,14 +164,13 @@ static double embed_check(const bench_kernel *k) {
     return gr_bench_error_get(&e);
 }
 
-/* ---------------------------------------------------------------- RMS norm: of rows, of heads in rows */
+/* ---------------------------------------------------------------- RMS norm */
 
 enum { NORM_X, NORM_W, NORM_Y, NORM_RSTD, NORM_DY, NORM_DX, NORM_DW };
-enum { NORM_ROWS, NORM_HEADS, NORM_ROWS_BACK, NORM_HEADS_BACK };
 
 static gr_err norm_open(bench_kernel *k) {
-    const bool back = k->way >= NORM_ROWS_BACK, heads = k->way == NORM_HEADS || k->way == NORM_HEADS_BACK;
-    const int64_t n_sub = heads ? k->shape->H : 1, width = heads ? k->shape->hd : k->shape->D, n = k->N * n_sub;
+    const bool back = k->way == BACKWARD;
+    const int64_t width = k->shape->D, n = k->N;
     const gr_dtype dtype = k->backend->dtype;
     const bench_want want[] = {[NORM_X] = {BENCH_IN, dtype, n * width, 1},
         [NORM_W] = {BENCH_IN, GR_F32, width, 1},
@@ -183,9 +182,8 @@ static gr_err norm_open(bench_kernel *k) {
     GR_TRY(BENCH_OPEN(k, want));
     k->op.norm = (gr_norm){.n_row = n,
         .width = width,
-        .n_sub = n_sub,
-        .ldx = n_sub * width,
-        .ldy = n_sub * width,
+        .ldx = width,
+        .ldy = width,
         .eps = EPS,
         .x = gr_bench_device(k, NORM_X),
         .w = gr_bench_device(k, NORM_W),
@@ -204,9 +202,7 @@ static gr_err norm_forward(bench_kernel *k) {
     return k->backend->norm_forward(k->backend, GR_LANE_COMPUTE, &k->op.norm);
 }
 
-static gr_err norm_run(bench_kernel *k) {
-    if (k->way < NORM_ROWS_BACK)
-        return norm_forward(k);
+static gr_err norm_backward(bench_kernel *k) {
     return k->backend->norm_backward(k->backend, GR_LANE_COMPUTE, &k->op.norm);
 }
 
@@ -260,56 +256,6 @@ static double norm_check_back(const bench_kernel *k) {
     for (int64_t c = 0; c < COLUMNS; c++)
         gr_bench_compare(&of_w, gr_bench_out(k, NORM_DW, gr_bench_sample(c, COLUMNS, width)), dw[c]);
     return fmax(gr_bench_error_get(&e), gr_bench_error_get(&of_w));
-}
-
-/* ---------------------------------------------------------------- rotary embedding */
-
-enum { ROPE_COS, ROPE_SIN, ROPE_X };
-
-static gr_err rope_open(bench_kernel *k) {
-    const int64_t T = k->shape->T, H = k->shape->H, hd = k->shape->hd, half = hd / 2;
-    const bench_want want[] = {[ROPE_COS] = {BENCH_IN, GR_F32, T * half, 0},
-        [ROPE_SIN] = {BENCH_IN, GR_F32, T * half, 0},
-        [ROPE_X] = {BENCH_TURN, k->backend->dtype, k->N * H * hd, 1}};
-    GR_TRY(BENCH_OPEN(k, want));
-    float *cosine = gr_bench_host(k, ROPE_COS), *sine = gr_bench_host(k, ROPE_SIN);
-    for (int64_t t = 0; t < T; t++)
-        for (int64_t i = 0; i < half; i++) {
-            const double angle = (double)t * pow(1e4, -2.0 * (double)i / (double)hd);
-            cosine[t * half + i] = (float)cos(angle);
-            sine[t * half + i] = (float)sin(angle);
-        }
-    k->op.rope = (gr_rope){.n_row = k->N,
-        .T = T,
-        .n_head = H,
-        .head_dim = hd,
-        .ld = H * hd,
-        .cosine = gr_bench_device(k, ROPE_COS),
-        .sine = gr_bench_device(k, ROPE_SIN),
-        .x = gr_bench_device(k, ROPE_X)};
-    k->bytes = 2.0 * (double)act(k) * (double)(k->N * H * hd) + 4.0 * (double)(T * hd);
-    snprintf(k->text, sizeof k->text, "N %lld, T %lld, H %lld, h %lld", (long long)k->N, (long long)T, (long long)H,
-        (long long)hd);
-    return GR_OK;
-}
-
-static gr_err rope_run(bench_kernel *k) {
-    return k->backend->rope(k->backend, GR_LANE_COMPUTE, &k->op.rope);
-}
-
-static double rope_check(const bench_kernel *k) {
-    const int64_t T = k->shape->T, hd = k->shape->hd, half = hd / 2, n_head = k->N * k->shape->H;
-    bench_error e = {0};
-    for (int64_t i = 0; i < SAMPLES; i++) {
-        const int64_t head = gr_bench_sample(i, SAMPLES, n_head), t = head / k->shape->H % T;
-        for (int64_t j = 0; j < half; j++) {
-            const double c = gr_bench_in(k, ROPE_COS, t * half + j), s = gr_bench_in(k, ROPE_SIN, t * half + j);
-            const double u = gr_bench_in(k, ROPE_X, head * hd + j), v = gr_bench_in(k, ROPE_X, head * hd + half + j);
-            gr_bench_compare(&e, gr_bench_out(k, ROPE_X, head * hd + j), u * c - v * s);
-            gr_bench_compare(&e, gr_bench_out(k, ROPE_X, head * hd + half + j), v * c + u * s);
-        }
-    }
-    return gr_bench_error_get(&e);
 }
 
 /* ---------------------------------------------------------------- gates of pairs */
@@ -366,24 +312,17 @@ static double gates_check(const bench_kernel *k) {
 
 /* ---------------------------------------------------------------- the cases */
 
-#define CASE(name, kind, f, b, how, o, p, r, c)                                                                        \
-    { .op = name, .variant = kind, .flops = f, .bytes = b, .way = how, .open = o, .prepare = p, .run = r, .check = c }
-
 const bench_case gr_bench_row_cases[] = {
-    CASE("gather_rows", "", "", "s W (N + P) + 4 P", ROWS_ACT, gather_open, NULL, gather_run, gather_check),
-    CASE("gather_f32", "", "", "4 W (N + P) + 4 P", ROWS_F32, gather_open, NULL, gather_run, gather_check),
-    CASE("sum_rows", "", "P W", "s W (N + P) + 4 (P + N + 1)", ROWS_ACT, sum_open, NULL, sum_run, sum_check),
-    CASE("sum_f32", "", "P W", "4 W (N + P) + 4 (P + N + 1)", ROWS_F32, sum_open, NULL, sum_run, sum_check),
-    CASE("embed_forward", "", "", "2 s N D + 4 N", FORWARD, embed_open, NULL, embed_run, embed_check),
-    CASE("embed_backward", "", "N D", "(s + 8) N D + 4 N", BACKWARD, embed_open, NULL, embed_run, embed_check),
-    CASE("norm_forward", "rows", "", "2 s n W + 4 n + 4 W", NORM_ROWS, norm_open, NULL, norm_run, norm_check),
-    CASE("norm_forward", "heads", "", "2 s n W + 4 n + 4 W", NORM_HEADS, norm_open, NULL, norm_run, norm_check),
-    CASE("norm_backward", "rows", "", "3 s n W + 4 n + 12 W", NORM_ROWS_BACK, norm_open, norm_forward, norm_run,
-        norm_check_back),
-    CASE("norm_backward", "heads", "", "3 s n W + 4 n + 12 W", NORM_HEADS_BACK, norm_open, norm_forward, norm_run,
-        norm_check_back),
-    CASE("rope", "", "", "2 s N H h + 4 T h", 0, rope_open, NULL, rope_run, rope_check),
-    CASE("pair_gates_forward", "", "", "13 P", FORWARD, gates_open, NULL, gates_run, gates_check),
-    CASE("pair_gates_backward", "", "", "13 P + 4 N K", BACKWARD, gates_open, NULL, gates_run, gates_check),
+    BENCH_CASE("gather_rows", "", "s W (N + P) + 4 P", ROWS_ACT, gather_open, NULL, gather_run, gather_check),
+    BENCH_CASE("gather_f32", "", "4 W (N + P) + 4 P", ROWS_F32, gather_open, NULL, gather_run, gather_check),
+    BENCH_CASE("sum_rows", "P W", "s W (N + P) + 4 (P + N + 1)", ROWS_ACT, sum_open, NULL, sum_run, sum_check),
+    BENCH_CASE("sum_f32", "P W", "4 W (N + P) + 4 (P + N + 1)", ROWS_F32, sum_open, NULL, sum_run, sum_check),
+    BENCH_CASE("embed_forward", "", "2 s N D + 4 N", FORWARD, embed_open, NULL, embed_run, embed_check),
+    BENCH_CASE("embed_backward", "N D", "(s + 8) N D + 4 N", BACKWARD, embed_open, NULL, embed_run, embed_check),
+    BENCH_CASE("norm_forward", "", "2 s n W + 4 n + 4 W", FORWARD, norm_open, NULL, norm_forward, norm_check),
+    BENCH_CASE(
+        "norm_backward", "", "3 s n W + 4 n + 12 W", BACKWARD, norm_open, norm_forward, norm_backward, norm_check_back),
+    BENCH_CASE("pair_gates_forward", "", "13 P", FORWARD, gates_open, NULL, gates_run, gates_check),
+    BENCH_CASE("pair_gates_backward", "", "13 P + 4 N K", BACKWARD, gates_open, NULL, gates_run, gates_check),
 };
 const int gr_bench_n_row_case = sizeof gr_bench_row_cases / sizeof *gr_bench_row_cases;

@@ -15,11 +15,15 @@ static shape shape_of(const gr_model *m) {
     return s;
 }
 
+/* Where the product Wqkv n1 goes. */
+static void *projected(const gr_model *m, const attention_saved *s) {
+    return m->config.use_qk_norm ? s->qk_raw : s->qkv;
+}
+
 static gr_norm input_norm(gr_model *m, int l) {
     attention_saved *s = attention_of(m, l);
     return (gr_norm){.n_row = m->N,
         .width = m->D,
-        .n_sub = 1,
         .ldx = m->D,
         .ldy = m->D,
         .eps = (float)m->config.rms_norm_eps,
@@ -29,26 +33,29 @@ static gr_norm input_norm(gr_model *m, int l) {
         .rstd = s->rstd1};
 }
 
-typedef enum head_kind { QUERY, KEY } head_kind;
-
-/* Norm of every head of q or k, from qk_raw into qkv; both have rows of width A. */
-static gr_norm head_norm(gr_model *m, int l, head_kind kind) {
+/* The heads of q and k are neighbours in qk_raw and in qkv: one call norms and turns all. */
+static gr_head_norm head_norm(gr_model *m, int l) {
     shape z = shape_of(m);
     attention_saved *s = attention_of(m, l);
-    int64_t first = kind == KEY ? z.O : 0, heads = kind == KEY ? z.H_kv : z.H;
-    return (gr_norm){.n_row = m->N * heads,
-        .width = z.hd,
-        .n_sub = heads,
+    bool rotated = gr_model_rotated(m) > 0;
+    return (gr_head_norm){.n_row = m->N,
+        .T = m->T,
+        .n_q = z.H,
+        .n_k = z.H_kv,
+        .head_dim = z.hd,
         .ldx = z.A,
         .ldy = z.A,
         .eps = (float)m->config.rms_norm_eps,
-        .x = act_at(m, s->qk_raw, first),
-        .w = norm_at(m, kind == KEY ? m->layer[l].k_norm : m->layer[l].q_norm),
-        .y = act_at(m, s->qkv, first),
-        .rstd = kind == KEY ? s->rstd_k : s->rstd_q};
+        .cosine = rotated ? m->cosine : NULL,
+        .sine = rotated ? m->sine : NULL,
+        .x = s->qk_raw,
+        .wq = norm_at(m, m->layer[l].q_norm),
+        .wk = norm_at(m, m->layer[l].k_norm),
+        .y = s->qkv,
+        .rstd = s->rstd_qk};
 }
 
-/* The heads of q and k are neighbours, so one call turns both. */
+/* Without norms q and k are turned in place. */
 static gr_err rotate(gr_model *m, void *qkv, bool inverse) {
     shape z = shape_of(m);
     if (gr_model_rotated(m) == 0)
@@ -81,7 +88,7 @@ static gr_attention attend_args(gr_model *m, int l) {
         .ldo = z.O,
         .q = s->qkv,
         .k = act_at(m, s->qkv, z.O),
-        .v = act_at(m, s->qkv, z.O + z.H_kv * z.hd),
+        .v = act_at(m, projected(m, s), z.O + z.H_kv * z.hd), /* takes neither norm nor rotation */
         .o = s->o,
         .lse = s->lse};
 }
@@ -133,39 +140,32 @@ static gr_err project_backward(gr_model *m, const void *dy, int64_t n, int64_t w
             .c_dtype = GR_F32});
 }
 
-static gr_err norm_heads(gr_model *m, int l) {
-    gr_backend *b = m->backend;
-    attention_saved *s = attention_of(m, l);
-    gr_norm q = head_norm(m, l, QUERY), k = head_norm(m, l, KEY);
-    /* v takes no norm: whole rows are copied, q and k then overwritten. */
-    GR_TRY(b->copy(b, GR_LANE_COMPUTE, s->qkv, s->qk_raw, (size_t)(m->N * shape_of(m).A) * b->elem_size));
-    GR_TRY(b->norm_forward(b, GR_LANE_COMPUTE, &q));
-    return b->norm_forward(b, GR_LANE_COMPUTE, &k);
+static gr_err prepare_heads(gr_model *m, int l) {
+    if (!m->config.use_qk_norm)
+        return rotate(m, attention_of(m, l)->qkv, false);
+    gr_head_norm heads = head_norm(m, l);
+    return m->backend->head_norm_forward(m->backend, GR_LANE_COMPUTE, &heads);
 }
 
-static gr_err norm_heads_backward(gr_model *m, int l) {
-    gr_backend *b = m->backend;
-    gr_norm q = head_norm(m, l, QUERY), k = head_norm(m, l, KEY);
-    q.dy = q.dx = m->dqkv;
-    q.dw = gradient_at(m, m->layer[l].q_norm.offset);
-    k.dy = k.dx = act_at(m, m->dqkv, shape_of(m).O);
-    k.dw = gradient_at(m, m->layer[l].k_norm.offset);
-    GR_TRY(b->norm_backward(b, GR_LANE_COMPUTE, &q));
-    return b->norm_backward(b, GR_LANE_COMPUTE, &k);
+static gr_err prepare_heads_backward(gr_model *m, int l) {
+    if (!m->config.use_qk_norm)
+        return rotate(m, m->dqkv, true);
+    gr_head_norm heads = head_norm(m, l);
+    heads.dy = heads.dx = m->dqkv;
+    heads.dwq = gradient_at(m, m->layer[l].q_norm.offset);
+    heads.dwk = gradient_at(m, m->layer[l].k_norm.offset);
+    return m->backend->head_norm_backward(m->backend, GR_LANE_COMPUTE, &heads);
 }
 
 gr_err gr_model_attention_forward(gr_model *m, int l) {
     gr_backend *b = m->backend;
     attention_saved *s = attention_of(m, l);
     shape z = shape_of(m);
-    bool qk_norm = m->config.use_qk_norm;
 
     gr_norm norm = input_norm(m, l);
     GR_TRY(b->norm_forward(b, GR_LANE_COMPUTE, &norm));
-    GR_TRY(project(m, GR_OVERWRITE, s->n1, m->D, m->layer[l].wqkv, qk_norm ? s->qk_raw : s->qkv, z.A));
-    if (qk_norm)
-        GR_TRY(norm_heads(m, l));
-    GR_TRY(rotate(m, s->qkv, false));
+    GR_TRY(project(m, GR_OVERWRITE, s->n1, m->D, m->layer[l].wqkv, projected(m, s), z.A));
+    GR_TRY(prepare_heads(m, l));
     gr_attention a = attend_args(m, l);
     GR_TRY(b->attention_forward(b, GR_LANE_COMPUTE, &a));
     GR_TRY(b->copy(b, GR_LANE_COMPUTE, s->mid, stream_before(m, l), (size_t)(m->N * m->D) * b->elem_size));
@@ -185,9 +185,7 @@ gr_err gr_model_attention_backward(gr_model *m, int l) {
     a.dk = act_at(m, m->dqkv, z.O);
     a.dv = act_at(m, m->dqkv, z.O + z.H_kv * z.hd);
     GR_TRY(b->attention_backward(b, GR_LANE_COMPUTE, &a));
-    GR_TRY(rotate(m, m->dqkv, true));
-    if (m->config.use_qk_norm)
-        GR_TRY(norm_heads_backward(m, l));
+    GR_TRY(prepare_heads_backward(m, l));
     GR_TRY(project_backward(m, m->dqkv, z.A, m->layer[l].wqkv, s->n1, m->dn, m->D));
     gr_norm norm = input_norm(m, l);
     norm.dy = m->dn;

@@ -9,7 +9,6 @@ gr_norm gr_model_middle_norm(gr_model *m, int l) {
     ffn_saved *s = ffn_of(m, l);
     return (gr_norm){.n_row = m->N,
         .width = m->D,
-        .n_sub = 1,
         .ldx = m->D,
         .ldy = m->D,
         .eps = (float)m->config.rms_norm_eps,

@@ -25,14 +25,14 @@ typedef struct layer_params {
 /* What a block's halves keep for backward. Layers that keep nothing share one slot: all of them without training; with
  * recomputation the halves whose forward runs again in backward. Widths: A = (H + 2 H_kv) * head_dim. */
 typedef struct attention_saved {
-    void *n1;               /* act [N, D] normalised input of attention */
-    float *rstd1;           /* [N] */
-    void *qk_raw;           /* act [N, A] before the q and k norms; NULL without them */
-    float *rstd_q, *rstd_k; /* [N*H], [N*H_kv] */
-    void *qkv;              /* act [N, A] after norms and rotation */
-    void *o;                /* act [N, H*head_dim] attention output */
-    float *lse;             /* [B, H, T] */
-    void *mid;              /* act [N, D] residual stream after attention */
+    void *n1;       /* act [N, D] normalised input of attention */
+    float *rstd1;   /* [N] */
+    void *qk_raw;   /* act [N, A] before the q and k norms; NULL without them */
+    float *rstd_qk; /* [N, H+H_kv] */
+    void *qkv;      /* act [N, A] after norms and rotation; where there is a qk_raw, that has v */
+    void *o;        /* act [N, H*head_dim] attention output */
+    float *lse;     /* [B, H, T] */
+    void *mid;      /* act [N, D] residual stream after attention */
 } attention_saved;
 
 typedef struct ffn_saved {

@@ -57,8 +57,7 @@ static void layout_attention(const gr_model *m, gr_arena *arena, attention_saved
     s->rstd1 = GR_TAKE(arena, N, float);
     if (c->use_qk_norm) {
         s->qk_raw = take_act(m, arena, N * A);
-        s->rstd_q = GR_TAKE(arena, N * heads, float);
-        s->rstd_k = GR_TAKE(arena, N * c->num_key_value_heads, float);
+        s->rstd_qk = GR_TAKE(arena, N * (heads + c->num_key_value_heads), float);
     }
     s->qkv = take_act(m, arena, N * A);
     s->o = take_act(m, arena, N * heads * c->head_dim);

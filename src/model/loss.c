@@ -4,7 +4,6 @@
 gr_norm gr_model_final_norm(gr_model *m) {
     return (gr_norm){.n_row = m->N,
         .width = m->D,
-        .n_sub = 1,
         .ldx = m->D,
         .ldy = m->D,
         .eps = (float)m->config.rms_norm_eps,

@@ -115,6 +115,25 @@ float *check_copy(int64_t n, const float *x) {
     return y;
 }
 
+float *check_random_rows(uint64_t seed, int64_t n_row, int64_t width, int64_t ld) {
+    float *x = check_poisoned(n_row * ld), *value = check_random(seed, n_row * width);
+    for (int64_t i = 0; i < n_row; i++)
+        memcpy(x + i * ld, value + i * width, (size_t)width * sizeof *x);
+    free(value);
+    return x;
+}
+
+void check_angles(int64_t T, int64_t head_dim, double theta, float **cosine, float **sine) {
+    const int64_t half = head_dim / 2;
+    *cosine = check_zeros(T * half);
+    *sine = check_zeros(T * half);
+    for (int64_t i = 0; i < T * half; i++) {
+        double angle = (double)(i / half) * pow(theta, -2.0 * (double)(i % half) / (double)head_dim);
+        (*cosine)[i] = (float)cos(angle);
+        (*sine)[i] = (float)sin(angle);
+    }
+}
+
 double *check_double(int64_t n, const float *x) {
     return check_packed(1, n, n, x);
 }

@@ -25,6 +25,10 @@ float check_stored(float x);
 
 /* n stored values in (-1, 1), the same for the same seed. Free with free(). */
 float *check_random(uint64_t seed, int64_t n);
+/* Rows of ld elements: `width` such values, then poison. */
+float *check_random_rows(uint64_t seed, int64_t n_row, int64_t width, int64_t ld);
+/* What rotary embedding turns by: tables [T, head_dim/2] of position * theta^(-2i/head_dim). */
+void check_angles(int64_t T, int64_t head_dim, double theta, float **cosine, float **sine);
 /* n NaNs: an output that is not written, or is read before it is written, shows. */
 float *check_poisoned(int64_t n);
 bool check_is_poison(float x);

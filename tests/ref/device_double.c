@@ -287,6 +287,7 @@ static void begin(device_double *d, gr_lane lane, const char *what, const void *
 #define PAIR_ARRAYS a->pair_row, a->pair_slot
 #define FFN_ARRAYS a->pair_row, a->pair_gate, a->x, a->w13, a->w2, a->h, a->a
 #define NORM_ARRAYS a->x, a->w, a->rstd
+#define HEAD_NORM_ARRAYS a->cosine, a->sine, a->x, a->wq, a->wk, a->rstd
 #define LAYER_NORM_ARRAYS a->x, a->w, a->b, a->mean, a->rstd
 #define ATTENTION_ARRAYS a->documents.first, a->documents.end, a->q, a->k, a->v, a->o, a->lse
 
@@ -305,6 +306,8 @@ OP(embed_forward, gr_embed, a->id, a->table, a->out)
 OP(embed_backward, gr_embed, a->id, a->dout, a->dtable)
 OP(norm_forward, gr_norm, NORM_ARRAYS, a->y)
 OP(norm_backward, gr_norm, NORM_ARRAYS, a->dy, a->dx, a->dw)
+OP(head_norm_forward, gr_head_norm, HEAD_NORM_ARRAYS, a->y)
+OP(head_norm_backward, gr_head_norm, HEAD_NORM_ARRAYS, a->dy, a->dx, a->dwq, a->dwk)
 OP(layer_norm_forward, gr_layer_norm, LAYER_NORM_ARRAYS, a->residual, a->y)
 OP(layer_norm_backward, gr_layer_norm, LAYER_NORM_ARRAYS, a->dy, a->dx, a->dw, a->db)
 OP(rope, gr_rope, a->cosine, a->sine, a->x)
@@ -409,6 +412,8 @@ static const gr_backend calls = {.name = "double",
     .embed_backward = double_embed_backward,
     .norm_forward = double_norm_forward,
     .norm_backward = double_norm_backward,
+    .head_norm_forward = double_head_norm_forward,
+    .head_norm_backward = double_head_norm_backward,
     .layer_norm_forward = double_layer_norm_forward,
     .layer_norm_backward = double_layer_norm_backward,
     .rope = double_rope,

@@ -111,6 +111,14 @@ static copies copies_for(gr_backend *b) {
     return (copies){.b = real(b)};
 }
 
+/* An op of one argument struct, whose arrays `copied` exchanges for those of the backend. */
+#define OP(op, type, copied)                                                                                           \
+    static gr_err op(gr_backend *b, gr_lane lane, const type *a) {                                                     \
+        copies all = copies_for(b);                                                                                    \
+        type g = copied(&all, a);                                                                                      \
+        return finish(&all, real(b)->op(real(b), lane, &g));                                                           \
+    }
+
 /* Rows that a list of indices reaches. */
 static int64_t rows_reached(const uint32_t *index, int64_t n) {
     int64_t most = 0;
@@ -189,17 +197,8 @@ static gr_pair_gates far_pair_gates(copies *all, const gr_pair_gates *a) {
     return g;
 }
 
-static gr_err pair_gates_forward(gr_backend *b, gr_lane lane, const gr_pair_gates *a) {
-    copies all = copies_for(b);
-    gr_pair_gates g = far_pair_gates(&all, a);
-    return finish(&all, real(b)->pair_gates_forward(real(b), lane, &g));
-}
-
-static gr_err pair_gates_backward(gr_backend *b, gr_lane lane, const gr_pair_gates *a) {
-    copies all = copies_for(b);
-    gr_pair_gates g = far_pair_gates(&all, a);
-    return finish(&all, real(b)->pair_gates_backward(real(b), lane, &g));
-}
+OP(pair_gates_forward, gr_pair_gates, far_pair_gates)
+OP(pair_gates_backward, gr_pair_gates, far_pair_gates)
 
 static gr_embed far_embed(copies *all, const gr_embed *a) {
     gr_embed g = *a;
@@ -211,17 +210,8 @@ static gr_embed far_embed(copies *all, const gr_embed *a) {
     return g;
 }
 
-static gr_err embed_forward(gr_backend *b, gr_lane lane, const gr_embed *a) {
-    copies all = copies_for(b);
-    gr_embed g = far_embed(&all, a);
-    return finish(&all, real(b)->embed_forward(real(b), lane, &g));
-}
-
-static gr_err embed_backward(gr_backend *b, gr_lane lane, const gr_embed *a) {
-    copies all = copies_for(b);
-    gr_embed g = far_embed(&all, a);
-    return finish(&all, real(b)->embed_backward(real(b), lane, &g));
-}
+OP(embed_forward, gr_embed, far_embed)
+OP(embed_backward, gr_embed, far_embed)
 
 /* ---------------------------------------------------------------- experts and their router */
 
@@ -276,17 +266,8 @@ static gr_router_op far_router(copies *all, const gr_router_op *a) {
     return g;
 }
 
-static gr_err router_forward(gr_backend *b, gr_lane lane, const gr_router_op *a) {
-    copies all = copies_for(b);
-    gr_router_op g = far_router(&all, a);
-    return finish(&all, real(b)->router_forward(real(b), lane, &g));
-}
-
-static gr_err router_backward(gr_backend *b, gr_lane lane, const gr_router_op *a) {
-    copies all = copies_for(b);
-    gr_router_op g = far_router(&all, a);
-    return finish(&all, real(b)->router_backward(real(b), lane, &g));
-}
+OP(router_forward, gr_router_op, far_router)
+OP(router_backward, gr_router_op, far_router)
 
 static gr_err divergence(gr_backend *b, gr_lane lane, const gr_divergence *a) {
     copies all = copies_for(b);
@@ -302,28 +283,38 @@ static gr_err divergence(gr_backend *b, gr_lane lane, const gr_divergence *a) {
 
 static gr_norm far_norm(copies *all, const gr_norm *a) {
     gr_norm g = *a;
-    const int64_t n_row = a->n_row / a->n_sub, width = a->n_sub * a->width;
-    g.x = in(all, a->x, n_row, width, a->ldx);
-    g.y = out(all, a->y, n_row, width, a->ldy);
-    g.dy = in(all, a->dy, n_row, width, a->ldy);
-    g.dx = out(all, a->dx, n_row, width, a->ldx);
+    g.x = in(all, a->x, a->n_row, a->width, a->ldx);
+    g.y = out(all, a->y, a->n_row, a->width, a->ldy);
+    g.dy = in(all, a->dy, a->n_row, a->width, a->ldy);
+    g.dx = out(all, a->dx, a->n_row, a->width, a->ldx);
     IN(all, g.w, a->width);
     OUT(all, g.rstd, a->n_row);
     OUT(all, g.dw, a->width);
     return g;
 }
 
-static gr_err norm_forward(gr_backend *b, gr_lane lane, const gr_norm *a) {
-    copies all = copies_for(b);
-    gr_norm g = far_norm(&all, a);
-    return finish(&all, real(b)->norm_forward(real(b), lane, &g));
+OP(norm_forward, gr_norm, far_norm)
+OP(norm_backward, gr_norm, far_norm)
+
+static gr_head_norm far_head_norm(copies *all, const gr_head_norm *a) {
+    gr_head_norm g = *a;
+    const int64_t n_head = a->n_q + a->n_k, width = n_head * a->head_dim, n_angle = a->T * (a->head_dim / 2);
+    g.x = in(all, a->x, a->n_row, width, a->ldx);
+    g.y = out(all, a->y, a->n_row, width, a->ldy);
+    g.dy = in(all, a->dy, a->n_row, width, a->ldy);
+    g.dx = out(all, a->dx, a->n_row, width, a->ldx);
+    IN(all, g.cosine, n_angle);
+    IN(all, g.sine, n_angle);
+    IN(all, g.wq, a->head_dim);
+    IN(all, g.wk, a->head_dim);
+    OUT(all, g.rstd, a->n_row * n_head);
+    OUT(all, g.dwq, a->head_dim);
+    OUT(all, g.dwk, a->head_dim);
+    return g;
 }
 
-static gr_err norm_backward(gr_backend *b, gr_lane lane, const gr_norm *a) {
-    copies all = copies_for(b);
-    gr_norm g = far_norm(&all, a);
-    return finish(&all, real(b)->norm_backward(real(b), lane, &g));
-}
+OP(head_norm_forward, gr_head_norm, far_head_norm)
+OP(head_norm_backward, gr_head_norm, far_head_norm)
 
 static gr_layer_norm far_layer_norm(copies *all, const gr_layer_norm *a) {
     gr_layer_norm g = *a;
@@ -341,24 +332,15 @@ static gr_layer_norm far_layer_norm(copies *all, const gr_layer_norm *a) {
     return g;
 }
 
-static gr_err layer_norm_forward(gr_backend *b, gr_lane lane, const gr_layer_norm *a) {
-    copies all = copies_for(b);
-    gr_layer_norm g = far_layer_norm(&all, a);
-    return finish(&all, real(b)->layer_norm_forward(real(b), lane, &g));
-}
-
-static gr_err layer_norm_backward(gr_backend *b, gr_lane lane, const gr_layer_norm *a) {
-    copies all = copies_for(b);
-    gr_layer_norm g = far_layer_norm(&all, a);
-    return finish(&all, real(b)->layer_norm_backward(real(b), lane, &g));
-}
+OP(layer_norm_forward, gr_layer_norm, far_layer_norm)
+OP(layer_norm_backward, gr_layer_norm, far_layer_norm)
 
 static gr_err rope(gr_backend *b, gr_lane lane, const gr_rope *a) {
     copies all = copies_for(b);
     gr_rope g = *a;
     g.x = out(&all, a->x, a->n_row, a->n_head * a->head_dim, a->ld);
-    IN(&all, g.cosine, a->T * a->head_dim / 2);
-    IN(&all, g.sine, a->T * a->head_dim / 2);
+    IN(&all, g.cosine, a->T * (a->head_dim / 2));
+    IN(&all, g.sine, a->T * (a->head_dim / 2));
     return finish(&all, real(b)->rope(real(b), lane, &g));
 }
 
@@ -470,6 +452,8 @@ static const gr_backend far_table = {
     .embed_backward = embed_backward,
     .norm_forward = norm_forward,
     .norm_backward = norm_backward,
+    .head_norm_forward = head_norm_forward,
+    .head_norm_backward = head_norm_backward,
     .layer_norm_forward = layer_norm_forward,
     .layer_norm_backward = layer_norm_backward,
     .rope = rope,

@@ -100,6 +100,14 @@ static int64_t rows_reached(const uint32_t *index, int64_t n) {
 
 /* ---------------------------------------------------------------- the ops */
 
+/* An op of one argument struct, whose arrays `copied` exchanges for rounded ones. */
+#define OP(op, type, copied)                                                                                           \
+    static gr_err op(gr_backend *b, gr_lane lane, const type *a) {                                                     \
+        copies all = {0};                                                                                              \
+        type g = copied(&all, a);                                                                                      \
+        return finish(&all, real(b)->op(real(b), lane, &g));                                                           \
+    }
+
 static gr_err gemm(gr_backend *b, gr_lane lane, const gr_gemm *a) {
     copies all = {0};
     gr_gemm g = *a;
@@ -167,39 +175,33 @@ static gr_embed narrow_embed(copies *all, const gr_embed *a) {
     return g;
 }
 
-static gr_err embed_forward(gr_backend *b, gr_lane lane, const gr_embed *a) {
-    copies all = {0};
-    gr_embed g = narrow_embed(&all, a);
-    return finish(&all, real(b)->embed_forward(real(b), lane, &g));
-}
-
-static gr_err embed_backward(gr_backend *b, gr_lane lane, const gr_embed *a) {
-    copies all = {0};
-    gr_embed g = narrow_embed(&all, a);
-    return finish(&all, real(b)->embed_backward(real(b), lane, &g));
-}
+OP(embed_forward, gr_embed, narrow_embed)
+OP(embed_backward, gr_embed, narrow_embed)
 
 static gr_norm narrow_norm(copies *all, const gr_norm *a) {
     gr_norm g = *a;
-    int64_t n_row = a->n_row / a->n_sub, width = a->n_sub * a->width;
-    g.x = in(all, a->x, n_row, width, a->ldx);
-    g.y = out(all, a->y, n_row, width, a->ldy);
-    g.dy = in(all, a->dy, n_row, width, a->ldy);
-    g.dx = out(all, a->dx, n_row, width, a->ldx);
+    g.x = in(all, a->x, a->n_row, a->width, a->ldx);
+    g.y = out(all, a->y, a->n_row, a->width, a->ldy);
+    g.dy = in(all, a->dy, a->n_row, a->width, a->ldy);
+    g.dx = out(all, a->dx, a->n_row, a->width, a->ldx);
     return g;
 }
 
-static gr_err norm_forward(gr_backend *b, gr_lane lane, const gr_norm *a) {
-    copies all = {0};
-    gr_norm g = narrow_norm(&all, a);
-    return finish(&all, real(b)->norm_forward(real(b), lane, &g));
+OP(norm_forward, gr_norm, narrow_norm)
+OP(norm_backward, gr_norm, narrow_norm)
+
+static gr_head_norm narrow_head_norm(copies *all, const gr_head_norm *a) {
+    gr_head_norm g = *a;
+    const int64_t width = (a->n_q + a->n_k) * a->head_dim;
+    g.x = in(all, a->x, a->n_row, width, a->ldx);
+    g.y = out(all, a->y, a->n_row, width, a->ldy);
+    g.dy = in(all, a->dy, a->n_row, width, a->ldy);
+    g.dx = out(all, a->dx, a->n_row, width, a->ldx);
+    return g;
 }
 
-static gr_err norm_backward(gr_backend *b, gr_lane lane, const gr_norm *a) {
-    copies all = {0};
-    gr_norm g = narrow_norm(&all, a);
-    return finish(&all, real(b)->norm_backward(real(b), lane, &g));
-}
+OP(head_norm_forward, gr_head_norm, narrow_head_norm)
+OP(head_norm_backward, gr_head_norm, narrow_head_norm)
 
 static gr_err rope(gr_backend *b, gr_lane lane, const gr_rope *a) {
     copies all = {0};
@@ -302,6 +304,8 @@ gr_err narrow_open(gr_backend **opened, gr_backend *inner) {
     b->embed_backward = embed_backward;
     b->norm_forward = norm_forward;
     b->norm_backward = norm_backward;
+    b->head_norm_forward = head_norm_forward;
+    b->head_norm_backward = head_norm_backward;
     b->rope = rope;
     b->attention_forward = attention_forward;
     b->attention_backward = attention_backward;
