@@ -350,6 +350,10 @@ struct gr_backend {
     gr_err (*rope)(gr_backend *b, gr_lane lane, const gr_rope *a);
     gr_err (*attention_forward)(gr_backend *b, gr_lane lane, const gr_attention *a);
     gr_err (*attention_backward)(gr_backend *b, gr_lane lane, const gr_attention *a);
+    /* At most so many bytes of the backend's memory that `alloc` gave nobody are taken by the two above with a's shape
+     * and leading dimensions (arrays may be NULL) and kept; ops after each other share them. NULL: none. Needs no
+     * device: a description has it too. */
+    size_t (*attention_scratch)(const gr_backend *b, const gr_attention *a, bool backward);
     gr_err (*cross_entropy)(gr_backend *b, gr_lane lane, const gr_cross_entropy *a);
     gr_err (*divergence)(gr_backend *b, gr_lane lane, const gr_divergence *a);
     gr_err (*sum_squares)(gr_backend *b, gr_lane lane, const float *x, int64_t n, double *out); /* *out += */

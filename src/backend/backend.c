@@ -39,6 +39,15 @@ static void close_description(gr_backend *b) {
     free(b);
 }
 
+/* Of a GPU that is not here, whose choice was not narrowed, the most that any takes. */
+static size_t described_attention_scratch(const gr_backend *b, const gr_attention *a, bool backward) {
+    const gr_attend_means means = {.way = b->attention,
+        .shared_max = SIZE_MAX,
+        .limits = GR_DEVICE_ATTEND_LIMITS,
+        .room = GR_DEVICE_ATTEND_ROOM};
+    return gr_attend_scratch(&means, b->dtype, a, backward);
+}
+
 static gr_err describe_cuda(gr_backend **out, gr_dtype dtype) {
     void *memory;
     GR_TRY(gr_alloc(&memory, 1, sizeof(gr_backend), "backend"));
@@ -47,6 +56,7 @@ static gr_err describe_cuda(gr_backend **out, gr_dtype dtype) {
         .dtype = dtype,
         .elem_size = gr_dtype_size(dtype),
         .logits_room = GR_DEVICE_LOGITS_ROOM,
+        .attention_scratch = described_attention_scratch,
         .close = close_description};
     return GR_OK;
 }

@@ -112,6 +112,7 @@ gr_err gr_cuda_ffn_forward(gr_backend *b, gr_lane lane, const gr_ffn *a);
 gr_err gr_cuda_ffn_backward(gr_backend *b, gr_lane lane, const gr_ffn *a);
 gr_err gr_cuda_attention_forward(gr_backend *b, gr_lane lane, const gr_attention *a);
 gr_err gr_cuda_attention_backward(gr_backend *b, gr_lane lane, const gr_attention *a);
+size_t gr_cuda_attention_scratch(const gr_backend *b, const gr_attention *a, bool backward);
 gr_err gr_cuda_cross_entropy(gr_backend *b, gr_lane lane, const gr_cross_entropy *a);
 gr_attend_limits gr_cuda_attend_limits(void); /* cuda_limits.c */
 size_t gr_cuda_attend_room(void);             /* bytes of scores of a part of attention by cuDNN; likewise */
