@@ -170,7 +170,8 @@ GR_MUST gr_err gr_model_open(gr_model **out, const gr_model_options *o);
 GR_MUST gr_err gr_model_measure(gr_model **out, const gr_model_options *o);
 void gr_model_close(gr_model *m); /* accepts NULL */
 
-/* Bytes by use, as the layouts that place the model count them; their sum, but for `attention`, is what it allocates. */
+/* Bytes by use, as the layouts that place the model count them; their sum, but for `attention`, is what it allocates.
+ */
 typedef struct gr_model_memory {
     size_t weights, gradients;
     size_t weights_act; /* copy of the weights in the backend's storage type; 0 for fp32 */

@@ -69,6 +69,13 @@ typedef struct gr_product_key {
     uint64_t kind;
 } gr_product_key;
 gr_product_key gr_product_key_of(const gr_gemm *canonical);
+/* The same by the alignments, where there are no addresses; and back: a product without arrays. */
+typedef struct gr_alignments {
+    uint32_t a, b, c; /* powers of two up to 16, in bytes */
+} gr_alignments;
+gr_product_key gr_product_key_with(const gr_gemm *canonical, gr_alignments at);
+gr_gemm gr_product_of_key(const gr_product_key *key);
+gr_alignments gr_product_alignments(const gr_product_key *key);
 /* The largest power of two up to 16 that divides the address: what the library's widest loads ask for. */
 uint32_t gr_product_alignment(const void *p);
 
