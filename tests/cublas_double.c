@@ -1,6 +1,8 @@
 /* cublas_double.c: stands in for cuBLAS where cuda_double.c stands in for the CUDA runtime. Products are sums in
  * double.
  *
+ * There are several algorithms for a product, whose times are made up, and two that must not be taken.
+ *
  * Ends the process where cuBLAS would be used wrongly: an address less aligned than the algorithm was chosen for, a
  * workspace that two streams share. Some products have no algorithm, and some algorithms do not take every number of
  * rows, so that both ways around are taken. Products too large for a test's time are left undone. */
@@ -19,13 +21,20 @@ typedef struct matrix {
     bool turned;
 } matrix;
 
-/* One of a batch of column-major products d = left right + beta d. */
+/* One of a batch of column-major products d = left right + beta c. */
 typedef struct product {
     matrix left, right, result;
-    const char *a, *b;
+    const char *a, *b, *c;
     char *d;
     bool added;
 } product;
+
+int double_n_asked, double_n_product[DOUBLE_ALGORITHMS];
+
+double double_ms_of(uint32_t number) {
+    static const double ms[DOUBLE_ALGORITHMS] = {4, 5, 1.5, 2, 1};
+    return ms[number];
+}
 
 static size_t size_of(cudaDataType type) {
     return type == CUDA_R_16BF ? 2 : 4;
@@ -48,7 +57,7 @@ static void run_product(void *work) {
 #pragma omp parallel for
     for (int64_t j = 0; j < p->result.columns; j++) {
         for (int64_t i = 0; i < p->result.rows; i++) {
-            double sum = p->added ? load(&p->result, p->d, i, j) : 0;
+            double sum = p->added ? load(&p->result, p->c, i, j) : 0;
             for (int64_t l = 0; l < k; l++)
                 sum += load(&p->left, p->a, i, l) * load(&p->right, p->b, l, j);
             const int64_t at = j * p->result.ld + i;
@@ -91,10 +100,11 @@ static void check_workspace(const void *workspace, cudaStream_t s) {
     }
 }
 
-static void enqueue_product(cudaStream_t s, const product *p) {
+static void enqueue_product(cudaStream_t s, const product *p, double ms) {
     product *copy = double_memory(sizeof *p);
     check_product(p);
     *copy = *p;
+    double_spend(s, ms);
     double_enqueue(s, run_product, copy);
 }
 
@@ -166,11 +176,9 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(
     return CUBLAS_STATUS_SUCCESS;
 }
 
-/* What it was chosen for. */
-typedef struct algorithm {
-    int64_t rows, columns, k;
-    uint32_t alignment[4];
-} algorithm;
+size_t cublasLtGetVersion(void) {
+    return 130100;
+}
 
 static product described(cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t left, cublasLtMatrixLayout_t right,
     cublasLtMatrixLayout_t result) {
@@ -197,25 +205,70 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
     const product p = described(desc, left, right, result);
     if (memcmp(c, result, sizeof(matrix)) != 0 || n_asked < 1 || w->reduction != CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE)
         double_die("a question that was not expected");
+    double_n_asked++;
     *n_found = 0;
     if (p.left.type == CUDA_R_16BF && (p.left.ld % 8 || p.right.ld % 8))
         return CUBLAS_STATUS_NOT_SUPPORTED;
-    algorithm a = {.rows = p.result.rows, .columns = p.result.columns, .k = inner(&p)};
+    double_algorithm a = {.rows = p.result.rows, .columns = p.result.columns, .k = inner(&p)};
     memcpy(a.alignment, w->alignment, sizeof a.alignment);
     if (sizeof a > sizeof out->algo)
         double_die("no room for an algorithm");
-    memset(out, 0, sizeof *out);
-    memcpy(&out->algo, &a, sizeof a);
-    out->workspaceSize = w->workspace;
-    *n_found = 1;
+    for (; *n_found < n_asked && *n_found < DOUBLE_ALGORITHMS; ++*n_found) {
+        cublasLtMatmulHeuristicResult_t *to = out + *n_found;
+        a.number = (uint32_t)*n_found;
+        memset(to, 0, sizeof *to);
+        memcpy(&to->algo, &a, sizeof a);
+        to->workspaceSize = w->workspace;
+    }
     return CUBLAS_STATUS_SUCCESS;
 }
 
 /* Up to what it was chosen for, but for multiples of 7. */
-static bool takes(const algorithm *a, const product *p) {
+static bool takes(const double_algorithm *a, const product *p) {
     const bool same = a->rows == p->result.rows && a->columns == p->result.columns && a->k == inner(p);
     return same || (a->rows == p->result.rows && p->result.columns <= a->columns && inner(p) <= a->k &&
                        p->result.columns % 7 != 0 && inner(p) % 7 != 0);
+}
+
+static const double_algorithm *algorithm_of(const cublasLtMatmulAlgo_t *algo) {
+    return (const double_algorithm *)(const void *)algo;
+}
+
+cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t left,
+    cublasLtMatrixLayout_t right, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t result,
+    const cublasLtMatmulAlgo_t *algo, cublasLtMatmulHeuristicResult_t *out) {
+    (void)handle;
+    (void)c;
+    const product p = described(desc, left, right, result);
+    const double_algorithm *a = algorithm_of(algo);
+    if (a->number >= DOUBLE_ALGORITHMS || !takes(a, &p))
+        return CUBLAS_STATUS_INVALID_VALUE;
+    memset(out, 0, sizeof *out);
+    out->workspaceSize = (size_t)(a->number == DOUBLE_REFUSED ? 33 : 32) << 20;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulAlgoCapGetAttribute(const cublasLtMatmulAlgo_t *algo,
+    cublasLtMatmulAlgoCapAttributes_t which, void *value, size_t size, size_t *n_written) {
+    if (which < CUBLASLT_ALGO_CAP_MIN_ALIGNMENT_A_BYTES || which > CUBLASLT_ALGO_CAP_MIN_ALIGNMENT_D_BYTES ||
+        size != sizeof(uint32_t))
+        double_die("a property that is not known here");
+    memcpy(value, &algorithm_of(algo)->alignment[which - CUBLASLT_ALGO_CAP_MIN_ALIGNMENT_A_BYTES], size);
+    *n_written = size;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t *algo,
+    cublasLtMatmulAlgoConfigAttributes_t which, void *value, size_t size, size_t *n_written) {
+    static const uint32_t of[DOUBLE_ALGORITHMS] = {CUBLASLT_REDUCTION_SCHEME_NONE,
+        CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE, CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE, CUBLASLT_REDUCTION_SCHEME_NONE,
+        CUBLASLT_REDUCTION_SCHEME_NONE};
+    const uint32_t scheme = of[algorithm_of(algo)->number];
+    if (which != CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME || size != sizeof scheme)
+        double_die("a setting that is not known here");
+    memcpy(value, &scheme, size);
+    *n_written = size;
+    return CUBLAS_STATUS_SUCCESS;
 }
 
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, const void *alpha, const void *a,
@@ -224,21 +277,25 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     void *workspace, size_t workspace_size, cudaStream_t s) {
     (void)handle;
     (void)workspace_size;
-    const algorithm *chosen = (const algorithm *)(const void *)algo;
+    const double_algorithm *chosen = algorithm_of(algo);
     product p = described(desc, left, right, result);
     p.a = a;
     p.b = b;
+    p.c = c;
     p.d = d;
     p.added = *(const float *)beta != 0;
-    if (c != d || c_layout != result || *(const float *)alpha != 1)
+    if (c_layout != result || *(const float *)alpha != 1 || (c != d && !p.added))
         double_die("a product that was not expected");
     if (!takes(chosen, &p))
         return CUBLAS_STATUS_NOT_SUPPORTED;
     if ((uintptr_t)a % chosen->alignment[0] || (uintptr_t)b % chosen->alignment[1] ||
-        (uintptr_t)d % chosen->alignment[3])
+        (uintptr_t)c % chosen->alignment[2] || (uintptr_t)d % chosen->alignment[3])
         double_die("an address less aligned than the algorithm asks for");
+    if (chosen->number == DOUBLE_REFUSED || chosen->number == DOUBLE_ROUNDED)
+        double_die("an algorithm that needs more workspace than there is, or rounds parts of sums");
     check_workspace(workspace, s);
-    enqueue_product(s, &p);
+    double_n_product[chosen->number]++;
+    enqueue_product(s, &p, double_ms_of(chosen->number));
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -294,9 +351,10 @@ cublasStatus_t cublasGemmStridedBatchedEx_64(cublasHandle_t handle, cublasOperat
             .result = {.type = c_type, .rows = m, .columns = n, .ld = ldc},
             .a = (const char *)a + (size_t)(i * stride_a) * size_of(a_type),
             .b = (const char *)b + (size_t)(i * stride_b) * size_of(b_type),
+            .c = (char *)c + (size_t)(i * stride_c) * size_of(c_type),
             .d = (char *)c + (size_t)(i * stride_c) * size_of(c_type),
             .added = *(const float *)beta != 0};
-        enqueue_product(handle->stream, &p);
+        enqueue_product(handle->stream, &p, 1);
     }
     return CUBLAS_STATUS_SUCCESS;
 }

@@ -10,8 +10,6 @@
 #include "cuda_double.h"
 #include "ref.h"
 
-enum { SCRATCH = 4096 };
-
 struct cudnnContext {
     cudaStream_t stream;
 };
@@ -64,11 +62,19 @@ gr_err gr_cudnn_load(gr_cudnn *out) {
 
 /* ---------------------------------------------------------------- plans */
 
+/* As the library's engine for H100 takes it. */
+static size_t scratch_of(const gr_cudnn_shape *s) {
+    const size_t T = (size_t)s->T, heads = (size_t)(s->n_window * s->H);
+    const size_t scores = 2 * heads * ((T + 63) / 64 * 64) * ((T + 127) / 128 * 128);
+    const size_t sums = (heads * T * sizeof(float) + 255) / 256 * 256;
+    return sums + scores + (s->H != s->H_kv ? 2 * 2 * heads * T * (size_t)s->head_dim : 0) + 256;
+}
+
 /* Heads of 40 in backward have none, so that this way is taken too. */
 void gr_cudnn_plan_open(
     const gr_cudnn *c, const gr_cudnn_target *target, const gr_cudnn_shape *shape, gr_cudnn_plan *out) {
     (void)c;
-    *out = (gr_cudnn_plan){.shape = *shape, .scratch = shape->backward ? SCRATCH : 0};
+    *out = (gr_cudnn_plan){.shape = *shape, .scratch = shape->backward ? scratch_of(shape) : 0};
     if (!shape->backward || shape->head_dim != 40)
         out->plan = target->handle;
 }
@@ -120,7 +126,7 @@ static void run_backward(const call *c, const ref_attention *r) {
     double *dk = ref_alloc(n_row * s->H_kv * s->head_dim), *dv = ref_alloc(n_row * s->H_kv * s->head_dim);
     check_lse(c, r);
     ref_attention_backward(r, dout, dq, dk, dv);
-    memset(c->scratch, 0xff, SCRATCH);
+    memset(c->scratch, 0xff, scratch_of(s));
     round_rows(c, dq, s->H, s->ldq, c->arrays.dq);
     round_rows(c, dk, s->H_kv, s->ldk, c->arrays.dk);
     round_rows(c, dv, s->H_kv, s->ldv, c->arrays.dv);

@@ -112,6 +112,10 @@ gr_attend_limits gr_cuda_attend_limits(void) {
     return (gr_attend_limits){.n_query = 32, .n_score = 6000};
 }
 
+size_t gr_cuda_attend_room(void) {
+    return 0;
+}
+
 /* ---------------------------------------------------------------- opening */
 
 static void close_both(gr_backend *b) {

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "backend/cuda_cudnn.h"
+#include "backend/device.h"
 
 #include <dlfcn.h>
 #include <stdio.h>
@@ -92,6 +93,29 @@ static void backward_has_an_engine_that_keeps_scores(void **state) {
     assert_true(n_byte >= of_scores && n_byte <= of_scores + of_scores / 4);
 }
 
+/* What the forecast of memory counts with. Both GPUs; heads alone and in groups; windows that fill tiles or do not. */
+static void backward_takes_what_it_is_said_to(void **state) {
+    (void)state;
+    static const int64_t sizes[][2] = {{65, 48}, {130, 64}, {512, 32}, {4096, 128}};
+    const gr_attend_means means = {.room = (size_t)1 << 40, .shared_max = SIZE_MAX};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        for (int64_t H_kv = 1; H_kv <= 8; H_kv *= 8) {
+            const gr_cudnn_shape s = shape_of(true, true, sizes[i][0], 8, H_kv, sizes[i][1]);
+            const gr_attention a = {.n_window = s.n_window,
+                .T = s.T,
+                .H = s.H,
+                .H_kv = H_kv,
+                .head_dim = s.head_dim,
+                .ldq = s.ldq,
+                .ldk = s.ldk,
+                .ldv = s.ldv,
+                .ldo = s.ldo};
+            const int64_t said = (int64_t)gr_attend_scratch(&means, GR_BF16, &a, true);
+            assert_in_range(scratch_of(h100, s), said - said / 8, said);
+            assert_in_range(scratch_of(a100, s), said / 2, said);
+        }
+}
+
 static void windows_of_any_length_have_engines_on_the_older_gpu(void **state) {
     (void)state;
     assert_true(scratch_of(a100, shape_of(true, false, 130, 4, 4, 40)) > 0);
@@ -106,6 +130,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(forward_has_an_engine_that_keeps_no_scores),
         cmocka_unit_test(backward_has_an_engine_that_keeps_scores),
+        cmocka_unit_test(backward_takes_what_it_is_said_to),
         cmocka_unit_test(windows_of_any_length_have_engines_on_the_older_gpu),
         cmocka_unit_test(what_has_no_engine_has_no_plan),
     };

@@ -92,9 +92,28 @@ static void parts_are_the_largest_that_fit_and_cover_all(void **state) {
                     }
 }
 
+static void scratch_is_of_the_way_that_is_left(void **state) {
+    (void)state;
+    const gr_attention a = usual();
+    gr_attend_means m = {.shared_max = SIZE_MAX, .limits = {.n_query = 64, .n_score = 1 << 14}, .room = 1 << 30};
+    const size_t library = gr_attend_scratch(&m, GR_BF16, &a, true);
+    m.room = 1000; /* less than a head's scores */
+    const size_t flash = gr_attend_scratch(&m, GR_BF16, &a, true);
+    assert_int_equal(flash, 2 * 4 * 8 * 128 * sizeof(float));
+    assert_true(library > 4 * 8 * 128 * 128 * 2);
+    assert_int_equal(gr_attend_scratch(&m, GR_BF16, &a, false), 0);
+    m.shared_max = 48 << 10;
+    const size_t plain = gr_attend_scratch(&m, GR_BF16, &a, true);
+    assert_int_equal(plain, 2 * (2 * 64 * 128) * (4 + 2) + 2 * (2 * 128 * 64) * 4);
+    m = (gr_attend_means){.way = GR_ATTENTION_CUBLAS, .shared_max = SIZE_MAX, .limits = m.limits, .room = 1 << 30};
+    assert_int_equal(gr_attend_scratch(&m, GR_BF16, &a, true), plain);
+    assert_int_equal(gr_attend_scratch(&m, GR_BF16, &a, false), 2 * 64 * 128 * (4 + 2));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_library_is_asked_only_for_what_it_can_do),
+        cmocka_unit_test(scratch_is_of_the_way_that_is_left),
         cmocka_unit_test(parts_are_the_largest_that_fit_and_cover_all),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -179,6 +179,47 @@ static void learned_routes_are_predicted_to_need_a_plan_per_layer(void **state) 
     assert_true(plans[1] - plans[0] > 5 * 64 * 2 * 9); /* pairs at worst, 9 bytes each in the plan's lists alone */
 }
 
+/* Of a rank on a GPU that is not here, with windows of T and a head of 64. */
+static gr_memory_table of_gpu(gr_config_attention way, int T) {
+    gr_config c = config;
+    gr_memory_table m;
+    c.parallel.backend = GR_BACKEND_CUDA;
+    c.parallel.attention_kernels = way;
+    c.model.head_dim = 64;
+    c.data.seq_len = T;
+    gr_comm *comm = comm_open();
+    gr_trainer t = {.config = &c, .comm = comm, .elsewhere = true};
+    assert_int_equal(gr_trainer_shape(&t), GR_OK);
+    const gr_plan_limits limits = gr_forecast_limits(&c, &t.map, 1);
+    assert_int_equal(gr_forecast_memory(&t, &limits, NULL, &m), GR_OK);
+    gr_trainer_close(&t);
+    gr_comm_close(comm, GR_OK);
+    return m;
+}
+
+/* Two windows, four query heads on two. By cuDNN in bf16: a score is two bytes, a row a float, dk and dv are there for
+ * each query head; by blocks of cuBLAS: scores of 512 rows, twice, and fp32 dk and dv of a window. */
+static void a_gpu_takes_scratch_for_attention(void **state) {
+    (void)state;
+    const uint64_t rows = 2 * 4 * 4096, scores = rows * 4096 * 2;
+    const gr_memory_table automatic = of_gpu(GR_CONFIG_ATTENTION_AUTO, 4096);
+    const gr_memory_table flash = of_gpu(GR_CONFIG_ATTENTION_FLASH, 4096);
+    const uint64_t n_auto = item(&automatic, "scratch of attention"), n_flash = item(&flash, "scratch of attention");
+    assert_int_equal(automatic.device - n_auto, flash.device - n_flash);
+    if (CHECK_DTYPE == GR_F32) {
+        assert_int_equal(n_auto, n_flash);
+        assert_int_equal(n_auto, 2 * (2 * 512 * 4096 * 4) + 2 * (2 * 4096 * 64 * 4));
+        return;
+    }
+    assert_int_equal(n_auto, scores + rows * 4 + 2 * rows * 64 * 2 + 256);
+    assert_int_equal(n_flash, 2 * rows * 4);
+    const gr_memory_table longer = of_gpu(GR_CONFIG_ATTENTION_CUDNN, 16384); /* two heads at a time */
+    assert_int_equal(
+        item(&longer, "scratch of attention"), (UINT64_C(1) << 30) + 2 * 16384 * 4 + 2 * (2 * 16384 * 64 * 2) + 256);
+    assert_int_equal(gr_forecast_fit(&automatic, gr_forecast_margin(automatic.total) - 1), GR_RESOURCE);
+    assert_non_null(strstr(gr_error_text(), "set parallel.attention_kernels to flash"));
+}
+
 static void items_come_largest_first_and_add_up(void **state) {
     (void)state;
     gr_comm *comm = comm_open();
@@ -244,6 +285,7 @@ int main(void) {
         cmocka_unit_test(predicted_bytes_are_those_that_model_and_optimizer_allocate),
         cmocka_unit_test(what_a_rank_keeps_falls_with_the_number_of_ranks),
         cmocka_unit_test(learned_routes_are_predicted_to_need_a_plan_per_layer),
+        cmocka_unit_test(a_gpu_takes_scratch_for_attention),
         cmocka_unit_test(items_come_largest_first_and_add_up),
         cmocka_unit_test(uniform_routing_sends_the_rows_that_counting_gives),
         cmocka_unit_test(what_does_not_fit_is_refused_with_its_largest_items),

@@ -120,6 +120,44 @@ bad 64 'parallel.placement = "p", but routing.source = "learned": no placement c
     --set 'data.valid=[]'
 bad 64 'parallel.expert_kernels: expected "auto" or "cublas" or "mma" or "wgmma", got "fast"' -- train good.json --set parallel.expert_kernels=fast
 bad 64 'parallel.attention_kernels: expected "auto" or "cublas" or "flash" or "cudnn", got "fast"' -- train good.json --set parallel.attention_kernels=fast
+plans() { # SED...: a good file of tuned products with changes, as bad.plans
+    cat >good.plans <<'JSON'
+{"format": "grouter-product-plans", "version": 1, "gpu": "NVIDIA H100", "cublas": "13.1.0", "dtype": "fp32", "plans": [
+  {"layout": "NT", "write": "overwrite", "c": "fp32", "m": 64, "n": 48, "k": 16, "lda": 16, "ldb": 16, "ldc": 48,
+   "alignment": [16, 16, 16], "us": 5.25, "algorithm": "HEX"}
+]}
+JSON
+    sed -i "s/HEX/$(printf '%0128d' 7)/" good.plans
+    sed "$1" good.plans >bad.plans
+}
+plans ''
+bad 65 'absent.plans: cannot be opened' -- train good.json --set parallel.product_plans=absent.plans
+bad 65 't.routes' 'expected' -- train good.json --set parallel.product_plans=t.routes
+plans 's/"us": 5.25/"us": /'
+bad 65 'bad.plans:3:' -- train good.json --set parallel.product_plans=bad.plans
+plans 's/grouter-product-plans/grouter-mapping/'
+bad 65 'bad.plans:1: "format": expected "grouter-product-plans", got "grouter-mapping"' 'tune-products' -- \
+    train good.json --set parallel.product_plans=bad.plans
+plans 's/"m": 64/"m": 99999999999999999999/'
+bad 65 'bad.plans:2: "m": expected a whole number from 1 to 2147483647, got 99999999999999999999' -- \
+    train good.json --set parallel.product_plans=bad.plans
+plans 's/"lda": 16/"lda": 15/'
+bad 65 'bad.plans:2: "lda": expected a whole number from 16 to' 'got 15' -- \
+    eval good.json --weights w --set parallel.product_plans=bad.plans
+plans 's/"algorithm": "00/"algorithm": "0x/'
+bad 65 'bad.plans:3: "algorithm": expected 128 hexadecimal digits' -- train good.json --set parallel.product_plans=bad.plans
+plans 's/\[16, 16, 16\]/[16, 16, 24]/'
+bad 65 'bad.plans:3: "alignment": expected three of 1, 2, 4, 8 and 16' -- \
+    train good.json --set parallel.product_plans=bad.plans
+{ sed -n 1,2p good.plans; sed -n 3p good.plans | sed 's/$/,/'; sed -n '2,$p' good.plans; } >bad.plans
+bad 65 'bad.plans:4: expected each product once, got that of line 2 again' -- \
+    train good.json --set parallel.product_plans=bad.plans
+bad 69 'products: expected a backend that chooses their algorithms, cuda, to tune, got cpu' -- \
+    bench step good.json --tune-products x.plans --set parallel.backend=cpu
+bad 2 '--warm: expected an integer in \[1, 1000\], got "0"' -- bench step good.json --tune-products x.plans --warm 0
+bad 64 '--tune-products: expected parallel.product_plans to be none' 'got good.plans' -- \
+    bench step good.json --tune-products x.plans --set parallel.product_plans=good.plans
+bad 74 't.bin/x.plans' 'Not a directory' -- bench step good.json --tune-products t.bin/x.plans --set parallel.backend=cpu
 bad 64 'parallel.comm: expected' 'got "nccl"' 'use mpi' -- train good.json --set parallel.comm=nccl --set parallel.backend=cpu
 
 bad_end

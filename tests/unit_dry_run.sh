@@ -34,6 +34,15 @@ on_stderr 'lower train.micro_batch_windows'
 expect 69 train "$SOURCE_DIR/configs/paper/mini-qwen3.json" --dry-run --ranks 8 --memory 24 --set parallel.zero=0
 on_stderr 'AdamW moments 5.19 GiB.*set parallel.zero to 1'
 
+# ---- on a GPU attention takes scratch, by cuDNN a gradient for each score of at most 1 GiB at a time
+gpu="--ranks 8 --memory 141 --set parallel.backend=cuda --set train.dtype=bf16"
+# shellcheck disable=SC2086 # options without spaces
+expect 0 train "$SOURCE_DIR/configs/paper/mini-qwen3.json" --dry-run $gpu
+on_stdout '^  scratch of attention +1\.0[0-9] GiB'
+# shellcheck disable=SC2086
+expect 0 train "$SOURCE_DIR/configs/paper/mini-qwen3.json" --dry-run $gpu --set parallel.attention_kernels=flash
+on_stdout '^  scratch of attention +[0-9.]+ MiB'
+
 # ---- source, target and twins of the quick start use as many parameters per token, but for learned routers
 for run in "" "--set routing.source=learned --set data.train=[{\"tokens\":\"t\"}] --set data.valid=[] --set eval.every_steps=0"; do
     # shellcheck disable=SC2086 # options without spaces

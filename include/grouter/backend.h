@@ -309,6 +309,9 @@ typedef struct gr_adamw {
     void *p_act;      /* [n] storage-type copy of p to refresh, NULL when weights are stored as fp32 */
 } gr_adamw;
 
+/* Algorithms of matrix products that were chosen by the clock, as a file has them (src/backend/device_plans.h). */
+typedef struct gr_product_plans gr_product_plans;
+
 struct gr_backend {
     const char *name;
     gr_dtype dtype; /* storage type of activations: GR_F32 or GR_BF16 */
@@ -370,6 +373,10 @@ struct gr_backend {
     gr_err (*rope)(gr_backend *b, gr_lane lane, const gr_rope *a);
     gr_err (*attention_forward)(gr_backend *b, gr_lane lane, const gr_attention *a);
     gr_err (*attention_backward)(gr_backend *b, gr_lane lane, const gr_attention *a);
+    /* At most so many bytes of the backend's memory that `alloc` gave nobody are taken by the two above with a's shape
+     * and leading dimensions (arrays may be NULL) and kept; ops after each other share them. NULL: none. Needs no
+     * device: a description has it too. */
+    size_t (*attention_scratch)(const gr_backend *b, const gr_attention *a, bool backward);
     gr_err (*cross_entropy)(gr_backend *b, gr_lane lane, const gr_cross_entropy *a);
     gr_err (*divergence)(gr_backend *b, gr_lane lane, const gr_divergence *a);
     gr_err (*sum_squares)(gr_backend *b, gr_lane lane, const float *x, int64_t n, double *out); /* *out += */
@@ -377,6 +384,10 @@ struct gr_backend {
     gr_err (*adamw)(gr_backend *b, gr_lane lane, const gr_adamw *a);
     /* to[n] (act) = from[n] rounded to nearest, ties to even: what p_act holds after adamw. */
     gr_err (*round_weights)(gr_backend *b, gr_lane lane, const float *from, void *to, int64_t n);
+    /* NULL where products have one algorithm: see gr_backend_set_plans, gr_backend_tune, gr_backend_save_plans. */
+    gr_err (*use_plans)(gr_backend *b, const gr_product_plans *plans, const char *path);
+    gr_err (*tune)(gr_backend *b, bool on);
+    gr_err (*save_plans)(gr_backend *b, gr_out *out);
     /* Best multiply-add rate of a large GEMM with this process's threads, in FLOP/s; takes well under a second. */
     gr_err (*peak)(gr_backend *b, double *flops_per_s);
     void (*close)(gr_backend *b);
@@ -396,6 +407,16 @@ GR_MUST gr_err gr_backend_describe(gr_backend **out, const char *name, gr_dtype 
 GR_MUST gr_err gr_backend_set_experts(gr_backend *b, const char *name);
 /* Likewise what computes attention: "auto", "cublas", "flash" or "cudnn". */
 GR_MUST gr_err gr_backend_set_attention(gr_backend *b, const char *name);
+/* From now on products use the algorithms of that file, and others, which are counted, the library's first suggestion;
+ * nothing is timed, so bits repeat. Before the first product. "": no file. Any backend reads and checks it: 65. One
+ * without a choice then leaves it; backend cuda refuses (65) a file of another GPU, cuBLAS or dtype, and one with an
+ * algorithm that cuBLAS does not accept for its product. */
+GR_MUST gr_err gr_backend_set_plans(gr_backend *b, const char *path);
+/* While it is on, each product that is met first is timed with several algorithms, and the fastest is kept. Results are
+ * right to rounding throughout; bits differ from run to run. 69 where there is no choice. */
+GR_MUST gr_err gr_backend_tune(gr_backend *b, bool on);
+/* What was kept, as a file for gr_backend_set_plans: written, not committed. 69: nothing was; 74. */
+GR_MUST gr_err gr_backend_save_plans(gr_backend *b, gr_out *out);
 void gr_backend_close(gr_backend *b); /* accepts NULL */
 const char *gr_backend_names(void);   /* compiled in, for --version */
 const char *gr_backend_library(void); /* "oneDNN v2.6.3 ..." */

@@ -155,9 +155,10 @@ typedef struct gr_config {
         gr_comm_kind comm;
         gr_expert_kernels expert_kernels;
         gr_config_attention attention_kernels;
-        int expert_parallel_size;    /* 0 = smallest that fits: 1 */
-        int zero;                    /* ZeRO stage, 0 or 1 */
-        char placement[GR_PATH_MAX]; /* "": none */
+        char product_plans[GR_PATH_MAX]; /* "": none */
+        int expert_parallel_size;        /* 0 = smallest that fits: 1 */
+        int zero;                        /* ZeRO stage, 0 or 1 */
+        char placement[GR_PATH_MAX];     /* "": none */
     } parallel;
     struct {
         int64_t every_steps; /* 0 = only at the end */

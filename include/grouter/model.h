@@ -170,7 +170,8 @@ GR_MUST gr_err gr_model_open(gr_model **out, const gr_model_options *o);
 GR_MUST gr_err gr_model_measure(gr_model **out, const gr_model_options *o);
 void gr_model_close(gr_model *m); /* accepts NULL */
 
-/* Bytes by use, as the layouts that place the model count them; their sum is what it allocates. */
+/* Bytes by use, as the layouts that place the model count them; their sum, but for `attention`, is what it allocates.
+ */
 typedef struct gr_model_memory {
     size_t weights, gradients;
     size_t weights_act; /* copy of the weights in the backend's storage type; 0 for fp32 */
@@ -179,6 +180,7 @@ typedef struct gr_model_memory {
     size_t logits;      /* one chunk of the head's */
     size_t scratch;     /* shared by the layers: rows and pairs in flight, gradients of activations */
     size_t tables;      /* rotation angles, indices */
+    size_t attention;   /* what the backend takes for attention besides, at most: gr_backend.attention_scratch */
     size_t plans;       /* host memory: with routing.source learned one plan per layer and the group's choices; borders
                            of documents; without host_memory, room to pack a micro-batch */
 } gr_model_memory;

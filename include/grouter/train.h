@@ -218,9 +218,16 @@ typedef struct gr_train_measured {
                                                    is in use than before, 0 unknown */
 } gr_train_measured;
 
+/* Algorithms of matrix products are chosen by the clock in the first n_step steps, which are no measure of anything. */
+typedef struct gr_train_tuning {
+    int64_t n_step; /* 0: not at all; else at least 1 */
+    gr_out *out;    /* rank 0: what was chosen, as gr_backend_save_plans writes it; the caller commits */
+} gr_train_tuning;
+
 /* Trains a language model for config.train.steps steps as gr_train_run does, from initial weights, without validation,
  * and leaves nothing behind but missing counts beside route tables. record[config.train.steps] are the steps as this
- * rank has timed them. Collective. 71: the loss or the gradient of a step was not finite. */
-GR_MUST gr_err gr_train_measure(const gr_config *config, gr_comm *comm, gr_step_record *record, gr_train_measured *out);
+ * rank has timed them. Collective. 71: the loss or the gradient of a step was not finite; 69: nothing can be tuned. */
+GR_MUST gr_err gr_train_measure(const gr_config *config, gr_comm *comm, const gr_train_tuning *tuning,
+    gr_step_record *record, gr_train_measured *out);
 
 #endif

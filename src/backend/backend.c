@@ -2,7 +2,7 @@
 #include "grouter/backend.h"
 
 #include "cpu.h"
-#include "device.h"
+#include "device_plans.h"
 #ifdef GR_WITH_CUDA
 #include "cuda.h"
 #endif
@@ -39,6 +39,13 @@ static void close_description(gr_backend *b) {
     free(b);
 }
 
+/* Of a GPU that is not here, whose choice was not narrowed, the most that any takes. */
+static size_t described_attention_scratch(const gr_backend *b, const gr_attention *a, bool backward) {
+    const gr_attend_means means = {
+        .way = b->attention, .shared_max = SIZE_MAX, .limits = GR_DEVICE_ATTEND_LIMITS, .room = GR_DEVICE_ATTEND_ROOM};
+    return gr_attend_scratch(&means, b->dtype, a, backward);
+}
+
 static gr_err describe_cuda(gr_backend **out, gr_dtype dtype) {
     void *memory;
     GR_TRY(gr_alloc(&memory, 1, sizeof(gr_backend), "backend"));
@@ -47,6 +54,7 @@ static gr_err describe_cuda(gr_backend **out, gr_dtype dtype) {
         .dtype = dtype,
         .elem_size = gr_dtype_size(dtype),
         .logits_room = GR_DEVICE_LOGITS_ROOM,
+        .attention_scratch = described_attention_scratch,
         .close = close_description};
     return GR_OK;
 }
@@ -98,6 +106,29 @@ gr_err gr_backend_set_attention(gr_backend *b, const char *name) {
     GR_TRY(choose_way("attention", names, (int)b->attention_best, name, &way));
     b->attention = (gr_attention_kernels)way;
     return GR_OK;
+}
+
+gr_err gr_backend_set_plans(gr_backend *b, const char *path) {
+    gr_product_plans plans;
+    if (!*path)
+        return GR_OK;
+    GR_TRY(gr_product_plans_read(&plans, path));
+    gr_err err = b->use_plans ? b->use_plans(b, &plans, path) : GR_OK;
+    gr_product_plans_close(&plans);
+    return err;
+}
+
+gr_err gr_backend_tune(gr_backend *b, bool on) {
+    if (b->tune)
+        return b->tune(b, on);
+    return gr_fail(GR_RESOURCE,
+        "products: expected a backend that chooses their algorithms, cuda, to tune, got %s; tune where a GPU is",
+        b->name);
+}
+
+gr_err gr_backend_save_plans(gr_backend *b, gr_out *out) {
+    GR_ASSERT(b->save_plans, "backend %s has no plans of products", b->name);
+    return b->save_plans(b, out);
 }
 
 void gr_backend_close(gr_backend *b) {

@@ -106,12 +106,16 @@ typedef struct gr_cuda_batch {
 } gr_cuda_batch;
 GR_MUST gr_err gr_cuda_product_batch(gr_backend *b, int queue, const gr_gemm *g, gr_cuda_batch batch);
 
+gr_err gr_cuda_use_plans(gr_backend *b, const gr_product_plans *plans, const char *path); /* cuda_plans.c */
+gr_err gr_cuda_save_plans(gr_backend *b, gr_out *out);
+gr_err gr_cuda_tune(gr_backend *b, bool on); /* cuda_tune.c */
 gr_err gr_cuda_gemm(gr_backend *b, gr_lane lane, const gr_gemm *a);
 gr_err gr_cuda_peak(gr_backend *b, double *flops_per_s);
 gr_err gr_cuda_ffn_forward(gr_backend *b, gr_lane lane, const gr_ffn *a);
 gr_err gr_cuda_ffn_backward(gr_backend *b, gr_lane lane, const gr_ffn *a);
 gr_err gr_cuda_attention_forward(gr_backend *b, gr_lane lane, const gr_attention *a);
 gr_err gr_cuda_attention_backward(gr_backend *b, gr_lane lane, const gr_attention *a);
+size_t gr_cuda_attention_scratch(const gr_backend *b, const gr_attention *a, bool backward);
 gr_err gr_cuda_cross_entropy(gr_backend *b, gr_lane lane, const gr_cross_entropy *a);
 gr_attend_limits gr_cuda_attend_limits(void); /* cuda_limits.c */
 size_t gr_cuda_attend_room(void);             /* bytes of scores of a part of attention by cuDNN; likewise */

@@ -189,9 +189,17 @@ static gr_err each_batch(attend *t, gr_err (*run)(attend *t)) {
     return GR_OK;
 }
 
-/* May this way be taken, as far as the choice goes? AUTO is the best that there is. */
-static bool may(const gr_backend *b, gr_attention_kernels way) {
-    return b->attention == GR_ATTENTION_AUTO || b->attention >= way;
+static gr_attend_means means_of(const gr_backend *b) {
+    const gr_cuda *s = b->state;
+    return (gr_attend_means){.way = b->attention == GR_ATTENTION_AUTO ? b->attention_best : b->attention,
+        .shared_max = s->shared_max,
+        .limits = gr_cuda_attend_limits(),
+        .room = gr_cuda_attend_room()};
+}
+
+size_t gr_cuda_attention_scratch(const gr_backend *b, const gr_attention *a, bool backward) {
+    const gr_attend_means means = means_of(b);
+    return gr_attend_scratch(&means, b->dtype, a, backward);
 }
 
 static gr_err forward_plain(gr_backend *b, gr_lane lane, const gr_attention *a) {
@@ -202,19 +210,14 @@ static gr_err forward_plain(gr_backend *b, gr_lane lane, const gr_attention *a) 
     return each_batch(&t, forward_batch);
 }
 
-static bool may_flash(const gr_backend *b, const gr_attention *a) {
-    const gr_cuda *s = b->state;
-    return may(b, GR_ATTENTION_FLASH) && gr_kernel_flash_fits(b->dtype, a) &&
-           gr_kernel_flash_shared(a->head_dim) <= s->shared_max;
-}
-
 gr_err gr_cuda_attention_forward(gr_backend *b, gr_lane lane, const gr_attention *a) {
+    const gr_attend_means means = means_of(b);
     bool done = false;
-    if (may(b, GR_ATTENTION_CUDNN))
+    if (gr_attend_may(means.way, GR_ATTENTION_CUDNN))
         GR_TRY(gr_cuda_cudnn_attention(b, lane, a, false, &done));
     if (done)
         return GR_OK;
-    if (may_flash(b, a))
+    if (gr_attend_may_flash(&means, b->dtype, a))
         return gr_cuda_check(gr_kernel_flash_forward(b->lane_native(b, lane), a), "attention");
     return forward_plain(b, lane, a);
 }
@@ -235,12 +238,13 @@ static gr_err backward_plain(gr_backend *b, gr_lane lane, const gr_attention *a)
 }
 
 gr_err gr_cuda_attention_backward(gr_backend *b, gr_lane lane, const gr_attention *a) {
+    const gr_attend_means means = means_of(b);
     bool done = false;
-    if (may(b, GR_ATTENTION_CUDNN))
+    if (gr_attend_may(means.way, GR_ATTENTION_CUDNN))
         GR_TRY(gr_cuda_cudnn_attention(b, lane, a, true, &done));
     if (done)
         return GR_OK;
-    if (may_flash(b, a))
+    if (gr_attend_may_flash(&means, b->dtype, a))
         return flash_backward(b, lane, a);
     return backward_plain(b, lane, a);
 }

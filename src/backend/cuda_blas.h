@@ -9,6 +9,7 @@
 #include "grouter/base.h"
 
 #define GR_CUBLASLT_FUNCTIONS(X)                                                                                       \
+    X(cublasLtGetVersion)                                                                                              \
     X(cublasLtCreate)                                                                                                  \
     X(cublasLtDestroy)                                                                                                 \
     X(cublasLtMatmulDescInit_internal)                                                                                 \
@@ -17,6 +18,9 @@
     X(cublasLtMatmulPreferenceInit_internal)                                                                           \
     X(cublasLtMatmulPreferenceSetAttribute)                                                                            \
     X(cublasLtMatmulAlgoGetHeuristic)                                                                                  \
+    X(cublasLtMatmulAlgoCheck)                                                                                         \
+    X(cublasLtMatmulAlgoCapGetAttribute)                                                                               \
+    X(cublasLtMatmulAlgoConfigGetAttribute)                                                                            \
     X(cublasLtMatmul)
 #define GR_CUBLAS_FUNCTIONS(X)                                                                                         \
     X(cublasCreate_v2)                                                                                                 \

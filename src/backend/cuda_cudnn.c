@@ -131,12 +131,10 @@ gr_err gr_cuda_cudnn_attention(gr_backend *b, gr_lane lane, const gr_attention *
     gr_cuda *s = b->state;
     gr_cuda_cudnn *c = s->cudnn;
     *done = false;
-    if (!c || !gr_library_attends(b->dtype, a))
+    if (!c)
         return GR_OK;
-    const gr_attend_part part =
-        backward ? gr_attend_part_of(a, gr_cuda_attend_room()) : (gr_attend_part){a->n_window, a->H_kv};
-    const bool whole = part.n_window == a->n_window && part.H_kv == a->H_kv;
-    if (part.n_window == 0 || (!whole && a->T % 4 != 0)) /* lse of every part must begin at 16 bytes */
+    const gr_attend_part part = gr_library_part_of(b->dtype, a, backward, gr_cuda_attend_room());
+    if (part.n_window == 0)
         return GR_OK;
     const gr_cudnn_shape shape = shape_of(a, backward, part);
     const gr_cudnn_plan *p = plan_of(c, &shape);

@@ -9,6 +9,7 @@
  *
  * Tensors are [window, head, row, column]; k and v come turned where they are a right operand's transpose. */
 #include "cuda_cudnn.h"
+#include "device.h"
 
 #include <math.h>
 
@@ -384,8 +385,7 @@ void gr_cudnn_plan_open(
     const gr_cudnn *c, const gr_cudnn_target *target, const gr_cudnn_shape *shape, gr_cudnn_plan *out) {
     *out =
         (gr_cudnn_plan){.shape = *shape, .scale = 1.0f / sqrtf((float)shape->head_dim), .one = 1, .masked = -INFINITY};
-    const size_t n_row = (size_t)(shape->n_window * shape->H * shape->T);
-    out->workspace_at = shape->backward ? (n_row * sizeof(float) + 255) / 256 * 256 : 0;
+    out->workspace_at = shape->backward ? gr_library_sums(shape->n_window * shape->H * shape->T) : 0;
     graph g = {.c = c, .p = out, .n_tensor = N_OUTSIDE};
     (shape->backward ? backward : forward)(&g);
     choose(&g, target);

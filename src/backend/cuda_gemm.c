@@ -1,36 +1,20 @@
-/* cuda_gemm.c: matrix products by cuBLASLt; with cuda_blas.c the only file that knows it.
+/* cuda_gemm.c: matrix products by cuBLASLt, which only the files of cuda_products.h know.
  *
- * A plan is the library's algorithm for a shape: asked for once, at the first product that needs it, and kept. It is
- * the first of the library's own suggestions and is not timed here: a choice by the clock could be another one in the
- * next run, whose bits would differ. Descriptors live on the stack, so a product allocates nothing.
+ * A plan is the library's algorithm for a shape, found at the first product that needs it, and kept. A run times
+ * nothing: a choice by the clock could be another one in the next run, whose bits would differ. So a plan is that of a
+ * file which was tuned once (cuda_plans.c), or else the first of the library's own suggestions; only while the backend
+ * is told to tune (cuda_tune.c), which no run does, is it the fastest of several. Descriptors live on the stack, so a
+ * product allocates nothing.
  *
  * fp32 is CUBLAS_COMPUTE_32F, which uses no TF32; bf16 products are summed in fp32 too, and where the library splits
  * the inner dimension their parts are added in fp32 in a step of its own: the same bits at every call. Each queue has
  * its own workspace, since the library writes there. cuBLAS itself does batches, and what cuBLASLt has no algorithm
  * for. */
-#include "cuda.h"
-#include "cuda_blas.h"
+#include "cuda_products.h"
 
 #include <stdlib.h>
 
-#define WORKSPACE ((size_t)32 << 20) /* of each queue: what NVIDIA advises for Hopper; more changes no algorithm */
-
-typedef struct plan {
-    bool is_lt; /* else cuBLAS chooses each time */
-    cublasLtMatmulAlgo_t algorithm;
-} plan;
-
-struct gr_cuda_products {
-    gr_cublas call;
-    cudaDataType_t act;
-    cublasLtHandle_t lt;
-    cublasHandle_t blas;
-    char *workspace; /* [GR_CUDA_QUEUES][WORKSPACE] */
-    gr_product_table table;
-    plan plans[GR_PRODUCTS_MAX];
-};
-
-static gr_err check(const gr_cuda_products *p, cublasStatus_t status, const char *what) {
+gr_err gr_cublas_check(const gr_cuda_products *p, cublasStatus_t status, const char *what) {
     if (status == CUBLAS_STATUS_SUCCESS)
         return GR_OK;
     return gr_fail(status == CUBLAS_STATUS_ALLOC_FAILED || status == CUBLAS_STATUS_EXECUTION_FAILED ||
@@ -38,8 +22,7 @@ static gr_err check(const gr_cuda_products *p, cublasStatus_t status, const char
                        ? GR_RESOURCE
                        : GR_BUG,
         "backend cuda: expected success from cuBLAS at %s, got %s; see nvidia-smi for what else uses the GPU, and "
-        "report "
-        "this if it happens again",
+        "report this if it happens again",
         what, p->call.cublasGetStatusString(status));
 }
 
@@ -51,11 +34,6 @@ const char *gr_cuda_library(void) {
 
 /* ---------------------------------------------------------------- descriptors */
 
-typedef struct descriptors {
-    cublasLtMatmulDescOpaque_t product;
-    cublasLtMatrixLayoutOpaque_t left, right, result;
-} descriptors;
-
 static cublasStatus_t set_turned(
     const gr_cuda_products *p, cublasLtMatmulDesc_t product, cublasLtMatmulDescAttributes_t which, bool turned) {
     const cublasOperation_t operation = turned ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -66,7 +44,7 @@ static cudaDataType_t result_type(const gr_cuda_products *p, const gr_gemm *g) {
     return g->c_dtype == GR_F32 ? CUDA_R_32F : p->act;
 }
 
-static cublasStatus_t describe(const gr_cuda_products *p, const gr_gemm *g, descriptors *d) {
+cublasStatus_t gr_cublas_describe(const gr_cuda_products *p, const gr_gemm *g, gr_cublas_descriptors *d) {
     const gr_product_view v = gr_product_view_of(g);
     cublasStatus_t status =
         p->call.cublasLtMatmulDescInit_internal(&d->product, sizeof d->product, CUBLAS_COMPUTE_32F, CUDA_R_32F);
@@ -89,7 +67,7 @@ static cublasStatus_t describe(const gr_cuda_products *p, const gr_gemm *g, desc
 /* ---------------------------------------------------------------- plans */
 
 static cublasStatus_t set_preferences(const gr_cuda_products *p, cublasLtMatmulPreference_t wish, const gr_gemm *g) {
-    const size_t workspace = WORKSPACE;
+    const size_t workspace = GR_CUDA_WORKSPACE;
     const uint32_t added_in_fp32 = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     const uint32_t left = gr_product_alignment(g->b), right = gr_product_alignment(g->a),
                    result = gr_product_alignment(g->c);
@@ -112,34 +90,59 @@ static cublasStatus_t set_preferences(const gr_cuda_products *p, cublasLtMatmulP
     return CUBLAS_STATUS_SUCCESS;
 }
 
-/* The first suggestion of cuBLASLt for g, if it has one. */
-static gr_err make_plan(gr_cuda_products *p, const gr_gemm *g, plan *out) {
-    descriptors d;
+gr_err gr_cublas_suggest(
+    gr_cuda_products *p, const gr_gemm *g, int n_max, cublasLtMatmulHeuristicResult_t *out, int *n) {
+    gr_cublas_descriptors d;
     cublasLtMatmulPreferenceOpaque_t wish;
-    cublasLtMatmulHeuristicResult_t found;
-    int n_found = 0;
-    GR_TRY(check(p, describe(p, g, &d), "describing a product"));
-    GR_TRY(check(p, p->call.cublasLtMatmulPreferenceInit_internal(&wish, sizeof wish), "describing a product"));
-    GR_TRY(check(p, set_preferences(p, &wish, g), "describing a product"));
+    *n = 0;
+    GR_TRY(gr_cublas_check(p, gr_cublas_describe(p, g, &d), "describing a product"));
+    GR_TRY(
+        gr_cublas_check(p, p->call.cublasLtMatmulPreferenceInit_internal(&wish, sizeof wish), "describing a product"));
+    GR_TRY(gr_cublas_check(p, set_preferences(p, &wish, g), "describing a product"));
     const cublasStatus_t status = p->call.cublasLtMatmulAlgoGetHeuristic(
-        p->lt, &d.product, &d.left, &d.right, &d.result, &d.result, &wish, 1, &found, &n_found);
+        p->lt, &d.product, &d.left, &d.right, &d.result, &d.result, &wish, n_max, out, n);
     if (status != CUBLAS_STATUS_NOT_SUPPORTED)
-        GR_TRY(check(p, status, "choosing an algorithm"));
-    out->is_lt = status == CUBLAS_STATUS_SUCCESS && n_found > 0 && found.state == CUBLAS_STATUS_SUCCESS;
+        return gr_cublas_check(p, status, "choosing an algorithm");
+    *n = 0;
+    return GR_OK;
+}
+
+/* The first suggestion of cuBLASLt for g, if it has one. */
+static gr_err make_plan(gr_cuda_products *p, const gr_gemm *g, gr_cuda_plan *out) {
+    cublasLtMatmulHeuristicResult_t found;
+    int n;
+    GR_TRY(gr_cublas_suggest(p, g, 1, &found, &n));
+    *out = (gr_cuda_plan){.is_lt = n > 0 && found.state == CUBLAS_STATUS_SUCCESS};
     if (out->is_lt)
         out->algorithm = found.algo;
     return GR_OK;
 }
 
-/* Of a shape seen before, the plan kept for it; a full table makes new ones each time. */
-static gr_err find_plan(gr_cuda_products *p, const gr_gemm *g, plan *out) {
-    const gr_product_key key = gr_product_key_of(g);
+/* A file of plans was tuned on a run whose shapes may have been others. */
+static void note_unlisted(gr_cuda_products *p, const gr_gemm *g, const gr_cuda_plan *made) {
+    if (p->n_listed == 0 || !made->is_lt)
+        return;
+    if (p->n_unlisted++ == 0)
+        gr_info("backend cuda: a product of %lld x %lld x %lld is not in the file of plans: it and others like it take "
+                "the library's first suggestion",
+            (long long)g->m, (long long)g->n, (long long)g->k);
+}
+
+/* Of a shape seen before, the plan kept for it; a full table makes new ones each time. `canonical` is what the plan is
+ * for, g what is to be computed. */
+static gr_err find_plan(gr_backend *b, int queue, const gr_gemm *canonical, const gr_gemm *g, gr_cuda_plan *out) {
+    gr_cuda_products *p = ((gr_cuda *)b->state)->products;
+    const gr_product_key key = gr_product_key_of(canonical);
     const int n_before = p->table.n, number = gr_product_number(&p->table, &key);
     if (number >= 0 && number < n_before) {
         *out = p->plans[number];
         return GR_OK;
     }
-    GR_TRY(make_plan(p, g, out));
+    if (p->is_tuning && number >= 0)
+        GR_TRY(gr_cuda_tune_product(b, queue, canonical, g, out));
+    else
+        GR_TRY(make_plan(p, canonical, out));
+    note_unlisted(p, canonical, out);
     if (number >= 0)
         p->plans[number] = *out;
     return GR_OK;
@@ -147,24 +150,19 @@ static gr_err find_plan(gr_cuda_products *p, const gr_gemm *g, plan *out) {
 
 /* ---------------------------------------------------------------- products */
 
-/* Where a product runs. */
-typedef struct place {
-    cudaStream_t stream;
-    void *workspace;
-} place;
-
-static place place_of(const gr_cuda *s, int queue) {
-    return (place){.stream = s->queue[queue], .workspace = s->products->workspace + (size_t)queue * WORKSPACE};
+gr_cublas_place gr_cublas_place_of(const gr_cuda *s, int queue) {
+    return (gr_cublas_place){
+        .stream = s->queue[queue], .workspace = s->products->workspace + (size_t)queue * GR_CUDA_WORKSPACE};
 }
 
 static const float one = 1.0f, zero = 0.0f;
 
 /* Of a batch's first product; g says where its arrays are. */
-static cublasStatus_t run_plain(gr_cuda_products *p, place at, const gr_gemm *g, gr_cuda_batch batch) {
+static cublasStatus_t run_plain(gr_cuda_products *p, gr_cublas_place at, const gr_gemm *g, gr_cuda_batch batch) {
     const gr_product_view v = gr_product_view_of(g);
     cublasStatus_t status = p->call.cublasSetStream_v2(p->blas, at.stream); /* takes the workspace away */
     if (!status)
-        status = p->call.cublasSetWorkspace_v2(p->blas, at.workspace, WORKSPACE);
+        status = p->call.cublasSetWorkspace_v2(p->blas, at.workspace, GR_CUDA_WORKSPACE);
     if (!status)
         status = p->call.cublasGemmStridedBatchedEx_64(p->blas, v.turn_left ? CUBLAS_OP_T : CUBLAS_OP_N,
             v.turn_right ? CUBLAS_OP_T : CUBLAS_OP_N, g->n, g->m, g->k, &one, g->b, p->act, g->ldb, batch.stride_b,
@@ -173,17 +171,22 @@ static cublasStatus_t run_plain(gr_cuda_products *p, place at, const gr_gemm *g,
     return status;
 }
 
-static cublasStatus_t run_plan(gr_cuda_products *p, place at, const gr_gemm *g, const plan *use, descriptors *d) {
-    if (!use->is_lt)
-        return run_plain(p, at, g, (gr_cuda_batch){.n = 1});
+cublasStatus_t gr_cublas_run(gr_cuda_products *p, gr_cublas_place at, const gr_gemm *g,
+    const cublasLtMatmulAlgo_t *algorithm, gr_cublas_descriptors *d, void *to) {
     return p->call.cublasLtMatmul(p->lt, &d->product, &one, g->b, &d->left, g->a, &d->right,
-        g->write == GR_ACCUMULATE ? &one : &zero, g->c, &d->result, g->c, &d->result, &use->algorithm, at.workspace,
-        WORKSPACE, at.stream);
+        g->write == GR_ACCUMULATE ? &one : &zero, g->c, &d->result, to, &d->result, algorithm, at.workspace,
+        GR_CUDA_WORKSPACE, at.stream);
 }
 
-/* Nothing was queued: the algorithm is not for this shape, or needs more room for it. */
-static bool is_refused(cublasStatus_t status) {
+bool gr_cublas_refused(cublasStatus_t status) {
     return status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE;
+}
+
+static cublasStatus_t run_plan(
+    gr_cuda_products *p, gr_cublas_place at, const gr_gemm *g, const gr_cuda_plan *use, gr_cublas_descriptors *d) {
+    if (!use->is_lt)
+        return run_plain(p, at, g, (gr_cuda_batch){.n = 1});
+    return gr_cublas_run(p, at, g, &use->algorithm, d, g->c);
 }
 
 /* No inner dimension: zeros, or nothing to add. */
@@ -199,24 +202,24 @@ static gr_err without_terms(cudaStream_t stream, const gr_gemm *g) {
 gr_err gr_cuda_product(gr_backend *b, int queue, const gr_gemm *g, gr_rows rows) {
     gr_cuda *s = b->state;
     gr_cuda_products *p = s->products;
-    const place at = place_of(s, queue);
+    const gr_cublas_place at = gr_cublas_place_of(s, queue);
     GR_ASSERT(g->c_dtype == GR_F32 || g->c_dtype == b->dtype, "c_dtype %s", gr_dtype_name(g->c_dtype));
     if (g->m == 0 || g->n == 0)
         return GR_OK;
     if (g->k == 0)
         return without_terms(at.stream, g);
     const gr_gemm canonical = gr_product_canonical(g, rows);
-    plan use;
-    descriptors d;
-    GR_TRY(find_plan(p, &canonical, &use));
-    GR_TRY(check(p, describe(p, g, &d), "describing a product"));
+    gr_cuda_plan use;
+    gr_cublas_descriptors d;
+    GR_TRY(find_plan(b, queue, &canonical, g, &use));
+    GR_TRY(gr_cublas_check(p, gr_cublas_describe(p, g, &d), "describing a product"));
     cublasStatus_t status = run_plan(p, at, g, &use, &d);
     const bool is_canonical = canonical.m == g->m && canonical.k == g->k;
-    if (is_refused(status) && !is_canonical) {
-        GR_TRY(find_plan(p, g, &use));
+    if (gr_cublas_refused(status) && !is_canonical) {
+        GR_TRY(find_plan(b, queue, g, g, &use));
         status = run_plan(p, at, g, &use, &d);
     }
-    return check(p, status, "a matrix product");
+    return gr_cublas_check(p, status, "a matrix product");
 }
 
 gr_err gr_cuda_product_batch(gr_backend *b, int queue, const gr_gemm *g, gr_cuda_batch batch) {
@@ -224,7 +227,8 @@ gr_err gr_cuda_product_batch(gr_backend *b, int queue, const gr_gemm *g, gr_cuda
     GR_ASSERT(g->k > 0, "a batch of products without an inner dimension");
     if (g->m == 0 || g->n == 0 || batch.n == 0)
         return GR_OK;
-    return check(s->products, run_plain(s->products, place_of(s, queue), g, batch), "matrix products");
+    return gr_cublas_check(
+        s->products, run_plain(s->products, gr_cublas_place_of(s, queue), g, batch), "matrix products");
 }
 
 gr_err gr_cuda_gemm(gr_backend *b, gr_lane lane, const gr_gemm *a) {
@@ -235,9 +239,9 @@ gr_err gr_cuda_gemm(gr_backend *b, gr_lane lane, const gr_gemm *a) {
 
 static gr_err open_handles(gr_cuda_products *p) {
     GR_TRY(gr_cublas_load(&p->call));
-    GR_TRY(check(p, p->call.cublasLtCreate(&p->lt), "opening"));
-    GR_TRY(check(p, p->call.cublasCreate_v2(&p->blas), "opening"));
-    return check(p,
+    GR_TRY(gr_cublas_check(p, p->call.cublasLtCreate(&p->lt), "opening"));
+    GR_TRY(gr_cublas_check(p, p->call.cublasCreate_v2(&p->blas), "opening"));
+    return gr_cublas_check(p,
         p->call.cublasSetMathMode(
             p->blas, (cublasMath_t)(CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)),
         "opening");
@@ -250,7 +254,7 @@ gr_err gr_cuda_products_open(gr_backend *b, gr_cuda_products **out) {
     gr_cuda_products *p = *out = memory;
     p->act = b->dtype == GR_BF16 ? CUDA_R_16BF : CUDA_R_32F;
     GR_TRY(open_handles(p));
-    GR_TRY(b->alloc(b, GR_CUDA_QUEUES * WORKSPACE, "workspace of matrix products", &workspace));
+    GR_TRY(b->alloc(b, GR_CUDA_QUEUES * GR_CUDA_WORKSPACE, "workspace of matrix products", &workspace));
     p->workspace = workspace;
     return GR_OK;
 }
@@ -258,6 +262,7 @@ gr_err gr_cuda_products_open(gr_backend *b, gr_cuda_products **out) {
 void gr_cuda_products_close(gr_cuda_products *p) {
     if (!p)
         return;
+    gr_cuda_say_unlisted(p);
     cudaFree(p->workspace);
     if (p->blas)
         p->call.cublasDestroy_v2(p->blas);

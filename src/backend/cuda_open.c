@@ -112,6 +112,9 @@ static const gr_backend table = {
     .lane_native = gr_cuda_lane_native,
     .sync = gr_cuda_sync,
     .sync_lane = gr_cuda_sync_lane,
+    .use_plans = gr_cuda_use_plans,
+    .tune = gr_cuda_tune,
+    .save_plans = gr_cuda_save_plans,
     .close = cuda_close,
 };
 

@@ -163,6 +163,7 @@ void gr_cuda_set_ops(gr_backend *b) {
     b->rope = rope;
     b->attention_forward = attention_forward;
     b->attention_backward = attention_backward;
+    b->attention_scratch = gr_cuda_attention_scratch;
     b->cross_entropy = cross_entropy;
     b->divergence = divergence;
     b->decide = decide;

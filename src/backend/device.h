@@ -4,11 +4,19 @@
 #ifndef GROUTER_BACKEND_DEVICE_H
 #define GROUTER_BACKEND_DEVICE_H
 
+#include "kernels/geometry.h"
+
 #include "grouter/backend.h"
 
 /* Logits of a chunk: enough tokens (3539 of a vocabulary of 151,680) that reading the head's weights once more for each
  * chunk does not show. */
 #define GR_DEVICE_LOGITS_ROOM ((size_t)2 << 30)
+/* Scores of a part of attention by cuDNN, backward: two windows of 4096 tokens with 16 heads, 4096 tiles of 128 x 128
+ * scores a head. */
+#define GR_DEVICE_ATTEND_ROOM ((size_t)1 << 30)
+/* Of a block of attention by cuBLAS 64 MiB of scores: 512 rows of a window of 4096 for 8 heads, which keeps the GPU
+ * busy and stays near the second-level cache. */
+#define GR_DEVICE_ATTEND_LIMITS ((gr_attend_limits){.n_query = 512, .n_score = 1 << 24})
 
 /* ---------------------------------------------------------------- which device (device_choice.c) */
 
@@ -61,6 +69,13 @@ typedef struct gr_product_key {
     uint64_t kind;
 } gr_product_key;
 gr_product_key gr_product_key_of(const gr_gemm *canonical);
+/* The same by the alignments, where there are no addresses; and back: a product without arrays. */
+typedef struct gr_alignments {
+    uint32_t a, b, c; /* powers of two up to 16, in bytes */
+} gr_alignments;
+gr_product_key gr_product_key_with(const gr_gemm *canonical, gr_alignments at);
+gr_gemm gr_product_of_key(const gr_product_key *key);
+gr_alignments gr_product_alignments(const gr_product_key *key);
 /* The largest power of two up to 16 that divides the address: what the library's widest loads ask for. */
 uint32_t gr_product_alignment(const void *p);
 
@@ -89,5 +104,26 @@ typedef struct gr_attend_part {
 /* The largest parts whose scores take at most n_byte; no windows where one key/value head takes more. The op has
  * windows. */
 gr_attend_part gr_attend_part_of(const gr_attention *a, size_t n_byte);
+/* In what parts cuDNN is asked: forward at once, backward with scores of at most n_byte; no windows where it is not
+ * asked at all. */
+gr_attend_part gr_library_part_of(gr_dtype dtype, const gr_attention *a, bool backward, size_t n_byte);
+/* Bytes of one float for each row of each head of a part: what backward keeps beside the scores. */
+size_t gr_library_sums(int64_t n_row);
+
+/* ---------------------------------------------------------------- scratch of attention (device_attention.c) */
+
+/* What a backend may do attention with. */
+typedef struct gr_attend_means {
+    gr_attention_kernels way; /* the last one that may be taken; AUTO: of all */
+    size_t shared_max;        /* bytes of shared memory that a block may ask for */
+    gr_attend_limits limits;  /* of blocks by cuBLAS */
+    size_t room;              /* of scores of a part by cuDNN */
+} gr_attend_means;
+/* May this way be taken, as far as the choice goes? */
+bool gr_attend_may(gr_attention_kernels chosen, gr_attention_kernels way);
+bool gr_attend_may_flash(const gr_attend_means *m, gr_dtype dtype, const gr_attention *a);
+/* The most bytes of scratch that any way takes which the op may go: those of cuDNN where it is asked, whether it has an
+ * engine or not, and of the way after it. */
+size_t gr_attend_scratch(const gr_attend_means *m, gr_dtype dtype, const gr_attention *a, bool backward);
 
 #endif

@@ -33,11 +33,35 @@ uint32_t gr_product_alignment(const void *p) {
     return low ? low & (~low + 1) : 16;
 }
 
-gr_product_key gr_product_key_of(const gr_gemm *g) {
-    const uint64_t kind = (uint64_t)g->layout | (uint64_t)g->write << 2 | (uint64_t)g->c_dtype << 4 |
-                          (uint64_t)gr_product_alignment(g->a) << 16 | (uint64_t)gr_product_alignment(g->b) << 24 |
-                          (uint64_t)gr_product_alignment(g->c) << 32;
+/* Bits of `kind`; dtypes take less than 12 bits, alignments less than 8. */
+enum { WRITE_AT = 2, DTYPE_AT = 4, A_AT = 16, B_AT = 24, C_AT = 32 };
+
+gr_product_key gr_product_key_with(const gr_gemm *g, gr_alignments at) {
+    const uint64_t kind = (uint64_t)g->layout | (uint64_t)g->write << WRITE_AT | (uint64_t)g->c_dtype << DTYPE_AT |
+                          (uint64_t)at.a << A_AT | (uint64_t)at.b << B_AT | (uint64_t)at.c << C_AT;
     return (gr_product_key){.m = g->m, .n = g->n, .k = g->k, .lda = g->lda, .ldb = g->ldb, .ldc = g->ldc, .kind = kind};
+}
+
+gr_product_key gr_product_key_of(const gr_gemm *g) {
+    return gr_product_key_with(
+        g, (gr_alignments){gr_product_alignment(g->a), gr_product_alignment(g->b), gr_product_alignment(g->c)});
+}
+
+gr_gemm gr_product_of_key(const gr_product_key *key) {
+    return (gr_gemm){.layout = (gr_layout)(key->kind & 3),
+        .write = (gr_write)(key->kind >> WRITE_AT & 3),
+        .m = key->m,
+        .n = key->n,
+        .k = key->k,
+        .lda = key->lda,
+        .ldb = key->ldb,
+        .ldc = key->ldc,
+        .c_dtype = (gr_dtype)(key->kind >> DTYPE_AT & 0xfff)};
+}
+
+gr_alignments gr_product_alignments(const gr_product_key *key) {
+    return (gr_alignments){(uint32_t)(key->kind >> A_AT & 0xff), (uint32_t)(key->kind >> B_AT & 0xff),
+        (uint32_t)(key->kind >> C_AT & 0xff)};
 }
 
 static bool same_key(const gr_product_key *a, const gr_product_key *b) {

@@ -13,7 +13,7 @@
 enum { SET_MAX = 256 };
 
 typedef struct step_args {
-    const char *config, *set[SET_MAX], *steps, *warm, *json, *csv;
+    const char *config, *set[SET_MAX], *steps, *warm, *json, *csv, *plans;
     int n_set;
     uint32_t n_step, n_warm;
 } step_args;
@@ -35,12 +35,13 @@ typedef struct step_figures {
 static gr_err parse(int argc, char **argv, step_args *a) {
     int n = 0;
     const gr_option options[] = {{"--set", a->set, SET_MAX, &a->n_set}, {"--steps", &a->steps, 1, NULL},
-        {"--warm", &a->warm, 1, NULL}, {"--json", &a->json, 1, NULL}, {"--csv", &a->csv, 1, NULL}};
+        {"--warm", &a->warm, 1, NULL}, {"--json", &a->json, 1, NULL}, {"--csv", &a->csv, 1, NULL},
+        {"--tune-products", &a->plans, 1, NULL}};
     GR_TRY(gr_options_parse(argc, argv, options, sizeof options / sizeof *options, &a->config, 1, &n));
     if (n == 0)
         return gr_fail(GR_USAGE, "bench step: expected a config file, got none; see `grouter-train bench --help`");
     GR_TRY(gr_bench_u32_parse("--steps", a->steps, 1, 100000, 10, &a->n_step));
-    return gr_bench_u32_parse("--warm", a->warm, 0, 1000, 2, &a->n_warm);
+    return gr_bench_u32_parse("--warm", a->warm, a->plans ? 1 : 0, 1000, 2, &a->n_warm); /* which tune */
 }
 
 /* ---------------------------------------------------------------- figures */
@@ -134,15 +135,16 @@ static gr_err report(const step_args *a, const step_figures *f, bench_outputs *o
 /* ---------------------------------------------------------------- the command */
 
 /* Steps that are not counted come first. */
-static gr_err measure(gr_session *s, const step_args *a, step_figures *f) {
+static gr_err measure(gr_session *s, const step_args *a, gr_out *plans, step_figures *f) {
     gr_config *c = s->config;
     const size_t n = (size_t)a->n_warm + a->n_step;
+    const gr_train_tuning tuning = {.n_step = a->plans ? a->n_warm : 0, .out = plans};
     void *memory;
     c->train.steps = (int64_t)n;
     c->data.n_valid = 0;
     GR_TRY(gr_comm_agree(s->comm, gr_alloc(&memory, n, sizeof(gr_step_record) + sizeof(double), "records of steps")));
     gr_step_record *record = memory;
-    gr_err e = gr_train_measure(c, s->comm, record, &f->on);
+    gr_err e = gr_train_measure(c, s->comm, &tuning, record, &f->on);
     if (!e) {
         f->loss_first = record[0].loss;
         summarise(f, record + a->n_warm, a->n_step, (double *)(record + n));
@@ -151,23 +153,50 @@ static gr_err measure(gr_session *s, const step_args *a, step_figures *f) {
     return e;
 }
 
+/* What rank 0 writes. */
+typedef struct step_outputs {
+    bench_outputs figures;
+    gr_out *plans;
+} step_outputs;
+
+static gr_err open_outputs(step_outputs *o, const gr_session *s, const step_args *a) {
+    const char *plans = s->config->parallel.product_plans;
+    if (a->plans && *plans)
+        return gr_fail(GR_CONFIG,
+            "--tune-products: expected parallel.product_plans to be none, since products of a file are not timed, got "
+            "%s; add --set parallel.product_plans=",
+            plans);
+    if (s->comm->rank[GR_WORLD] != 0)
+        return GR_OK;
+    GR_TRY(gr_bench_outputs_open(&o->figures, a->json, a->csv));
+    return a->plans ? gr_out_open(&o->plans, a->plans) : GR_OK;
+}
+
+/* Of rank 0. */
+static gr_err write_outputs(step_outputs *o, const step_args *a, const step_figures *f) {
+    if (o->plans)
+        GR_TRY(gr_out_commit(o->plans));
+    return report(a, f, &o->figures);
+}
+
 static gr_err run_on(gr_session *s, const step_args *a) {
     const bool first = s->comm->rank[GR_WORLD] == 0;
-    bench_outputs outputs = {0};
+    step_outputs outputs = {0};
     gr_synthetic data = {0};
     step_figures f = {0};
-    gr_err e = gr_comm_agree(s->comm, first ? gr_bench_outputs_open(&outputs, a->json, a->csv) : GR_OK);
+    gr_err e = gr_comm_agree(s->comm, open_outputs(&outputs, s, a));
     if (!e)
         e = gr_comm_agree(s->comm, gr_config_check_ranks(s->config, s->comm->size[GR_WORLD]));
     if (!e)
         e = gr_synthetic_open(&data, s->config, s->comm);
     f.synthetic = *data.folder;
     if (!e)
-        e = measure(s, a, &f);
+        e = measure(s, a, outputs.plans, &f);
     if (!e)
-        e = gr_comm_agree(s->comm, first ? report(a, &f, &outputs) : GR_OK);
+        e = gr_comm_agree(s->comm, first ? write_outputs(&outputs, a, &f) : GR_OK);
     gr_synthetic_close(&data, s->comm);
-    gr_bench_outputs_close(&outputs);
+    gr_bench_outputs_close(&outputs.figures);
+    gr_out_close(outputs.plans);
     return e;
 }
 

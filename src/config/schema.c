@@ -210,6 +210,10 @@ const gr_key gr_keys[GR_N_KEY] = {
                    "between them, `flash` = own kernels that keep no scores, for heads of a multiple of 8 up to 128, "
                    "`cudnn` = cuDNN 9.16 or later, for heads up to 256 without documents, `auto` = the last of these "
                    "that is there; what one cannot do is done by the one before it"},
+    {"parallel.product_plans", NO_UNIT, FOR(TRAIN), FREE, .type = GR_KEY_PATH, .min = 0, .max = GR_PATH_MAX - 1,
+        AT(parallel.product_plans), .derived = "none",
+        .meaning = "algorithms of matrix products on backend `cuda`, from `bench step --tune-products` on the same GPU "
+                   "and cuBLAS; none, and for products that are not in it = the library's first suggestion"},
     {"parallel.comm", NO_UNIT, FREE, NAME(comms), AT(parallel.comm), .fallback = "auto",
         .meaning =
             "how ranks talk: `auto` = `mpi` under a launcher of more than one rank, else `self`; on GPUs it is `nccl` "

@@ -42,7 +42,7 @@ static inline bool gr_key_applies(const gr_key *key, gr_config_kind kind) {
     return !key->kinds || key->kinds >> kind & 1;
 }
 
-enum { GR_N_KEY = 79, GR_N_SECTION = 12, GR_EXPECTED_MAX = 256 };
+enum { GR_N_KEY = 80, GR_N_SECTION = 12, GR_EXPECTED_MAX = 256 };
 extern const gr_key gr_keys[GR_N_KEY]; /* by section, in printing order */
 extern const char *const gr_key_sections[GR_N_SECTION];
 

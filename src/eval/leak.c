@@ -158,6 +158,7 @@ static gr_err open_audit(audit *a) {
     GR_TRY(gr_backend_open(&a->target_backend, gr_config_backend_name(c), gr_config_dtype(c)));
     GR_TRY(gr_backend_set_experts(a->target_backend, gr_config_expert_kernels_name(c)));
     GR_TRY(gr_backend_set_attention(a->target_backend, gr_config_attention_kernels_name(c)));
+    GR_TRY(gr_backend_set_plans(a->target_backend, c->parallel.product_plans));
     return gr_probe_open(&a->probe, c, a->target_backend, a->o->weights);
 }
 

@@ -87,6 +87,7 @@ static gr_err open_evaluator(evaluator *v, const gr_config *config, gr_comm *com
     GR_TRY(gr_comm_agree(comm, gr_backend_open(&v->backend, gr_config_backend_name(config), gr_config_dtype(config))));
     GR_TRY(gr_comm_agree(comm, gr_backend_set_experts(v->backend, gr_config_expert_kernels_name(config))));
     GR_TRY(gr_comm_agree(comm, gr_backend_set_attention(v->backend, gr_config_attention_kernels_name(config))));
+    GR_TRY(gr_comm_agree(comm, gr_backend_set_plans(v->backend, config->parallel.product_plans)));
     GR_TRY(gr_comm_attach(comm, v->backend));
     GR_TRY(gr_feed_open(&v->valid, GR_FEED_VALID, config, comm, &v->map, NULL));
     return gr_comm_agree(comm, open_model(v, config, comm, weights));

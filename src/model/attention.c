@@ -72,11 +72,10 @@ static gr_err rotate(gr_model *m, void *qkv, bool inverse) {
             .inverse = inverse});
 }
 
-static gr_attention attend_args(gr_model *m, int l) {
+/* Without arrays. */
+static gr_attention attend_shape(const gr_model *m) {
     shape z = shape_of(m);
-    attention_saved *s = attention_of(m, l);
     return (gr_attention){.mask = sees_ahead(&m->config) ? GR_ATTEND_BIDIRECTIONAL : GR_ATTEND_CAUSAL,
-        .documents = m->now.documents,
         .n_window = m->N / m->T,
         .T = m->T,
         .H = z.H,
@@ -85,12 +84,31 @@ static gr_attention attend_args(gr_model *m, int l) {
         .ldq = z.A,
         .ldk = z.A,
         .ldv = z.A,
-        .ldo = z.O,
-        .q = s->qkv,
-        .k = act_at(m, s->qkv, z.O),
-        .v = act_at(m, projected(m, s), z.O + z.H_kv * z.hd), /* takes neither norm nor rotation */
-        .o = s->o,
-        .lse = s->lse};
+        .ldo = z.O};
+}
+
+static gr_attention attend_args(gr_model *m, int l) {
+    shape z = shape_of(m);
+    attention_saved *s = attention_of(m, l);
+    gr_attention a = attend_shape(m);
+    a.documents = m->now.documents;
+    a.q = s->qkv;
+    a.k = act_at(m, s->qkv, z.O);
+    a.v = act_at(m, projected(m, s), z.O + z.H_kv * z.hd); /* takes neither norm nor rotation */
+    a.o = s->o;
+    a.lse = s->lse;
+    return a;
+}
+
+/* Only a Grouter's windows have documents, and it is fp32, where they take nothing more. */
+size_t gr_model_attention_scratch(const gr_model *m) {
+    const gr_backend *b = m->backend;
+    if (!b->attention_scratch || m->n_attention == 0)
+        return 0;
+    const gr_attention a = attend_shape(m);
+    const size_t forward = b->attention_scratch(b, &a, false);
+    const size_t backward = m->train ? b->attention_scratch(b, &a, true) : 0;
+    return forward > backward ? forward : backward;
 }
 
 /* y [N, n] = x [N, k] W^T with W [n, k] of the parameter table. */

@@ -258,6 +258,7 @@ gr_err gr_model_embed_forward(gr_model *m);
 gr_err gr_model_embed_backward(gr_model *m);
 gr_err gr_model_attention_forward(gr_model *m, int l);
 gr_err gr_model_attention_backward(gr_model *m, int l);
+size_t gr_model_attention_scratch(const gr_model *m); /* of the backend's, in forward and, with training, backward */
 gr_err gr_model_ffn_forward(gr_model *m, int l);
 gr_err gr_model_ffn_recompute(gr_model *m, int l); /* what forward kept, from mid: all but the results */
 gr_err gr_model_ffn_backward(gr_model *m, int l);

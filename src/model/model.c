@@ -184,6 +184,7 @@ static gr_err measure_model(gr_model *m, const gr_model_options *o) {
     GR_TRY(measure(m, gr_model_layout_plans, "plans", &n_byte));
     GR_TRY(measure(m, gr_model_layout_step, "activations", &n_byte));
     m->memory.plans += gr_model_parcel_largest(m);
+    m->memory.attention = gr_model_attention_scratch(m);
     return GR_OK;
 }
 
@@ -194,6 +195,7 @@ static gr_err open_model(gr_model *m, const gr_model_options *o) {
     GR_TRY(place_plans(m));
     GR_TRY(gr_model_parcels_open(m));
     m->memory.plans += gr_model_parcel_largest(m);
+    m->memory.attention = gr_model_attention_scratch(m);
     void *sums;
     GR_TRY(o->backend->alloc_host(o->backend, N_SUM * sizeof *m->sums_read, "losses", &sums));
     m->sums_read = sums;

@@ -80,7 +80,8 @@ static gr_err measure(gr_network *n, const gr_grouter *g, gr_backend *backend, g
     gr_model_memory m = gr_model_memory_get(n->model);
     gr_model_count_config(&g->spec.network, T, &out->count);
     out->flops_per_token = out->count.flops_per_token / 3;
-    out->n_byte = 2 * m.weights + m.weights_act + m.activations + m.logits + m.scratch + m.tables + m.plans;
+    out->n_byte =
+        2 * m.weights + m.weights_act + m.activations + m.logits + m.scratch + m.tables + m.plans + m.attention;
     return GR_OK;
 }
 

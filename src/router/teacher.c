@@ -151,7 +151,7 @@ gr_err gr_teacher_measure(const gr_teacher_options *o, size_t *n_byte) {
     }
     if (!e) {
         gr_model_memory m = gr_model_memory_get(t->model);
-        *n_byte = m.weights + m.activations + m.logits + m.scratch + m.tables + m.plans;
+        *n_byte = m.weights + m.activations + m.logits + m.scratch + m.tables + m.plans + m.attention;
     }
     gr_hf_close(hf);
     gr_teacher_close(t);

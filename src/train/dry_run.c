@@ -47,6 +47,8 @@ static int note_absent_files(const gr_data_file *file, int n_file, FILE *out) {
 }
 
 static int note_all_absent(const gr_config *c, FILE *out) {
+    if (*c->parallel.product_plans)
+        note_absent(c->parallel.product_plans, out); /* no size follows from it */
     return note_absent_files(c->data.train, c->data.n_train, out) +
            note_absent_files(c->data.valid, c->data.n_valid, out) +
            (*c->online.grouter ? note_absent(c->online.grouter, out) : 0) +

@@ -48,13 +48,14 @@ gr_plan_limits gr_forecast_limits(const gr_config *c, const gr_expert_map *map, 
 /* ---------------------------------------------------------------- the table */
 
 /* What makes an item smaller. */
-enum { MICRO_BATCH = 1, RECOMPUTE = 2, SHARD = 4, EXPERT_PARALLEL = 8, SMALLER_MODEL = 16 };
+enum { MICRO_BATCH = 1, RECOMPUTE = 2, SHARD = 4, EXPERT_PARALLEL = 8, SMALLER_MODEL = 16, FLASH = 32 };
 static const char *const remedy_text[] = {
     "lower train.micro_batch_windows",
     "set train.recompute to experts or block",
     "set parallel.zero to 1",
     "raise parallel.expert_parallel_size with more ranks on more machines",
     "make the model smaller",
+    "set parallel.attention_kernels to flash",
 };
 enum { N_REMEDY = sizeof remedy_text / sizeof *remedy_text };
 
@@ -87,6 +88,8 @@ static gr_err fill_table(const gr_trainer *t, const gr_model *model, size_t plan
     unsigned recompute = t->config->train.recompute == GR_RECOMPUTE_BLOCK ? 0 : RECOMPUTE;
     unsigned shard = optimizer.zero == GR_ZERO_1 ? 0 : SHARD;
     bool rounded = t->backend->dtype != GR_F32;
+    const gr_attention_kernels way = t->backend->attention;
+    unsigned flash = rounded && (way == GR_ATTENTION_AUTO || way == GR_ATTENTION_CUDNN) ? FLASH : 0;
     size_t saving = gr_weights_save_memory(gr_model_params(model), t->comm, rounded && !shard);
     *out = (gr_memory_table){
         .item = {
@@ -97,6 +100,7 @@ static gr_err fill_table(const gr_trainer *t, const gr_model *model, size_t plan
             {"AdamW moments", gr_optimizer_memory(&optimizer), shard | EXPERT_PARALLEL | SMALLER_MODEL},
             {"activations", m.activations, MICRO_BATCH | recompute},
             {"scratch of the layers", m.scratch, MICRO_BATCH},
+            {"scratch of attention", m.attention, MICRO_BATCH | flash},
             {"plans and routes", plans, MICRO_BATCH, .host = true},
             {"logits chunk", m.logits, SMALLER_MODEL},
             {"tables", m.tables, MICRO_BATCH},

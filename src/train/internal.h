@@ -40,7 +40,7 @@ typedef struct gr_memory_item {
     unsigned remedies; /* what makes it smaller: bits of forecast.c */
     bool host;         /* whatever the backend is */
 } gr_memory_item;
-enum { GR_MEMORY_ITEMS = 14 };
+enum { GR_MEMORY_ITEMS = 15 };
 typedef struct gr_memory_table {
     gr_memory_item item[GR_MEMORY_ITEMS];
     uint64_t total;

@@ -12,9 +12,11 @@ static gr_err check_step(const gr_step_record *r) {
         (long long)r->step, r->loss, r->grad_norm);
 }
 
-static gr_err open(gr_trainer *t) {
+static gr_err open(gr_trainer *t, bool tune) {
     const gr_metrics_options silent = {.steps = t->config->train.steps};
     GR_TRY(gr_trainer_shape(t));
+    if (tune)
+        GR_TRY(gr_comm_agree(t->comm, gr_backend_tune(t->backend, false))); /* before long work: can it? */
     GR_TRY(gr_trainer_survey(t));
     GR_TRY(gr_forecast_fit_host(&t->memory, t->comm));
     GR_TRY(gr_comm_agree(t->comm, gr_forecast_fit_device(&t->memory, t->backend)));
@@ -24,14 +26,25 @@ static gr_err open(gr_trainer *t) {
     return gr_feed_prepare(t->feed, 0, 0, &t->ready);
 }
 
-static gr_err run_steps(gr_trainer *t, gr_step_record *record) {
+/* All ranks tune, since all take part in the steps; what rank 0 met is kept. */
+static gr_err end_tuning(gr_trainer *t, const gr_train_tuning *tuning) {
+    const bool first = t->comm->rank[GR_WORLD] == 0;
+    GR_TRY(gr_comm_agree(t->comm, gr_backend_tune(t->backend, false)));
+    return gr_comm_agree(t->comm, first ? gr_backend_save_plans(t->backend, tuning->out) : GR_OK);
+}
+
+static gr_err run_steps(gr_trainer *t, const gr_train_tuning *tuning, gr_step_record *record) {
     const gr_config *c = t->config;
+    if (tuning->n_step)
+        GR_TRY(gr_comm_agree(t->comm, gr_backend_tune(t->backend, true)));
     while (t->state.step < c->train.steps) {
         GR_TRY(gr_trainer_step(t, t->state.step));
         record[t->state.step] = t->record;
         GR_TRY(gr_comm_agree(t->comm, check_step(&t->record)));
         t->state.step++;
         t->state.cursor += (uint64_t)c->train.global_batch_windows;
+        if (t->state.step == tuning->n_step)
+            GR_TRY(end_tuning(t, tuning));
     }
     return GR_OK;
 }
@@ -53,13 +66,14 @@ static void describe(const gr_trainer *t, gr_train_measured *out) {
         .bytes_measured = now < before ? before - now : 0};
 }
 
-gr_err gr_train_measure(const gr_config *config, gr_comm *comm, gr_step_record *record, gr_train_measured *out) {
+gr_err gr_train_measure(const gr_config *config, gr_comm *comm, const gr_train_tuning *tuning, gr_step_record *record,
+    gr_train_measured *out) {
     gr_trainer t = {.config = config, .comm = comm, .lock = -1};
     GR_ASSERT(config->kind == GR_CONFIG_TRAIN && config->data.n_valid == 0, "a config to measure with %d valid files",
         config->data.n_valid);
-    gr_err e = open(&t);
+    gr_err e = open(&t, tuning->n_step > 0);
     if (!e)
-        e = run_steps(&t, record);
+        e = run_steps(&t, tuning, record);
     if (!e)
         describe(&t, out);
     gr_comm_detach(t.comm, e);

@@ -264,6 +264,8 @@ gr_err gr_trainer_shape(gr_trainer *t) {
     t->staging.backend = t->backend;
     GR_TRY(gr_comm_agree(t->comm, gr_backend_set_experts(t->backend, gr_config_expert_kernels_name(c))));
     GR_TRY(gr_comm_agree(t->comm, gr_backend_set_attention(t->backend, gr_config_attention_kernels_name(c))));
+    if (!t->elsewhere || gr_path_exists(c->parallel.product_plans))
+        GR_TRY(gr_comm_agree(t->comm, gr_backend_set_plans(t->backend, c->parallel.product_plans)));
     return t->elsewhere ? GR_OK : gr_comm_attach(t->comm, t->backend);
 }
 
