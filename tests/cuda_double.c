@@ -8,6 +8,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "cuda_double.h"
 
@@ -222,12 +224,43 @@ static struct area {
 } areas[AREAS_MAX];
 static size_t n_used;
 
+/* Whoever reads memory before it is written sees nonsense: pages of a file of it, which cost nothing until they are
+ * written. */
+enum { NONSENSE_SIZE = 1 << 20 };
+
+static int nonsense_file(void) {
+    static int file = -1;
+    static char text[NONSENSE_SIZE];
+    if (file >= 0)
+        return file;
+    memset(text, 0x7f, sizeof text);
+    file = memfd_create("nonsense", MFD_CLOEXEC);
+    if (file < 0 || write(file, text, sizeof text) != (ssize_t)sizeof text)
+        double_die("no file of nonsense");
+    return file;
+}
+
+static size_t whole_nonsense(size_t n_byte) {
+    return (n_byte / NONSENSE_SIZE + 1) * NONSENSE_SIZE;
+}
+
+static char *nonsense(size_t n_byte) {
+    const size_t size = whole_nonsense(n_byte);
+    char *p = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED)
+        double_die("no memory");
+    for (size_t at = 0; at < size; at += NONSENSE_SIZE)
+        if (mmap(p + at, NONSENSE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, nonsense_file(), 0) ==
+            MAP_FAILED)
+            double_die("no memory");
+    return p;
+}
+
 static cudaError_t area_open(void **out, size_t n_byte, enum cudaMemoryType type) {
     for (int i = 0; i < AREAS_MAX; i++) {
         if (areas[i].p)
             continue;
-        *out = areas[i].p = double_memory(n_byte);
-        memset(*out, 0x7f, n_byte); /* whoever reads it before it is written sees nonsense */
+        *out = areas[i].p = nonsense(n_byte);
         areas[i].n_byte = n_byte;
         areas[i].type = type;
         n_used += type == cudaMemoryTypeDevice ? n_byte : 0;
@@ -243,8 +276,8 @@ static cudaError_t area_close(void *p) {
         if (areas[i].p != p)
             continue;
         n_used -= areas[i].type == cudaMemoryTypeDevice ? areas[i].n_byte : 0;
+        munmap(p, whole_nonsense(areas[i].n_byte));
         areas[i] = (struct area){0};
-        free(p);
         return cudaSuccess;
     }
     return p ? cudaErrorInvalidValue : cudaSuccess;
@@ -289,13 +322,27 @@ typedef struct transfer {
     size_t n_byte, ld, n_row;
 } transfer;
 
+/* Whole pages of zeros are new ones. */
+static void set(char *to, int value, size_t n_byte) {
+    const size_t page = 4096, before = -(uintptr_t)to % page;
+    if (value != 0 || n_byte < NONSENSE_SIZE) {
+        memset(to, value, n_byte);
+        return;
+    }
+    const size_t whole = (n_byte - before) / page * page;
+    memset(to, 0, before);
+    if (mmap(to + before, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
+        double_die("no memory");
+    memset(to + before + whole, 0, n_byte - before - whole);
+}
+
 static void run_transfer(void *work) {
     const transfer *t = work;
     for (size_t r = 0; r < t->n_row; r++) {
         if (t->from)
             memcpy(t->to, t->from, t->n_byte);
         else
-            memset(t->to + r * t->ld, t->value, t->n_byte);
+            set(t->to + r * t->ld, t->value, t->n_byte);
     }
     free(work);
 }

@@ -96,9 +96,17 @@ static gr_err add_region(device_double *d, size_t n_byte, bool device, void **ou
     return GR_OK;
 }
 
+/* No op uses memory that was given back, nor what comes to lie there. */
+static void forget_uses(device_double *d, const region *r) {
+    for (int i = 0; i < USES_MAX; i++)
+        if (d->uses[i].p >= r->p && d->uses[i].p < r->p + r->n)
+            d->uses[i] = (use){0};
+}
+
 static void remove_region(device_double *d, void *p) {
     for (int i = 0; p && i < d->n_region; i++)
         if (d->regions[i].p == p) {
+            forget_uses(d, &d->regions[i]);
             munmap(p, d->regions[i].n);
             d->regions[i] = d->regions[--d->n_region];
             return;
