@@ -271,6 +271,8 @@ void gr_hasher_close(gr_hasher *h);
 
 /* 32 hexadecimal digits (high word first) and NUL into `text`; returns text. */
 const char *gr_hash128_text(gr_hash128 h, char text[33]);
+/* 0 to 15 for a digit in lower case, else -1. */
+int gr_hex_value(char c);
 
 /* ---------------------------------------------------------------- files */
 

@@ -115,17 +115,13 @@ static gr_err take_text(const reader *r, const gr_json_node *object, const char 
     return refuse(r, node, key, expected);
 }
 
-static int hex_value(char c) {
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
 static gr_err take_algorithm(const reader *r, const gr_json_node *object, uint8_t *out) {
     const gr_json_node *node;
     GR_TRY(take(r, object, "algorithm", &node));
     const char *text = node->kind == GR_JSON_STRING ? node->string : "";
     bool ok = strlen(text) == 2 * GR_ALGORITHM_BYTES;
     for (int i = 0; ok && i < GR_ALGORITHM_BYTES; i++) {
-        const int high = hex_value(text[2 * i]), low = hex_value(text[2 * i + 1]);
+        const int high = gr_hex_value(text[2 * i]), low = gr_hex_value(text[2 * i + 1]);
         ok = high >= 0 && low >= 0;
         out[i] = (uint8_t)(ok ? 16 * high + low : 0);
     }

@@ -55,6 +55,10 @@ const char *gr_hash128_text(gr_hash128 h, char text[33]) {
     return text;
 }
 
+int gr_hex_value(char c) {
+    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
 const char *gr_hash_library(void) {
     return "xxHash v" TEXT(XXH_VERSION_MAJOR) "." TEXT(XXH_VERSION_MINOR) "." TEXT(XXH_VERSION_RELEASE);
 }

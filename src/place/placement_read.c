@@ -86,10 +86,6 @@ static gr_err take_list(const reader *r, const gr_json_node *object, const char 
     return refuse(r, *out, key, expected);
 }
 
-static int hex_value(char c) {
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
 /* n_word times 16 lower-case hexadecimal digits. */
 static gr_err take_hex(const reader *r, const gr_json_node *object, const char *key, size_t n_word, uint64_t *word) {
     const gr_json_node *node;
@@ -98,8 +94,8 @@ static gr_err take_hex(const reader *r, const gr_json_node *object, const char *
     bool ok = strlen(text) == 16 * n_word;
     memset(word, 0, n_word * sizeof *word);
     for (size_t i = 0; ok && i < 16 * n_word; i++) {
-        ok = hex_value(text[i]) >= 0;
-        word[i / 16] = word[i / 16] << 4 | (uint64_t)(ok ? hex_value(text[i]) : 0);
+        ok = gr_hex_value(text[i]) >= 0;
+        word[i / 16] = word[i / 16] << 4 | (uint64_t)(ok ? gr_hex_value(text[i]) : 0);
     }
     return ok ? GR_OK : refuse(r, node, key, n_word == 1 ? "16 hexadecimal digits" : "32 hexadecimal digits");
 }

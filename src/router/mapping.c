@@ -197,10 +197,6 @@ static gr_err take_number(const reader *r, const char *key, int64_t low, int64_t
     return refuse(r, node, key, expected);
 }
 
-static int hex_value(char c) {
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
 static gr_err take_router(const reader *r, gr_hash128 *hash) {
     const char *expected = "32 hexadecimal digits";
     const gr_json_node *node;
@@ -208,7 +204,7 @@ static gr_err take_router(const reader *r, gr_hash128 *hash) {
     uint64_t half[2] = {0, 0};
     size_t n = 0;
     for (; node->string[n]; n++) {
-        const int digit = hex_value(node->string[n]);
+        const int digit = gr_hex_value(node->string[n]);
         if (digit < 0 || n == 32)
             return refuse(r, node, "router", expected);
         half[n / 16] = half[n / 16] << 4 | (uint64_t)digit;
