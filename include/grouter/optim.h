@@ -80,9 +80,8 @@ typedef struct gr_update {
     bool skipped;           /* weights and moments untouched */
     double loss[GR_LOSSES]; /* over the global batch; [0] per token */
     /* Of the host: where the backend works behind it, what it waited for and the time of giving out work. */
-    double reduce_ms; /* sums over groups and the norm, without the parts that went beside backward */
-    double
-        optimizer_ms; /* AdamW, with ZeRO-1 also the gathering of weights, but for parts gathered in the next forward */
+    double reduce_ms;    /* sums over groups and the norm, without the parts that went beside backward */
+    double optimizer_ms; /* AdamW; with ZeRO-1 also gathering weights, but for parts gathered in the next forward */
 } gr_update;
 
 /* One update of the weights (with zero 1 and weights_act those this rank owns, else whole) in `step` (0-based; it also
